@@ -1,0 +1,48 @@
+"""Errors of the launcher that are the user's to mend, and the exit codes that the program promises."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `yolo-launch`; 128+n is a signal n without saved state."""
+
+    DONE = 0
+    WORKER_FAILED = 1
+    USAGE = 2
+    ENVIRONMENT = 3
+    STALLED = 4
+    NOT_JOINED = 5
+    MASTER_LOST = 6
+    SAVED_AND_STOPPED = 75
+
+
+class LaunchError(Exception):
+    """Something that cannot work, said before anything is started."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        seen: str = "",
+        expected: str = "",
+        next_command: str = "",
+        exit_code: ExitCode = ExitCode.USAGE,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.seen = seen
+        self.expected = expected
+        self.next_command = next_command
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.seen:
+            parts.append(f"Seen: {self.seen}")
+        if self.expected:
+            parts.append(f"Expected: {self.expected}")
+        if self.next_command:
+            parts.append(f"Next: {self.next_command}")
+        return "\n".join(parts)

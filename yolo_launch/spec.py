@@ -1,0 +1,175 @@
+"""Frozen values that the launcher's rooms pass to one another. They convert to plain JSON and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Level = Literal["ok", "warning", "failure"]
+Mode = Literal["single", "ddp", "dp"]
+DeviceKind = Literal["cuda", "mps", "cpu"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked: what was seen and, where it matters, what to type."""
+
+    check: str
+    level: Level
+    seen: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process that holds memory on a GPU."""
+
+    pid: int
+    user: str
+    command: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device that a worker can use. A CPU is a single device, whatever its cores."""
+
+    kind: DeviceKind
+    index: int = 0
+    """Index in PCI bus order among all devices of the host, whatever mask is set."""
+    uuid: str = ""
+    name: str = ""
+    memory_total_bytes: int = 0
+    memory_free_bytes: int = 0
+    compute_capability: tuple[int, int] | None = None
+    processes: tuple[GpuProcess, ...] = ()
+    throttled: str = ""
+    """Why the clock is held down, or nothing."""
+    links: dict[str, str] = field(default_factory=dict)
+    """How this device reaches another: uuid -> 'NVLink', 'PCIe same switch', 'PCIe across CPUs', ..."""
+    is_mig: bool = False
+
+
+@dataclass(frozen=True)
+class TorchFacts:
+    """What the package metadata says about torch; versions are empty where a package is absent."""
+
+    torch_version: str = ""
+    torchvision_version: str = ""
+    cuda_version: str = ""
+    """The CUDA that this torch was built for, empty for a CPU build."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What one machine has. Nothing in it needs torch."""
+
+    name: str
+    platform: str
+    devices: tuple[Device, ...]
+    """Accelerators in PCI order; empty on a machine without any."""
+    cpu_cores: int
+    """Cores that this process may use: affinity and cgroup quota applied."""
+    memory_total_bytes: int
+    memory_available_bytes: int
+    """Both within the cgroup's limit."""
+    shm_total_bytes: int
+    shm_free_bytes: int
+    open_file_limit: int
+    driver_version: str = ""
+    visible_devices: str | None = None
+    """CUDA_VISIBLE_DEVICES as inherited; None where it is not set."""
+    addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Network interface -> its addresses."""
+    torch: TorchFacts = TorchFacts()
+    python_version: str = ""
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """What the user asked of the launcher; None where nothing was said."""
+
+    gpus: str | None = None
+    """'0,1', UUIDs, 'all', 'idle' or 'cpu'."""
+    nproc: int | None = None
+    global_batch_size: int | None = 16
+    """None is --batch auto."""
+    parallel: Literal["auto", "ddp", "dp"] = "auto"
+    sync_bn: bool = False
+    workers: int | None = None
+    nnodes: int = 1
+    node_rank: int = 0
+    port: int | None = None
+    max_restarts: int = 3
+    stall_timeout_s: float = 300.0
+    builtin_trainer: bool = True
+    """False for `run SCRIPT`."""
+
+
+@dataclass(frozen=True)
+class WorkerCommand:
+    """What each worker runs, after the Python interpreter and its -u."""
+
+    arguments: tuple[str, ...]
+    """('-m', 'trainer', 'CONFIG', ...) or ('script.py', ...)."""
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """All that will be started on one machine, decided before anything is."""
+
+    mode: Mode
+    nnodes: int
+    node_rank: int
+    nproc_per_node: int
+    world_size: int
+    global_batch_size: int
+    local_batch_size: int
+    devices: tuple[Device, ...]
+    """Device of each local rank; for DataParallel, all devices of the one worker; a CPU once for each rank."""
+    backend: Literal["nccl", "gloo"]
+    threads_per_rank: int
+    workers_per_rank: int
+    environment: dict[str, str]
+    """Set in every child before torch loads there."""
+    removed_environment: tuple[str, ...]
+    """Inherited variables that children must not see."""
+    port: int | None
+    max_restarts: int
+    stall_timeout_s: float
+    findings: tuple[Finding, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """How one worker ended."""
+
+    rank: int
+    local_rank: int
+    exit_code: int
+    """Negative: killed by that signal."""
+    message: str = ""
+    traceback: str = ""
+    user_error: dict[str, str] | None = None
+    epoch: int | None = None
+    step: int | None = None
+    phase: str = ""
+    log_path: str = ""
+    host: str = ""
+    timestamp_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    kind: Literal["done", "worker_failed", "stalled", "saved_and_stopped", "interrupted", "master_lost", "not_joined"]
+    exit_code: int
+    failure: RankFailure | None = None
+    signal: int | None = None
+    restarts: int = 0
+    detail: str = ""
