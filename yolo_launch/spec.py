@@ -58,6 +58,12 @@ class TorchFacts:
     torchvision_version: str = ""
     cuda_version: str = ""
     """The CUDA that this torch was built for, empty for a CPU build."""
+    hip_version: str = ""
+    """The ROCm that this torch was built for, empty for other builds."""
+    torchvision_needs: str = ""
+    """What torchvision's metadata asks of torch, for example '==2.11.0' or '>=2.14.0'."""
+    torchvision_build: str = ""
+    """torchvision's local version: 'cpu', 'cu128', or empty where it names none."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,10 @@ class Host:
     """Network interface -> its addresses."""
     torch: TorchFacts = TorchFacts()
     python_version: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Inherited variables that matter to a launch: devices, threads, networks, and ranks of another launcher."""
+    gpu_problem: str = ""
+    """Why the GPUs could not be read though a driver seems to be there; empty where nothing is wrong."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,12 @@ class LaunchRequest:
     nproc: int | None = None
     global_batch_size: int | None = 16
     """None is --batch auto."""
+    batch_is_default: bool = False
+    """True where nobody typed the batch, so that it may grow to the next total that divides."""
+    uneven_batch_ok: bool = False
+    """True for a resume: the world size may have changed, and the batch is split as evenly as possible."""
+    image_size: int = 640
+    """Side of the images in pixels, for the shared memory that loaders need."""
     parallel: Literal["auto", "ddp", "dp"] = "auto"
     sync_bn: bool = False
     workers: int | None = None
@@ -104,6 +120,8 @@ class LaunchRequest:
     stall_timeout_s: float = 300.0
     builtin_trainer: bool = True
     """False for `run SCRIPT`."""
+    typed: tuple[str, ...] = ("yolo-launch", "train")
+    """The command as the user typed it, for the next command that an error proposes."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +156,8 @@ class LaunchPlan:
     max_restarts: int
     stall_timeout_s: float
     findings: tuple[Finding, ...] = ()
+    batch_is_auto: bool = False
+    """The batch is still to be measured on the devices; until then the batch sizes are those of one image each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

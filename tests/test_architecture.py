@@ -1,0 +1,111 @@
+"""The floors of the house: who may import whom, sizes, types, and what must not load torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+PACKAGES = ("yolo_launch", "trainer")
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 60
+FORBIDDEN_NAMES = {"utils", "util", "misc", "general", "helpers", "common"}
+
+FILES = sorted(path for package in PACKAGES for path in (PROJECT_DIR / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PROJECT_DIR).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def offenders(package: str, forbidden: tuple[str, ...], allowed_files: tuple[str, ...] = ()) -> list[str]:
+    found = []
+    for path in FILES:
+        name = module_name(path)
+        if not name.startswith(package) or name in allowed_files:
+            continue
+        bad = [used for used in imports_of(path) if any(used == f or used.startswith(f + ".") for f in forbidden)]
+        found += [f"{name} imports {used}" for used in sorted(bad)]
+    return found
+
+
+def test_the_packages_are_found():
+    assert len(FILES) > 40
+
+
+def test_trainer_never_imports_the_launcher():
+    assert offenders("trainer", ("yolo_launch",)) == []
+
+
+def test_launcher_knows_only_the_torch_free_part_of_the_trainer():
+    allowed = {"trainer.config", "trainer.hyperparameters", "trainer.errors", "trainer.data.dataset_file", "trainer.data.demo"}
+    used = {
+        name
+        for path in FILES
+        if module_name(path).startswith("yolo_launch")
+        for name in imports_of(path)
+        if name.startswith("trainer.")
+    }
+    assert {name for name in used if not any(name == a or name.startswith(a + ".") for a in allowed | {"trainer.data"})} == set()
+
+
+@pytest.mark.parametrize("room", ["data", "model", "loss"])
+def test_data_model_and_loss_do_not_know_one_another(room):
+    others = tuple(f"trainer.{other}" for other in ("data", "model", "loss", "evaluation") if other != room)
+    assert offenders(f"trainer.{room}", others) == []
+
+
+def test_configuration_stops_at_the_builder():
+    allowed = ("trainer.config", "trainer.worker", "trainer.build", "trainer.__main__")
+    assert offenders("trainer", ("trainer.config",), allowed) == []
+
+
+def test_only_elastic_imports_torch_in_the_launcher():
+    allowed = tuple(module_name(path) for path in FILES if path.stem in {"elastic", "probe_worker", "rendezvous"})
+    assert offenders("yolo_launch", ("torch",), allowed) == []
+
+
+def test_boxes_and_errors_are_the_ground_floor():
+    assert offenders("trainer.boxes", ("trainer",)) == []
+    assert offenders("trainer.errors", ("trainer",)) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_files_functions_and_signatures_keep_to_the_house_rules(path):
+    text = path.read_text(encoding="utf-8")
+    assert path.stem not in FORBIDDEN_NAMES
+    assert text.count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            size = node.end_lineno - node.lineno + 1
+            assert size <= MAX_FUNCTION_LINES, f"{node.name} has {size} lines"
+            assert node.returns is not None, f"{node.name} has no return type"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import yolo_launch.cli",
+        "import yolo_launch.plan, yolo_launch.preflight, yolo_launch.inventory",
+        "import trainer.config, trainer.errors, trainer.data.dataset_file, trainer.data.demo, trainer.process_guard",
+    ],
+)
+def test_help_and_planning_leave_torch_unloaded(statement):
+    code = f"{statement}\nimport sys\nassert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT_DIR)

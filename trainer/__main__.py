@@ -1,0 +1,37 @@
+"""``python -m trainer CONFIG --run-dir DIR``: one worker, started by a launcher or by hand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from trainer.config import make_config, read_options
+from trainer.errors import EXIT_USAGE, UserError
+from trainer.process_guard import guard_worker
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Parse the command line and train; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train as one worker.")
+    parser.add_argument("config", type=Path, help="a run's config.yaml")
+    parser.add_argument("--run-dir", type=Path, required=True, help="where the run writes, and resumes from")
+    parser.add_argument("--data", help="the same data set at another path of this machine")
+    parser.add_argument("--workers", type=int, help="loader processes of this worker")
+    options = parser.parse_args(arguments)
+    guard_worker(options.run_dir / "logs")
+    try:
+        values = read_options(options.config)
+        values.update({name: value for name in ("data", "workers") if (value := getattr(options, name)) is not None})
+        config = make_config(values)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    # Only now, so that a mistake in the configuration is answered at once.
+    from trainer.worker import main
+
+    return main(config, options.run_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

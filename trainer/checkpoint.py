@@ -1,0 +1,185 @@
+"""Checkpoints: written beside and renamed, verified by their own checksum, the previous one kept.
+
+A file is a dictionary that ``torch.load(weights_only=True)`` reads. ``checksum`` in it is the SHA-256 of everything
+else, so a flipped bit anywhere that matters is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.errors import WeightsError
+
+FORMAT = "yolo-launch checkpoint"
+VERSION = 1
+LAST, PREVIOUS, BEST = "last.pt", "last.previous.pt", "best.pt"
+
+_log = logging.getLogger(__name__)
+
+
+def checksum(content: Any) -> str:
+    """SHA-256 over keys, plain values and tensors (dtype, shape and bytes) in order."""
+    digest = hashlib.sha256()
+    for part in _byte_parts(content):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _byte_parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, Tensor):
+        yield f"T{value.dtype}{tuple(value.shape)}".encode()
+        # A view as bytes, since numpy knows no bfloat16.
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield f"K{key}".encode()
+            yield from _byte_parts(item)
+    elif isinstance(value, (list, tuple)):
+        yield f"L{len(value)}".encode()
+        for item in value:
+            yield from _byte_parts(item)
+    else:
+        yield json.dumps(value).encode()
+
+
+def write_checkpoint(path: Path, content: dict[str, Any], keep_previous: Path | None = None) -> None:
+    """Write, flush, verify and rename; at every moment ``path`` is absent or whole.
+
+    ``keep_previous`` is where the file that stands at ``path`` stays reachable. Raises OSError.
+    """
+    full = {"format": FORMAT, "version": VERSION, **content}
+    full["checksum"] = checksum({key: full[key] for key in sorted(full)})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(full, file)
+            file.flush()
+            os.fsync(file.fileno())
+        read_checkpoint(temporary)
+        if keep_previous is not None and path.exists():
+            _link_over(path, keep_previous)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except RuntimeError as error:  # torch.save reports a full disk so
+        raise OSError(str(error)) from error
+    except WeightsError as error:
+        raise OSError(f"what was written does not read back: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _link_over(source: Path, target: Path) -> None:
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)
+    os.link(source, beside)
+    beside.replace(target)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU. Raises WeightsError for a damaged, foreign or newer file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError("the weights file is missing", seen=str(path)) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"{path.name} is damaged or not a checkpoint of yolo-launch", seen=f"{path}: {str(error).splitlines()[0]}"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise WeightsError(f"{path.name} is not a checkpoint of yolo-launch", seen=str(path))
+    if not isinstance(content.get("version"), int) or content["version"] > VERSION:
+        raise WeightsError(
+            f"{path.name} was written by a newer yolo-launch",
+            seen=f"format version {content.get('version')}",
+            expected=f"at most {VERSION}",
+        )
+    stated = content.pop("checksum", "")
+    if stated != checksum({key: content[key] for key in sorted(content)}):
+        raise WeightsError(f"{path.name} is damaged: its checksum does not fit its content", seen=str(path))
+    return content
+
+
+def newest_good(weights_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest resumable checkpoint of a run and one line for each file that had to be passed over."""
+    passed_over = []
+    for name in (LAST, PREVIOUS):
+        path = weights_dir / name
+        if not path.exists():
+            continue
+        try:
+            return read_checkpoint(path), passed_over
+        except WeightsError as error:
+            passed_over.append(f"{path} cannot be used ({error.what}); the one before it is")
+    return None, passed_over
+
+
+def copied(value: Any) -> Any:
+    """A deep copy on the CPU that later steps cannot change."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copied(item) for item in value)
+    return value
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a background thread, one after another; a failed write is a warning, not an end."""
+
+    def __init__(self, weights_dir: Path) -> None:
+        self.weights_dir = weights_dir
+        self.failures = 0
+        self._jobs: queue.Queue[tuple[str, dict[str, Any], bool] | None] = queue.Queue(maxsize=1)
+        self._thread: threading.Thread | None = None
+
+    def submit(self, name: str, content: dict[str, Any], *, keep_previous: bool = False) -> None:
+        """Queue a file of the weights folder; waits only while an earlier one is still waiting."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
+            self._thread.start()
+        self._jobs.put((name, content, keep_previous))
+
+    def flush(self) -> None:
+        """Return when everything submitted is on the disk or has failed."""
+        self._jobs.join()
+
+    def close(self) -> None:
+        """Flush and end the thread."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            name, content, keep_previous = job
+            path = self.weights_dir / name
+            try:
+                write_checkpoint(path, content, self.weights_dir / PREVIOUS if keep_previous else None)
+            except OSError as error:
+                self.failures += 1
+                _log.warning("could not write %s (%s); training goes on with the last good one", path, error)
+            finally:
+                self._jobs.task_done()
+        self._jobs.task_done()

@@ -1,0 +1,206 @@
+"""Which sample comes when: a pure function of (seed, epoch, position), whatever the ranks, workers and restarts.
+
+Global step t of an epoch is positions [t*B, (t+1)*B) of the epoch's order; a rank takes its slice of each step. All
+randomness is Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), whose stream is given by
+numbers, not by history. Torch-free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NUM_PARTNERS = 7
+"""Other images that a sample may need: three for its mosaic, four for the mosaic that mixup blends in."""
+
+_SAMPLE_STREAM, _ORDER_STREAM, _BATCH_STREAM, _PARTNER_STREAM, _STEP_STREAM = range(5)
+_MASK64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """All that decides a training sample, beside the seed and the data."""
+
+    epoch: int
+    position: int
+    """In the epoch's order, counted over all ranks."""
+    index: int
+    """Of the image."""
+    partners: tuple[int, ...] = ()
+    """Images to combine with, drawn by weight; empty: drawn evenly."""
+    canvas_hw: tuple[int, int] = (0, 0)
+    """Size of a rectangular batch; (0, 0): square."""
+
+
+def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generator:
+    """The random numbers of one sample; no two (seed, epoch, position) share any."""
+    return np.random.Generator(_philox(seed, _SAMPLE_STREAM, epoch, position))
+
+
+def step_generator(seed: int, epoch: int, step: int) -> np.random.Generator:
+    """The random numbers that all samples of a global step share, such as its image size."""
+    return np.random.Generator(_philox(seed, _STEP_STREAM, epoch, step))
+
+
+def epoch_order(seed: int, epoch: int, num_samples: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """int64 (num_samples,): a permutation, or with ``weights`` as many draws with replacement.
+
+    Uses raw 64-bit words alone, so that no numpy version shuffles in another way.
+    """
+    words = _philox(seed, _ORDER_STREAM, epoch).random_raw(num_samples)
+    if weights is None:
+        return np.argsort(words, kind="stable").astype(np.int64)
+    return _draw_by_weight(words, np.cumsum(np.asarray(weights, np.float64)))
+
+
+def rank_slice(count: int, rank: int, world_size: int) -> slice:
+    """A rank's part of ``count`` things in order, as even as possible; low ranks get the rest."""
+    base, rest = divmod(count, world_size)
+    start = rank * base + min(rank, rest)
+    return slice(start, start + base + (rank < rest))
+
+
+class EpochBatches:
+    """A rank's batches of keys, for a DataLoader's ``batch_sampler``; a step without images for it is an empty list.
+
+    With ``aspect_ratios`` (height / width per image) each global batch holds images of like shape, on a canvas as
+    small as they allow; their order changes by epoch all the same.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        num_samples: int,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        *,
+        aspect_ratios: np.ndarray | None = None,
+        image_size: int = 640,
+        stride: int = 32,
+    ) -> None:
+        self.seed = seed
+        self.num_samples = num_samples
+        self.global_batch_size = global_batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self._aspect_ratios = aspect_ratios
+        self._image_size = image_size
+        self._stride = stride
+        self.set_epoch(0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in a whole epoch; the last may be smaller."""
+        return math.ceil(self.num_samples / self.global_batch_size)
+
+    def set_epoch(self, epoch: int, start_step: int = 0, weights: np.ndarray | None = None) -> None:
+        """The next iteration is ``epoch`` from ``start_step`` on; with ``weights``, one an image, drawn by them."""
+        if weights is not None and (len(weights) != self.num_samples or not np.sum(weights) > 0):
+            raise ValueError(f"weights must be {self.num_samples} numbers with a sum above 0, got {len(weights)}")
+        self.epoch = epoch
+        self.start_step = start_step
+        self._weights = weights
+        self._weight_edges = None if weights is None else np.cumsum(np.asarray(weights, np.float64))
+
+    def __len__(self) -> int:
+        return max(0, self.steps_per_epoch - self.start_step)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = epoch_order(self.seed, self.epoch, self.num_samples, self._weights)
+        if self._aspect_ratios is not None:
+            order = self._group_by_shape(order)
+        for step in range(self.start_step, self.steps_per_epoch):
+            first = step * self.global_batch_size
+            batch = order[first : first + self.global_batch_size]
+            canvas_hw = (0, 0)
+            if self._aspect_ratios is not None:
+                canvas_hw = batch_canvas(self._aspect_ratios[batch], self._image_size, self._stride, margin=0.0)
+            mine = rank_slice(len(batch), self.rank, self.world_size)
+            yield [
+                SampleKey(self.epoch, first + at, int(batch[at]), self._draw_partners(first + at), canvas_hw)
+                for at in range(mine.start, mine.stop)
+            ]
+
+    def _draw_partners(self, position: int) -> tuple[int, ...]:
+        """Images to combine a sample with, where images have weights."""
+        if self._weight_edges is None:
+            return ()
+        words = _philox(self.seed, _PARTNER_STREAM, self.epoch, position).random_raw(NUM_PARTNERS)
+        return tuple(int(index) for index in _draw_by_weight(words, self._weight_edges))
+
+    def _group_by_shape(self, order: np.ndarray) -> np.ndarray:
+        """The order with like shapes together: whole batches of them, shuffled, and the smaller batch last."""
+        assert self._aspect_ratios is not None
+        grouped = order[np.argsort(self._aspect_ratios[order], kind="stable")]
+        whole = self.num_samples // self.global_batch_size
+        words = _philox(self.seed, _BATCH_STREAM, self.epoch).random_raw(whole + 1)
+        if self.num_samples % self.global_batch_size:
+            # The smaller batch comes from anywhere in the range of shapes, and is trained on last.
+            first = int(words[whole] % np.uint64(whole + 1)) * self.global_batch_size
+            after = first + self.num_samples % self.global_batch_size
+            small, grouped = grouped[first:after], np.concatenate((grouped[:first], grouped[after:]))
+        else:
+            small = grouped[:0]
+        batches = grouped.reshape(whole, self.global_batch_size)[np.argsort(words[:whole], kind="stable")]
+        return np.concatenate((batches.ravel(), small))
+
+
+class ValidationBatches:
+    """Whole validation batches dealt to ranks: batch r, r + world_size, ... for rank r.
+
+    Images are in order of height / width, ties by name; batches, and the canvas of each, depend on shapes, image size
+    and batch size alone, so any number of ranks computes the same numbers.
+    """
+
+    def __init__(
+        self, shapes_hw: np.ndarray, batch_size: int, *, image_size: int, stride: int = 32, rectangular: bool = True
+    ) -> None:
+        ratios = shapes_hw[:, 0] / np.maximum(shapes_hw[:, 1], 1)
+        order = np.argsort(ratios, kind="stable") if rectangular else np.arange(len(ratios))
+        self.batches = [
+            [int(index) for index in order[start : start + batch_size]] for start in range(0, len(order), batch_size)
+        ]
+        square = np.ones(1)
+        self.canvases = [
+            batch_canvas(ratios[batch] if rectangular else square, image_size, stride, margin=0.5 if rectangular else 0)
+            for batch in self.batches
+        ]
+
+    def rank_batches(self, rank: int, world_size: int) -> list[list[SampleKey]]:
+        """A rank's batches; the position of each key is the image's index."""
+        mine = range(rank, len(self.batches), world_size)
+        return [[SampleKey(0, index, index, (), self.canvases[b]) for index in self.batches[b]] for b in mine]
+
+
+def batch_canvas(
+    aspect_ratios: Sequence[float] | np.ndarray, image_size: int, stride: int, margin: float
+) -> tuple[int, int]:
+    """(height, width) that holds images of these height / width ratios at ``image_size``, in multiples of ``stride``.
+
+    Each side is ceil(fraction * image_size / stride + margin) strides.
+    """
+    lowest, highest = float(np.min(aspect_ratios)), float(np.max(aspect_ratios))
+    height, width = 1.0, 1.0
+    if highest < 1:
+        height = highest
+    elif lowest > 1:
+        width = 1 / lowest
+    rows, columns = (math.ceil(side * image_size / stride + margin) * stride for side in (height, width))
+    return rows, columns
+
+
+def _philox(seed: int, stream: int, epoch: int, position: int = 0) -> np.random.Philox:
+    """A generator of its own for each argument tuple: the words of the counter above the one that counts."""
+    key = np.array([seed & _MASK64, stream], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=np.array([0, position, epoch, 0], dtype=np.uint64))
+
+
+def _draw_by_weight(words: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Indices drawn with replacement, one a 64-bit word; ``edges`` is the running sum of the weights."""
+    uniform = (words >> np.uint64(11)) * 2.0**-53
+    indices = np.searchsorted(edges, uniform * edges[-1], side="right")
+    return np.minimum(indices, len(edges) - 1).astype(np.int64)

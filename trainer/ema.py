@@ -1,0 +1,64 @@
+"""Exponential moving average of a model's weights and buffers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ModelEma:
+    """A shadow model in eval mode whose floating entries follow the trained ones.
+
+    The decay after u updates is ``decay * (1 - exp(-u / tau))``: a young average follows fast.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, tau_updates: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.tau_updates = tau_updates
+        self.updates = 0
+        self._source = model
+        # Lists are made once: walking the modules costs more than the arithmetic.
+        self._floats, self._others = _pairs(self.model, model)
+
+    def decay_at(self, updates: int) -> float:
+        """The share of the old average that the given update keeps."""
+        return self.decay * (1 - math.exp(-updates / self.tau_updates))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the model as it is now."""
+        self.updates += 1
+        weight = 1 - self.decay_at(self.updates)
+        averages, values = self._floats
+        torch._foreach_lerp_(averages, values, weight)
+        for average, value in zip(*self._others, strict=True):
+            average.copy_(value)
+
+    def buffers(self) -> list[Tensor]:
+        """The average's buffers, which differ between ranks until rank 0's are broadcast."""
+        return list(self.model.buffers())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, buffers and the number of updates."""
+        return {"model": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave, in place."""
+        self.model.load_state_dict(state["model"])
+        self.updates = int(state["updates"])
+
+
+def _pairs(average: nn.Module, model: nn.Module) -> tuple[tuple[list[Tensor], list[Tensor]], tuple[list[Tensor], ...]]:
+    source = model.state_dict(keep_vars=True)
+    floats: tuple[list[Tensor], list[Tensor]] = ([], [])
+    others: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for name, tensor in average.state_dict().items():
+        target = floats if tensor.dtype.is_floating_point else others
+        target[0].append(tensor)
+        target[1].append(source[name].detach())
+    return floats, others

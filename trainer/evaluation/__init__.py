@@ -1,0 +1,1 @@
+"""How good a model is: matching, average precision, the validation over ranks, and its pictures."""

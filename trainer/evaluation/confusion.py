@@ -1,0 +1,44 @@
+"""Which classes are taken for which, and for background."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainer.evaluation.matching import pairwise_iou_numpy
+
+
+class ConfusionMatrix:
+    """Counts of (detected class, labelled class), the last row and column being background.
+
+    A label and a detection above ``confidence`` belong together, whatever their classes, when their IoU is above
+    ``iou``, the label is the one that the detection overlaps most, and of such detections this one overlaps the
+    label most. A label left alone was missed, which counts in the last row; a detection left alone was imagined,
+    which counts in the last column. Thresholds as in YOLOv5.
+    """
+
+    def __init__(self, num_classes: int, *, confidence: float = 0.25, iou: float = 0.45) -> None:
+        self.num_classes = num_classes
+        self.confidence = confidence
+        self.iou = iou
+        self.matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+        """Rows are detected classes, columns labelled ones."""
+
+    def add(self, detections: np.ndarray, labels: np.ndarray) -> None:
+        """Count one image. ``detections``: (n, 6) xyxy, confidence, class. ``labels``: (m, 5) class, xyxy."""
+        detections = detections[detections[:, 4] > self.confidence]
+        detected = detections[:, 5].astype(np.int64)
+        labelled = labels[:, 0].astype(np.int64)
+        missed = np.ones(len(labels), dtype=bool)
+        imagined = np.ones(len(detections), dtype=bool)
+        if len(labels) and len(detections):
+            iou = pairwise_iou_numpy(labels[:, 1:5], detections[:, :4])
+            taken, overlap = iou.argmax(axis=0), iou.max(axis=0)
+            rows = np.flatnonzero(overlap > self.iou)
+            rows = rows[np.argsort(-overlap[rows], kind="stable")]
+            label, first = np.unique(taken[rows], return_index=True)
+            rows = rows[first]
+            np.add.at(self.matrix, (detected[rows], labelled[label]), 1)
+            missed[label] = False
+            imagined[rows] = False
+        np.add.at(self.matrix[-1], labelled[missed], 1)
+        np.add.at(self.matrix[:, -1], detected[imagined], 1)

@@ -1,0 +1,243 @@
+"""Validation of a model: a rank looks at its batches, then every rank computes the numbers of all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.boxes import xyxy_from_cxcywh_numpy
+from trainer.data.collate import Batch
+from trainer.evaluation.confusion import ConfusionMatrix
+from trainer.evaluation.matching import IOU_THRESHOLDS, match_detections
+from trainer.evaluation.metrics import ImageResult, Metrics, RankPart, join_parts, summarise
+from trainer.loss.detection import DetectionLoss
+from trainer.model.postprocess import non_max_suppression
+
+__all__ = ["Evaluator", "Metrics"]
+
+STAGES = ("load", "inference", "nms", "metrics")
+
+
+class Evaluator:
+    """Measures models on batches that are dealt to ranks whole, without duplicates.
+
+    Thresholds and definitions are YOLOv5's. COCO's differ: in how a detection finds its label (see
+    ``match_detections``), in a mean over 101 recalls instead of the area under them, and in crowds.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        names: Sequence[str],
+        loss: DetectionLoss | None = None,
+        confidence_threshold: float = 0.001,
+        nms_iou_threshold: float = 0.6,
+        max_detections: int = 300,
+        multi_label: bool = True,
+        single_class: bool = False,
+        iou_thresholds: np.ndarray = IOU_THRESHOLDS,
+        report_confidence: float = 0.25,
+        sample_batches: int = 3,
+        worst_images: int = 16,
+        keep_detections: bool = False,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        """``iou_thresholds`` start at 0.5 and rise. ``single_class`` takes every class for class 0.
+
+        ``report_confidence`` decides which detections count in the confusion matrix and as errors of an image.
+        ``sample_batches`` batches keep their detections for pictures; ``keep_detections`` keeps all of them.
+        """
+        if len(names) != num_classes:
+            raise ValueError(f"{len(names)} names for {num_classes} classes")
+        self.num_classes = num_classes
+        self.names = tuple(names)
+        self.loss = loss
+        self.confidence_threshold = confidence_threshold
+        self.nms_iou_threshold = nms_iou_threshold
+        self.max_detections = max_detections
+        self.multi_label = multi_label
+        self.single_class = single_class
+        self.iou_thresholds = iou_thresholds
+        self.report_confidence = report_confidence
+        self.sample_batches = sample_batches
+        self.worst_images = worst_images
+        self.keep_detections = keep_detections
+        self.autocast_dtype = autocast_dtype
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        *,
+        device: torch.device,
+        gather: Callable[[RankPart], list[RankPart]] = lambda part: [part],
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> Metrics:
+        """The metrics over the batches of all ranks; a collective call, also for a rank that has no batches.
+
+        ``model`` takes images of 0 to 1 and gives decoded and raw predictions; it is put in evaluation mode.
+        ``batches``: this rank's, each with its ``geometry``. ``gather``: every rank's part, in rank order, on every
+        rank. ``on_batch`` hears how many of how many batches are done; the latter is 0 where that is unknown.
+        """
+        model.eval()
+        clock = _Clock(device)
+        confusion = ConfusionMatrix(self.num_classes, confidence=self.report_confidence)
+        images: list[ImageResult] = []
+        losses: list[np.ndarray] = []
+        samples: list[dict[int, np.ndarray]] = []
+        total = len(batches) if isinstance(batches, Sized) else 0
+        for done, batch in enumerate(clock.loading(batches), start=1):
+            with clock.measure("inference"):
+                decoded, raw = self._infer(model, batch, device)
+                if self.loss is not None:
+                    losses.append(_loss_items(self.loss, raw, batch))
+            with clock.measure("nms"):
+                detections = self._suppress(decoded)
+            with clock.measure("metrics"):
+                found = self._compare(batch, detections, confusion)
+            images += found
+            if len(samples) < self.sample_batches:
+                samples.append({image.position: image.detections for image in found})
+            if on_batch is not None:
+                on_batch(done, total)
+        mine = self._pack(images, losses, samples, confusion, clock.seconds)
+        whole = join_parts(gather(mine))
+        return summarise(whole, self.names, sample_batches=self.sample_batches, worst_images=self.worst_images)
+
+    def _infer(self, model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, Sequence[Tensor]]:
+        images = batch.images_bchw.to(device, non_blocking=True, memory_format=torch.channels_last)
+        parameter = next(model.parameters(), None)
+        images = torch.mul(images, 1 / 255).to(torch.float32 if parameter is None else parameter.dtype)
+        with torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            return model(images)
+
+    def _suppress(self, decoded: Tensor) -> list[np.ndarray]:
+        """Detections per image, (n, 6) in pixels of the batch."""
+        kept = non_max_suppression(
+            decoded,
+            confidence_threshold=self.confidence_threshold,
+            iou_threshold=self.nms_iou_threshold,
+            agnostic=self.single_class,
+            multi_label=self.multi_label,
+            max_detections=self.max_detections,
+        )
+        rows = torch.cat(kept).float().cpu().numpy()  # one copy from the device for the whole batch
+        return np.split(rows, np.cumsum([len(image) for image in kept])[:-1])
+
+    def _compare(self, batch: Batch, detections: Sequence[np.ndarray], confusion: ConfusionMatrix) -> list[ImageResult]:
+        """Set detections against labels, both in pixels of their files."""
+        results = []
+        for i, (found, labels) in enumerate(zip(detections, _labels_by_image(batch), strict=True)):
+            geometry = batch.geometry[i]
+            found = found.copy()
+            found[:, :4] = _to_file_pixels(found[:, :4], *geometry)
+            labels[:, 1:] = _to_file_pixels(labels[:, 1:], *geometry)
+            if self.single_class:
+                found[:, 5] = 0
+                labels[:, 0] = 0
+            correct = match_detections(found, labels, self.iou_thresholds)
+            confusion.add(found, labels)
+            reported = found[:, 4] > self.report_confidence
+            right = int(correct[reported, 0].sum())
+            results.append(
+                ImageResult(
+                    position=int(batch.positions[i]),
+                    index=int(batch.indices[i]),
+                    detections=found,
+                    correct=correct,
+                    label_class=labels[:, 0].astype(np.int64),
+                    missed=len(labels) - right,
+                    imagined=int(reported.sum()) - right,
+                )
+            )
+        return results
+
+    def _pack(
+        self,
+        images: Sequence[ImageResult],
+        losses: Sequence[np.ndarray],
+        samples: list[dict[int, np.ndarray]],
+        confusion: ConfusionMatrix,
+        seconds: dict[str, float],
+    ) -> RankPart:
+        """One array a kind. The empty first entries give a rank without images arrays of the right shapes."""
+        detections = np.concatenate([np.zeros((0, 6), np.float32), *(image.detections for image in images)])
+        empty = np.zeros((0, len(self.iou_thresholds)), dtype=bool)
+        return RankPart(
+            positions=np.array([image.position for image in images], dtype=np.int64),
+            indices=np.array([image.index for image in images], dtype=np.int64),
+            detection_counts=np.array([len(image.detections) for image in images], dtype=np.int64),
+            label_counts=np.array([len(image.label_class) for image in images], dtype=np.int64),
+            errors=np.array([(image.missed, image.imagined) for image in images], dtype=np.int64).reshape(-1, 2),
+            scores=detections[:, 4:].copy(),
+            correct=np.concatenate([empty, *(image.correct for image in images)]),
+            label_class=np.concatenate([np.zeros(0, np.int64), *(image.label_class for image in images)]),
+            confusion=confusion.matrix,
+            losses=np.array(losses, dtype=np.float64).reshape(-1, 3),
+            seconds=seconds,
+            samples=samples,
+            boxes=detections[:, :4].copy() if self.keep_detections else None,
+        )
+
+
+class _Clock:
+    """Seconds per stage; work that a GPU still has to do belongs to the stage that asked for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._device = device
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the block's duration to ``stage``."""
+        started_at = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[stage] += time.perf_counter() - started_at
+
+    def loading(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches that hold images, with the time waited for each."""
+        iterator = iter(batches)
+        while True:
+            with self.measure("load"):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            if len(batch.positions):
+                yield batch
+
+
+def _loss_items(loss: DetectionLoss, raw: Sequence[Tensor], batch: Batch) -> np.ndarray:
+    """Box, objectness and class loss of a batch by itself: float64 (3,)."""
+    grid_sizes = [(level.shape[2], level.shape[3]) for level in raw]
+    matches = loss.match(batch.targets, grid_sizes, raw[0].device)
+    terms = loss(raw, matches, loss.counts(matches, len(batch.positions)))
+    return terms.items.double().cpu().numpy()
+
+
+def _labels_by_image(batch: Batch) -> list[np.ndarray]:
+    """Labels of each image, (m, 5): class, then xyxy in pixels of the batch."""
+    targets = batch.targets.cpu().numpy()
+    height, width = batch.images_bchw.shape[2:]
+    boxes = xyxy_from_cxcywh_numpy(targets[:, 2:]) * np.array((width, height, width, height), np.float32)
+    labels = np.concatenate((targets[:, 1:2], boxes), axis=1)
+    return [labels[targets[:, 0] == i] for i in range(len(batch.positions))]
+
+
+def _to_file_pixels(
+    boxes_xyxy: np.ndarray,
+    original_hw: tuple[int, int],
+    ratio_hw: tuple[float, float],
+    pad_xy: tuple[float, float],
+) -> np.ndarray:
+    """Boxes of a padded and resized image where they lie in the file, cut at its edges: (n, 4)."""
+    boxes = (boxes_xyxy - np.tile(pad_xy, 2)) / np.tile(ratio_hw[::-1], 2)
+    return boxes.clip(0, np.tile(original_hw[::-1], 2)).astype(np.float32)

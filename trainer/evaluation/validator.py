@@ -1,0 +1,43 @@
+"""Validation of the averaged weights over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.data import DataLoader
+
+from trainer.data.collate import Batch
+from trainer.distributed import Peers
+from trainer.ema import ModelEma
+from trainer.evaluation.evaluator import Evaluator, Metrics
+from trainer.model.graph import DetectionModel, fuse_batch_norm
+
+
+class Validator:
+    """An evaluator with its batches and peers; every rank calls ``validate`` and gets the same numbers."""
+
+    def __init__(self, evaluator: Evaluator, batches: Iterable[Batch], peers: Peers, device: torch.device) -> None:
+        self._evaluator = evaluator
+        self._batches = batches
+        self._peers = peers
+        self._device = device
+
+    def validate(self, ema: ModelEma, on_batch: Callable[[int, int], None] | None = None) -> Metrics:
+        """Metrics of the average as it is on rank 0, whose batch-norm statistics are the ones that count."""
+        self._peers.broadcast_tensors(ema.buffers())
+        assert isinstance(ema.model, DetectionModel)
+        return self.validate_model(ema.model, on_batch)
+
+    def validate_model(self, model: DetectionModel, on_batch: Callable[[int, int], None] | None = None) -> Metrics:
+        """Metrics of a model that is equal on every rank."""
+        fused = fuse_batch_norm(model).to(memory_format=torch.channels_last).eval()
+        return self._evaluator.evaluate(
+            fused, self._batches, device=self._device, gather=self._peers.gather, on_batch=on_batch
+        )
+
+    def first_batch(self) -> Batch:
+        """This rank's first batch, made here and now."""
+        keys = next(iter(self._batches.batch_sampler))  # type: ignore[arg-type]
+        assert self._batches.collate_fn is not None
+        return self._batches.collate_fn([self._batches.dataset[key] for key in keys])

@@ -1,0 +1,118 @@
+"""Who owns a target: which anchors, in which grid cells, answer for which box.
+
+The assignment looks at targets and grid sizes alone, never at predictions. It can therefore run before the
+forward pass, on the loader's CPU tensors, and its counts can be summed over ranks meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# L = levels, A = anchors of a level, T = targets, M = matches of all levels, m = matches of one level
+
+_OFFSETS_XY = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))
+"""What is taken from a target's centre to reach its own cell, then the left, upper, right and lower one."""
+
+
+@dataclass(frozen=True)
+class LevelMatches:
+    """The matches of one pyramid level, one row each: own cells, then left, upper, right, lower neighbours."""
+
+    image: Tensor
+    """(m,) int64: image within the batch."""
+    anchor: Tensor
+    """(m,) int64: anchor within the level."""
+    grid_y: Tensor
+    """(m,) int64: row of the cell."""
+    grid_x: Tensor
+    """(m,) int64: column of the cell."""
+    class_index: Tensor
+    """(m,) int64."""
+    last_row: Tensor
+    """(m,) int64: the last row that has this row's image, anchor and cell; its own number where none collide."""
+    boxes_cxcywh: Tensor
+    """(m, 4) in grid units; the centre is measured from the cell's corner."""
+    anchors_wh: Tensor
+    """(m, 2) in grid units."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def match_targets(
+    targets: Tensor,
+    anchors: Tensor,
+    grid_sizes: Sequence[tuple[int, int]],
+    anchor_threshold: float,
+    *,
+    device: torch.device | str | None = None,
+) -> list[LevelMatches]:
+    """Give every target to each anchor of a similar shape, in its own cell and in up to two neighbours.
+
+    A target suits an anchor where max(w ratio, 1 / w ratio, h ratio, 1 / h ratio) < ``anchor_threshold``. It
+    also takes the left (upper) cell when its centre lies in the left (upper) half of its own, and the right
+    (lower) cell by the same rule from the far edge. ``targets``: (T, 6) image, class, cx, cy, w, h, normalised.
+    ``anchors``: (L, A, 2) in grid units. ``grid_sizes``: (rows, columns) per level. The result is put on
+    ``device``, by default that of ``targets``. On CUDA targets this waits for the device twice; on CPU targets
+    it never does. Source: YOLOv5 architecture description, "Build Targets".
+    """
+    anchors = anchors.to(targets)
+    sizes_xy = targets.new_tensor([(columns, rows) for rows, columns in grid_sizes])
+    centres, sides = (targets[None, :, low : low + 2] * sizes_xy[:, None] for low in (2, 4))  # (L, T, 2)
+
+    ratios = sides[:, None] / anchors[:, :, None]
+    is_similar = torch.maximum(ratios, 1 / ratios).amax(dim=3) < anchor_threshold  # (L, A, T)
+    reaches = _reached_cells(centres, sizes_xy)  # (L, 5, T)
+    level, direction, anchor, target = (reaches[:, :, None] & is_similar[:, None]).nonzero().unbind(1)
+
+    centres, sides = centres[level, target], sides[level, target]
+    cells = (centres - targets.new_tensor(_OFFSETS_XY)[direction]).floor()
+    cells = torch.minimum(cells.clamp(min=0), sizes_xy[level] - 1)
+    image, class_index = targets[target, :2].long().unbind(1)
+    grid_x, grid_y = cells.long().unbind(1)
+    last_row = _last_rows(level, image, anchor, grid_y, grid_x, grid_sizes, anchors.shape[1])
+
+    integers = torch.stack((image, anchor, grid_y, grid_x, class_index, last_row))
+    reals = torch.cat((centres - cells, sides, anchors[level, anchor]), dim=1)
+    counts = torch.bincount(level, minlength=len(grid_sizes)).tolist()
+    integers = integers.to(device or targets.device, non_blocking=True)
+    reals = reals.to(device or targets.device, non_blocking=True)
+    levels = zip(integers.split(counts, dim=1), reals.split(counts), strict=True)
+    return [_level_matches(whole, real) for whole, real in levels]
+
+
+def _level_matches(integers: Tensor, reals: Tensor) -> LevelMatches:
+    image, anchor, grid_y, grid_x, class_index, last_row = integers.unbind(0)
+    return LevelMatches(image, anchor, grid_y, grid_x, class_index, last_row, reals[:, :4], reals[:, 4:])
+
+
+def _reached_cells(centres: Tensor, sizes_xy: Tensor) -> Tensor:
+    """Which of its own cell and the four neighbours each target takes: bool (L, 5, T)."""
+    from_far_edge = sizes_xy[:, None] - centres
+    takes_near = (centres % 1 < 0.5) & (centres > 1)
+    takes_far = (from_far_edge % 1 < 0.5) & (from_far_edge > 1)
+    own = torch.ones_like(takes_near[..., 0])
+    return torch.stack((own, *takes_near.unbind(2), *takes_far.unbind(2)), dim=1)
+
+
+def _last_rows(
+    level: Tensor,
+    image: Tensor,
+    anchor: Tensor,
+    grid_y: Tensor,
+    grid_x: Tensor,
+    grid_sizes: Sequence[tuple[int, int]],
+    num_anchors: int,
+) -> Tensor:
+    """For every match the last row, within its level, of those that share its cell and anchor: int64 (M,)."""
+    rows, columns = max(size[0] for size in grid_sizes), max(size[1] for size in grid_sizes)
+    cell = (image * len(grid_sizes) + level) * num_anchors + anchor
+    cell = (cell * rows + grid_y) * columns + grid_x
+    ordered, order = cell.sort(stable=True)
+    last = order[torch.searchsorted(ordered, cell, right=True) - 1]
+    first_of_level = torch.searchsorted(level, level)
+    return last - first_of_level

@@ -1,0 +1,1 @@
+"""The network: layers, the graph built from a YAML definition, the head, anchors and non-maximum suppression."""

@@ -1,0 +1,215 @@
+"""Model definitions: built-in or user's YAML in YOLOv5's schema, read and checked without torch.
+
+A definition is a mapping with ``nc``, ``depth_multiple``, ``width_multiple``, ``anchors``, ``backbone`` and ``head``.
+Each row of the last two is [from, number, layer, arguments]. Nothing in it is evaluated as code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+ZOO_DIR = Path(__file__).parent / "zoo"
+CHANNEL_MULTIPLE = 8
+"""Scaled widths are rounded up to a multiple of this."""
+
+DEFAULT_NUM_CLASSES = 80
+DEFAULT_ANCHORS_PER_LEVEL = 3
+_LITERALS: dict[str, Any] = {"None": None, "True": True, "False": False}
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One row of a definition with its references resolved."""
+
+    index: int
+    """Position of the layer in the whole network, and so in the state-dict keys."""
+    sources: tuple[int, ...]
+    """Layers whose outputs it takes, -1 for the image."""
+    repeats: int
+    """How often it is repeated, after scaling by ``depth_multiple``."""
+    name: str
+    """Layer as written, without a leading ``nn.``."""
+    arguments: tuple[Any, ...]
+    where: str
+    """File and row, for messages."""
+
+
+def zoo_names() -> list[str]:
+    """Names of the built-in models, sorted."""
+    return sorted(path.stem for path in ZOO_DIR.glob("*.yaml"))
+
+
+def load_definition(name_or_path: str) -> dict[str, Any]:
+    """The definition called ``yolov5s``, ``yolov5s.yaml`` or by a file's path; an existing file comes first.
+
+    The result carries ``source``, the name as given. Raises ConfigError, with the nearest built-in name, where there
+    is neither, and where the file is no definition.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        path = _built_in_path(name_or_path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"The model definition {name_or_path} cannot be read.", seen=str(error)) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{name_or_path} is not a model definition.",
+            seen=f"a file that holds {type(content).__name__}",
+            expected="a mapping with nc, depth_multiple, width_multiple, anchors, backbone and head",
+        )
+    definition = {**content, "source": str(name_or_path)}
+    check_definition(definition)
+    return definition
+
+
+def _built_in_path(name_or_path: str) -> Path:
+    requested = Path(name_or_path)
+    # YOLOv5's users type `models/yolov5s.yaml`, the place in its repository.
+    bare = requested.parent.as_posix() in (".", "models", "models/hub")
+    stem = requested.name.removesuffix(".yaml").removesuffix(".yml")
+    path = ZOO_DIR / f"{stem}.yaml"
+    if bare and stem in zoo_names():
+        if requested.parent != Path():
+            logger.info("%s is no file here; the built-in %s is used", name_or_path, stem)
+        return path
+    nearest = difflib.get_close_matches(stem.lower(), zoo_names(), n=1, cutoff=0.5)
+    raise ConfigError(
+        f"There is no model definition {name_or_path}.",
+        seen="neither a file nor a built-in name",
+        expected=f"a YAML file's path or one of {', '.join(zoo_names())}",
+        next_command=f"--cfg {nearest[0]}" if nearest else "",
+    )
+
+
+def check_definition(definition: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the mapping has the schema's keys with usable values; rows are checked when parsed."""
+    source = source_of(definition)
+    for key in ("backbone", "head"):
+        if not isinstance(definition.get(key), list) or not definition[key]:
+            raise ConfigError(
+                f"The model definition {source} needs a list of rows under '{key}'.",
+                seen=repr(definition.get(key)),
+                expected="rows of the form [from, number, layer, arguments]",
+            )
+    for key in ("depth_multiple", "width_multiple"):
+        value = definition.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ConfigError(
+                f"'{key}' of the model definition {source} is not usable.",
+                seen=repr(value),
+                expected="a number above 0",
+            )
+    classes = definition.get("nc", DEFAULT_NUM_CLASSES)
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        raise ConfigError(
+            f"'nc' of the model definition {source} is not usable.",
+            seen=repr(classes),
+            expected="a whole number from 1",
+        )
+    if definition.get("ch", 3) != 3:
+        raise ConfigError(
+            f"The model definition {source} asks for images of other than three channels.",
+            seen=f"ch: {definition['ch']}",
+            expected="no 'ch', or 3",
+        )
+    check_anchors(definition.get("anchors", DEFAULT_ANCHORS_PER_LEVEL), source)
+
+
+def check_anchors(anchors: Any, source: str) -> None:
+    """Raise ConfigError unless ``anchors`` is a count per level, or per level w, h, w, h... in pixels."""
+    if isinstance(anchors, int) and not isinstance(anchors, bool) and anchors > 0:
+        return
+    good = isinstance(anchors, Sequence) and not isinstance(anchors, str) and len(anchors) > 0
+    if good:
+        rows_good = [isinstance(row, Sequence) and not isinstance(row, str) and len(row) > 0 for row in anchors]
+        good = all(rows_good) and len(anchors[0]) % 2 == 0 and len({len(row) for row in anchors}) == 1
+    if good:
+        good = all(isinstance(side, (int, float)) and 0 < side < math.inf for row in anchors for side in row)
+    if not good:
+        raise ConfigError(
+            f"'anchors' of the model definition {source} is not usable.",
+            seen=repr(anchors),
+            expected="a count per level such as 3, or for each level the same number of width, height pairs above 0",
+        )
+
+
+def source_of(definition: Mapping[str, Any]) -> str:
+    """The name of a definition in messages."""
+    return str(definition.get("source", "given as a mapping"))
+
+
+def parse_rows(definition: Mapping[str, Any]) -> list[LayerRow]:
+    """All rows in order, references made absolute and depth scaled; ConfigError names file and row of a bad one."""
+    depth = float(definition.get("depth_multiple", 1.0))
+    rows: list[LayerRow] = []
+    for section in ("backbone", "head"):
+        for position, row in enumerate(definition[section]):
+            index = len(rows)
+            where = f"{source_of(definition)}, {section} row {position} (layer {index}): {row}"
+            if not isinstance(row, (list, tuple)) or len(row) != 4:
+                raise row_error(where, "it has not four columns", "[from, number, layer, arguments]")
+            origin, number, name, arguments = row
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise row_error(where, f"its number is {number!r}", "a whole number from 1")
+            if not isinstance(name, str):
+                raise row_error(where, f"its layer is {name!r}", "a layer's name")
+            if arguments is None:
+                arguments = []
+            if not isinstance(arguments, (list, tuple)):
+                raise row_error(where, f"its arguments are {arguments!r}", "a list, [] for none")
+            rows.append(
+                LayerRow(
+                    index=index,
+                    sources=_absolute_sources(origin, index, where),
+                    repeats=max(round(number * depth), 1) if number > 1 else number,
+                    name=name.removeprefix("torch.").removeprefix("nn."),
+                    arguments=tuple(_LITERALS.get(a, a) if isinstance(a, str) else a for a in arguments),
+                    where=where,
+                )
+            )
+    return rows
+
+
+def _absolute_sources(origin: Any, index: int, where: str) -> tuple[int, ...]:
+    references = origin if isinstance(origin, (list, tuple)) else [origin]
+    sources = []
+    for reference in references:
+        if isinstance(reference, bool) or not isinstance(reference, int):
+            raise row_error(
+                where, f"it takes its input from {reference!r}", "a layer's number, or -1 for the one before"
+            )
+        source = index + reference if reference < 0 else reference
+        # Only the first layer reads the image, as the layer before it.
+        if source >= index or source < -1 or (source == -1 and index > 0):
+            raise row_error(
+                where,
+                f"it takes its input from {reference}, which is not a layer before it",
+                f"a number below {index}, or -1 to {-max(index, 1)} counted back from here",
+            )
+        sources.append(source)
+    if not sources:
+        raise row_error(where, "it takes no input", "at least one layer's number")
+    return tuple(sources)
+
+
+def row_error(where: str, problem: str, expected: str) -> ConfigError:
+    """The error of a bad row; ``where`` is the row's own."""
+    return ConfigError(f"Bad row in the model definition {where}", seen=problem, expected=expected)
+
+
+def scaled_width(channels: int, width_multiple: float) -> int:
+    """Channels scaled and rounded up to a multiple of 8."""
+    return math.ceil(channels * width_multiple / CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE

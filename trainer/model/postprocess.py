@@ -1,0 +1,109 @@
+"""Non-maximum suppression: from decoded predictions to at most ``max_detections`` boxes per image.
+
+There is no limit in time: the same predictions give the same boxes however busy the machine is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.boxes import xyxy_from_cxcywh
+
+MAX_CANDIDATES = 30_000
+"""At most this many candidates per image take part, the best by score."""
+
+_FIRST_PREFIX = 1_024
+_PREFIX_GROWTH = 4
+
+
+def non_max_suppression(
+    predictions: Tensor,
+    *,
+    confidence_threshold: float,
+    iou_threshold: float,
+    classes: Sequence[int] | None = None,
+    agnostic: bool = False,
+    multi_label: bool = False,
+    max_detections: int = 300,
+) -> list[Tensor]:
+    """Greedy suppression per image, best score first; equal scores in the order of the predictions.
+
+    ``predictions`` (B, N, 5 + classes) are cx, cy, w, h in pixels, objectness and class scores. A score is objectness
+    times class score; objectness and score must lie strictly above ``confidence_threshold``. With ``multi_label`` a
+    prediction counts for every such class, otherwise for its best one. ``classes`` keeps only these. A box goes when
+    its IoU with a better one of its class (of any class: ``agnostic``) is above ``iou_threshold``.
+
+    Returns per image (k, 6): x1, y1, x2, y2, score, class, by falling score.
+    """
+    results = []
+    for image_predictions in predictions.detach():
+        rows, scores, labels = _candidates(image_predictions, confidence_threshold, classes, multi_label)
+        results.append(_suppress(image_predictions, rows, scores, labels, iou_threshold, agnostic, max_detections))
+    return results
+
+
+def _candidates(
+    predictions: Tensor, threshold: float, classes: Sequence[int] | None, multi_label: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row in ``predictions`` (N, 5 + classes), score and class of every candidate, by row, then by class."""
+    rows = (predictions[:, 4] > threshold).nonzero().flatten()
+    confident = predictions[rows, 4:].float()
+    scores = confident[:, 1:] * confident[:, :1]
+    every_class = torch.arange(scores.shape[1], device=scores.device)
+    wanted = every_class >= 0 if classes is None else torch.isin(every_class, every_class.new_tensor(list(classes)))
+    if multi_label:
+        position, labels = ((scores > threshold) & wanted).nonzero(as_tuple=True)
+        return rows[position], scores[position, labels], labels
+    best, labels = scores.max(dim=1)
+    keep = (best > threshold) & wanted[labels]
+    return rows[keep], best[keep], labels[keep]
+
+
+def _suppress(
+    predictions: Tensor,
+    rows: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    iou_threshold: float,
+    agnostic: bool,
+    max_detections: int,
+) -> Tensor:
+    """The first ``max_detections`` survivors of one image's candidates, (k, 6).
+
+    A candidate is only ever suppressed by a better one. So the survivors among the best 1,024 are the first survivors
+    of all, and the rest is looked at only when they are too few.
+    """
+    from torchvision.ops import nms  # importing it costs 2 s
+
+    limit = min(len(rows), MAX_CANDIDATES)
+    prefix = max(_FIRST_PREFIX, 2 * max_detections)
+    while True:
+        order = _best_first(scores, min(prefix, limit))
+        boxes = xyxy_from_cxcywh(predictions[rows[order], :4].float())
+        apart = boxes if agnostic else _kept_apart(boxes, labels[order])
+        kept = nms(apart, scores[order].to(apart.dtype), iou_threshold)[:max_detections]
+        if len(kept) == max_detections or prefix >= limit:
+            break
+        prefix *= _PREFIX_GROWTH
+    chosen = order[kept]
+    return torch.cat((boxes[kept], scores[chosen, None], labels[chosen, None].float()), dim=1)
+
+
+def _best_first(scores: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` highest scores, falling, equal ones in their order (``topk`` leaves that open)."""
+    if count == len(scores):
+        return scores.argsort(descending=True, stable=True)
+    lowest = scores.topk(count, sorted=False).values.min()
+    chosen = (scores >= lowest).nonzero().flatten()
+    return chosen[scores[chosen].argsort(descending=True, stable=True)][:count]
+
+
+def _kept_apart(boxes_xyxy: Tensor, labels: Tensor) -> Tensor:
+    """The boxes moved so that those of different classes cannot overlap; float64 keeps their shapes exact."""
+    if len(boxes_xyxy) == 0:
+        return boxes_xyxy
+    boxes = boxes_xyxy.double() if boxes_xyxy.device.type != "mps" else boxes_xyxy
+    return boxes + (labels * (boxes.max() - boxes.min() + 1)).unsqueeze(1)

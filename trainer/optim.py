@@ -1,0 +1,67 @@
+"""The optimizer and its three parameter groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+GROUPS = ("bias", "decay", "norm")
+"""Names of the parameter groups in the optimizer's order, which is also that of lr0, lr1 and lr2 in results.csv."""
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Trainable parameters by group: every bias; weights that decay; the scales of normalisation layers."""
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
+    norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if name.endswith("bias"):
+                groups["bias"].append(parameter)
+            elif isinstance(module, norms):
+                groups["norm"].append(parameter)
+            else:
+                groups["decay"].append(parameter)
+    return groups
+
+
+def make_optimizer(model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float) -> Optimizer:
+    """SGD with Nesterov momentum, Adam or AdamW over the three groups; only the group ``decay`` decays.
+
+    ``momentum`` is Adam's first beta. The fused kernel is taken where this torch has it for the device.
+    """
+    groups = parameter_groups(model)
+    settings: list[dict[str, Any]] = [
+        {"params": groups[group], "name": group, "weight_decay": weight_decay if group == "decay" else 0.0}
+        for group in GROUPS
+        if groups[group]
+    ]
+    makers: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
+        "SGD": (SGD, {"lr": lr, "momentum": momentum, "nesterov": True}),
+        "Adam": (Adam, {"lr": lr, "betas": (momentum, 0.999)}),
+        "AdamW": (AdamW, {"lr": lr, "betas": (momentum, 0.999)}),
+    }
+    maker, options = makers[name]
+    try:
+        return maker(settings, **options, fused=True)
+    except (TypeError, RuntimeError):  # this torch has no fused kernel for this optimizer or device
+        return maker([{**group} for group in settings], **options)
+
+
+def set_rates(optimizer: Optimizer, *, lr: float, bias_lr: float, momentum: float) -> None:
+    """Set the rates of the next update in place."""
+    for group in optimizer.param_groups:
+        group["lr"] = bias_lr if group["name"] == "bias" else lr
+        if "momentum" in group:
+            group["momentum"] = momentum
+        else:
+            group["betas"] = (momentum, group["betas"][1])
+
+
+def clip_gradients(model: nn.Module, limit: float) -> torch.Tensor:
+    """Scale the gradients down to a total norm of at most ``limit``; returns the norm before, on the device."""
+    return nn.utils.clip_grad_norm_(model.parameters(), max_norm=limit)

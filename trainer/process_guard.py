@@ -1,0 +1,92 @@
+"""Ties the life of a process to the one that started it, and keeps loader processes out of signals. Free of torch.
+
+The kernel sends PR_SET_PDEATHSIG when the parent *thread* ends: a launcher starts its workers, and a worker its loader
+processes, from the main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+PARENT_VARIABLE = "YOLO_PARENT_PID"
+"""A launcher's process id; the worker that finds itself with another parent has lost it already."""
+LOGS_VARIABLE = "YOLO_LOGS_DIR"
+"""Folder for ``rank{RANK}.stacks``, where SIGUSR2 writes the stacks of all threads."""
+
+_PR_SET_PDEATHSIG = 1
+_worker_pid: int | None = None
+_kept_open: list[object] = []
+
+
+def guard_worker(logs_dir: Path | None = None) -> None:
+    """Die with the launcher, if one started this process, and write Python stacks on SIGUSR2 and on a crash.
+
+    Call it in the main thread before slow imports. ``logs_dir`` is used where the launcher names no folder; without
+    either the stacks go to stderr. A process that a user started by hand outlives its shell, as nohup wants.
+    """
+    global _worker_pid
+    _worker_pid = os.getpid()
+    parent = os.environ.pop(PARENT_VARIABLE, "")
+    if parent.isdigit():
+        die_with_parent(int(parent))
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(os.getppid())
+    folder = os.environ.get(LOGS_VARIABLE, "") or (str(logs_dir) if logs_dir else "")
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed or no real file
+        faulthandler.enable()
+    if hasattr(signal, "SIGUSR2"):
+        _register_stacks(folder)
+
+
+def loader_init(worker_id: int = 0) -> None:
+    """A DataLoader's worker_init_fn: leave stopping to the worker, and die with it even in the middle of an item.
+
+    Signals to a whole process group would otherwise end the loaders first, and the batch that a graceful save still
+    needs with them.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # A forked loader inherits the worker's id; one that was spawned starts with fresh modules and knows none.
+    die_with_parent(_worker_pid if _worker_pid is not None else os.getppid())
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Be killed when the parent dies; exit at once when it is dead already, that is, when it is not ``parent_pid``."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    else:
+        threading.Thread(target=_exit_after_parent, args=(parent_pid,), daemon=True).start()
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def _exit_after_parent(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _register_stacks(folder: str) -> None:
+    if not folder:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            faulthandler.register(signal.SIGUSR2, all_threads=True)
+        return
+    path = Path(folder) / f"rank{os.environ.get('RANK', '0')}.stacks"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a", encoding="utf-8")  # open for the process's whole life: the handler only has the number
+    except OSError:
+        return
+    faulthandler.register(signal.SIGUSR2, file=stream, all_threads=True)
+    _kept_open.append(stream)
+

@@ -1,0 +1,114 @@
+"""What rank 0 shows while it trains: a live line and a row an epoch on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+_HEADER = f"{'epoch':>9} {'box':>8} {'obj':>8} {'cls':>8} {'P':>7} {'R':>7} {'mAP50':>7} {'mAP50-95':>9} {'img/s':>7}"
+
+
+def output_stream() -> TextIO:
+    """stdout, or stderr where the caller keeps stdout for data."""
+    return sys.stderr if os.environ.get("YOLO_TRAINER_OUTPUT") == "stderr" else sys.stdout
+
+
+class Reporter:
+    """Prints for people. A rank that must not print has one with ``enabled=False``."""
+
+    def __init__(self, *, enabled: bool, log_path: Path | None = None) -> None:
+        self.enabled = enabled
+        self._console = Console(file=output_stream(), highlight=False, soft_wrap=True)
+        self._live = enabled and self._console.is_terminal
+        self._log_path = log_path if enabled else None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._shown_at = 0.0
+        self._printed_header = False
+
+    def say(self, text: str, style: str = "") -> None:
+        """One line, on the screen and in the log of rank 0."""
+        if not self.enabled:
+            return
+        self._console.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
+        self._log(text)
+
+    def warn(self, text: str) -> None:
+        """A line that stands out."""
+        self.say(f"warning: {text}", "yellow")
+
+    def start_epoch(self, epoch: int, epochs: int, batches: int, done: int) -> None:
+        """Begin the live line of an epoch, ``done`` batches in."""
+        if not self._live:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[detail]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(f"epoch {epoch + 1}/{epochs}", total=batches, completed=done, detail="")
+        self._bar.start()
+
+    def due(self) -> bool:
+        """Whether the live line is old enough for new numbers; asking costs nothing."""
+        return self._bar is not None and time.monotonic() - self._shown_at > 0.25
+
+    def step(self, done: int, detail: str) -> None:
+        """Put new numbers on the live line."""
+        if self._bar is not None and self._task is not None:
+            self._shown_at = time.monotonic()
+            self._bar.update(self._task, completed=done, detail=detail)
+
+    def phase(self, text: str, done: int, total: int) -> None:
+        """Show another activity, such as validation, on the live line."""
+        if self._bar is not None and self._task is not None and (self.due() or done == 0):
+            self._shown_at = time.monotonic()
+            self._bar.update(self._task, description=text, completed=done, total=total, detail="")
+
+    def end_epoch(self, epochs: int, row: dict[str, float], *, is_best: bool) -> None:
+        """Replace the live line by the epoch's row."""
+        self.stop()
+        if not self._printed_header:
+            self.say(_HEADER, "bold")
+            self._printed_header = True
+        numbers = [row.get(f"train/{name}_loss", float("nan")) for name in ("box", "obj", "cls")]
+        metrics = [row.get(f"metrics/{name}", float("nan")) for name in ("precision", "recall", "mAP_0.5")]
+        line = f"{int(row['epoch']) + 1:>4}/{epochs:<4} " + " ".join(f"{value:>8.4f}" for value in numbers)
+        line += " " + " ".join(f"{value:>7.3f}" for value in metrics)
+        line += f" {row.get('metrics/mAP_0.5:0.95', float('nan')):>9.3f} {row.get('images_per_second', 0):>7.1f}"
+        self.say(line + ("  best" if is_best else ""))
+
+    def stop(self) -> None:
+        """Take the live line away."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = None
+
+    def _log(self, text: str) -> None:
+        if self._log_path is None:
+            return
+        try:
+            with self._log_path.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except OSError:
+            self._log_path = None
+
+
+def duration(seconds: float) -> str:
+    """'41s', '3m05s' or '2h14m'."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

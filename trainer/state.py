@@ -1,0 +1,80 @@
+"""What a run knows at a moment between two updates: all that a resume needs, as global facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainer.ema import ModelEma
+
+LOSS_NAMES = ("box_loss", "obj_loss", "cls_loss")
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Plain values only, so that a checkpoint holds them as they are."""
+
+    epoch: int = 0
+    """The epoch in progress, 0-based; equal to the number of epochs when the run has finished."""
+    batch: int = 0
+    """Global batches of that epoch already learned from; all of them while the epoch's validation is due."""
+    micro_step: int = 0
+    """Global batches learned from since the start."""
+    updates: int = 0
+    """Optimizer steps since the start."""
+    best_fitness: float = -1.0
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row of results for each finished epoch."""
+    class_map: list[float] = field(default_factory=list)
+    """mAP50-95 of each class at the last validation; decides the draw of --image-weights."""
+    skipped_steps: list[int] = field(default_factory=list)
+    """Micro steps left out after a loss that was not finite."""
+    rollbacks: int = 0
+    training_s: float = 0.0
+    """Seconds spent in training steps and validation, over all starts."""
+    images_seen: int = 0
+
+
+@dataclass
+class TrainState:
+    """The parts of a run that change: weights, average, optimizer, scaler and progress."""
+
+    model: nn.Module
+    """The bare model, not its wrapper."""
+    ema: ModelEma
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    progress: Progress
+    loss_sums: Tensor
+    """This rank's share of the loss items summed over the epoch's batches: (3,) float64 on the device."""
+
+    def state_dict(self, loss_sums_by_rank: Tensor) -> dict[str, Any]:
+        """References to everything a resume needs; ``loss_sums_by_rank`` is (world size, 3)."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": dict(vars(self.progress)),
+            "loss_sums_by_rank": loss_sums_by_rank,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], rank: int, world_size: int) -> None:
+        """Restore in place what ``state_dict`` gave, at the same world size or another."""
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        by_rank = state["loss_sums_by_rank"]
+        if len(by_rank) == world_size:
+            self.loss_sums.copy_(by_rank[rank])
+        else:
+            # Another world size: rank 0 takes over the sums of all, so that the epoch's mean stays right.
+            self.loss_sums.copy_(by_rank.sum(0) if rank == 0 else torch.zeros_like(by_rank[0]))

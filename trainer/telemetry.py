@@ -1,0 +1,195 @@
+"""What a run tells the outside: results, heartbeat, TensorBoard. Reads device values back only here."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+RESULT_COLUMNS = (
+    "epoch",
+    "train/box_loss",
+    "train/obj_loss",
+    "train/cls_loss",
+    "metrics/precision",
+    "metrics/recall",
+    "metrics/mAP_0.5",
+    "metrics/mAP_0.5:0.95",
+    "val/box_loss",
+    "val/obj_loss",
+    "val/cls_loss",
+    "x/lr0",
+    "x/lr1",
+    "x/lr2",
+)
+"""The columns of results.csv, under YOLOv5's names."""
+TIME_COLUMNS = ("seconds", "images_per_second")
+"""What metrics.jsonl holds beside them."""
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file's content at once, so that a reader sees the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+class Heartbeat:
+    """A small file that says what a rank is doing; a watcher compares its content over time."""
+
+    def __init__(self, path: Path, rank: int, interval_s: float = 1.0) -> None:
+        self.path = path
+        self._rank = rank
+        self._interval_s = interval_s
+        self._written_at = 0.0
+        self._said: tuple[Any, ...] = ()
+        self.epoch = 0
+        self.step = 0
+        self.phase = "start"
+
+    def beat(self, phase: str, epoch: int | None = None, step: int | None = None) -> None:
+        """Say where this rank is; writes at most once per interval, and at once when the phase changes."""
+        changed = phase != self.phase
+        self.phase = phase
+        self.epoch = self.epoch if epoch is None else epoch
+        self.step = self.step if step is None else step
+        now = time.time()
+        if not changed and now - self._written_at < self._interval_s and self._said:
+            return
+        self._written_at = now
+        self._said = (phase, self.epoch, self.step)
+        content = {
+            "rank": self._rank,
+            "pid": os.getpid(),
+            "phase": phase,
+            "epoch": self.epoch,
+            "step": self.step,
+            "time": now,
+        }
+        with contextlib.suppress(OSError):  # a full disk must not stop training
+            replace_text(self.path, json.dumps(content))
+
+
+class ResultsWriter:
+    """results.csv and metrics.jsonl of the run directory, always equal to the run's history."""
+
+    def __init__(self, run_dir: Path, tensorboard: bool = True) -> None:
+        self.run_dir = run_dir
+        self._board = _make_board(run_dir) if tensorboard else None
+
+    def write(self, history: list[dict[str, float]]) -> None:
+        """Write the rows of all finished epochs; a failure is a warning."""
+        table = io.StringIO()
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerow(RESULT_COLUMNS)
+        for row in history:
+            rows.writerow(_cell(row.get(column, float("nan"))) for column in RESULT_COLUMNS)
+        try:
+            replace_text(self.run_dir / "results.csv", table.getvalue())
+            replace_text(self.run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        except OSError as error:
+            _log.warning("could not write the results (%s); they are kept in the checkpoint", error)
+        if self._board is not None and history:
+            for name, value in history[-1].items():
+                self._board.add_scalar(name, value, int(history[-1]["epoch"]))
+
+    def close(self) -> None:
+        """Flush TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _cell(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.6g}"
+
+
+def _make_board(run_dir: Path) -> Any:
+    """A TensorBoard writer where the extra is installed, else None."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run_dir))
+
+
+class FiniteWatch:
+    """Finds the first step whose loss was not finite without making any step wait.
+
+    On a CPU the answer is at hand. On CUDA each step's flag is copied to pinned memory and read once it has arrived,
+    a step or two later.
+    """
+
+    def __init__(self) -> None:
+        self.bad_step: int | None = None
+        """The first micro step seen with a NaN or infinite loss."""
+        self._travelling: deque[tuple[int, Tensor, torch.cuda.Event]] = deque()
+
+    def note(self, micro_step: int, items: Tensor) -> None:
+        """Look at a step's loss items, (3,)."""
+        finite = torch.isfinite(items).all()
+        if items.device.type != "cuda":
+            self._found(micro_step, bool(finite))
+            return
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag.copy_(finite, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._travelling.append((micro_step, flag, arrived))
+        while self._travelling and self._travelling[0][2].query():
+            step, flag, _ = self._travelling.popleft()
+            self._found(step, bool(flag))
+
+    def settle(self) -> None:
+        """Wait for every flag still travelling."""
+        while self._travelling:
+            step, flag, arrived = self._travelling.popleft()
+            arrived.synchronize()
+            self._found(step, bool(flag))
+
+    def reset(self) -> None:
+        """Forget what was seen, after a return to an earlier state."""
+        self._travelling.clear()
+        self.bad_step = None
+
+    def _found(self, step: int, finite: bool) -> None:
+        if not finite and self.bad_step is None:
+            self.bad_step = step
+
+
+class Speedometer:
+    """Images a second of an epoch, and the part of its time that went into waiting for data."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin an epoch."""
+        self._started_at = time.monotonic()
+        self._images = 0
+        self.data_wait_s = 0.0
+
+    def add(self, images: int) -> None:
+        """Count the images of a step."""
+        self._images += images
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the epoch began."""
+        return time.monotonic() - self._started_at
+
+    @property
+    def images_per_second(self) -> float:
+        """Mean over the epoch so far."""
+        return self._images / max(self.elapsed_s, 1e-9)

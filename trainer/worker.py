@@ -1,0 +1,128 @@
+"""One worker: configuration and environment in, a trained model or one described failure out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from trainer.build import build_run
+from trainer.checkpoint import newest_good
+from trainer.config import TrainConfig
+from trainer.distributed import DistEnv, process_group
+from trainer.errors import EXIT_USAGE, UserError
+from trainer.finish import draw_start, finish_run
+from trainer.loop import fit
+from trainer.run import Run
+
+EXIT_FAILED = 1
+EXIT_SAVED = 75
+"""A signal asked to stop and the state is saved."""
+
+
+def main(config: TrainConfig, run_dir: Path) -> int:
+    """Train as one rank of the job that the environment describes; the exit code."""
+    env = DistEnv.from_environ()
+    run: Run | None = None
+    try:
+        (run_dir / "weights").mkdir(parents=True, exist_ok=True)
+        (run_dir / "logs").mkdir(exist_ok=True)
+        device = env.device()
+        set_determinism(device, config.deterministic)
+        with process_group(env, device):
+            run, data = build_run(config, env, device, run_dir)
+            _stop_on_signals(run)
+            resume(run)
+            draw_start(run, data, run_dir, pictures=config.plots)
+            finished = fit(run)
+            run.checkpoints.flush()
+            if finished:
+                finish_run(run, data, run_dir, pictures=config.plots)
+            run.checkpoints.close()
+            run.results.close()
+        run.heartbeat.beat("done")
+        return 0 if finished else EXIT_SAVED
+    except Exception as error:
+        if run is not None:
+            run.reporter.stop()
+        write_error(error, env, run)
+        if isinstance(error, UserError):
+            if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+                print(error, file=sys.stderr)
+            return EXIT_USAGE
+        traceback.print_exc()
+        return EXIT_FAILED
+
+
+def resume(run: Run) -> None:
+    """Take up the run's newest good checkpoint, if there is one; rank 0 reads it for all."""
+    env = run.peers.env
+    content: dict[str, Any] | None = None
+    if env.is_main:
+        content, passed_over = newest_good(run.checkpoints.weights_dir)
+        for line in passed_over:
+            run.reporter.warn(line)
+    content = run.peers.broadcast(content)
+    if content is None:
+        return
+    run.state.load_state_dict(content, env.rank, env.world_size)
+    progress = run.state.progress
+    run.reporter.say(
+        f"resumed at epoch {progress.epoch + 1}, batch {progress.batch} of {run.schedule.batches_per_epoch}, "
+        f"step {progress.micro_step}"
+    )
+    if env.is_main:
+        run.results.write(progress.history)
+
+
+def set_determinism(device: torch.device, deterministic: bool) -> None:
+    """On a CPU every sum is done in a fixed order, at no cost worth naming; on CUDA only where asked for."""
+    if device.type == "cpu" or deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling memory that is about to be overwritten anyway costs 6 % of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+
+
+def write_error(error: BaseException, env: DistEnv, run: Run | None) -> None:
+    """Describe a failure in the file that the launcher named, in the elastic agent's format and a little more."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    progress = run.state.progress if run is not None else None
+    content = {
+        "message": {
+            "message": f"{type(error).__name__}: {error}",
+            "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))},
+        },
+        "user_error": error.to_dict() if isinstance(error, UserError) else None,
+        "rank": env.rank,
+        "epoch": progress.epoch if progress else None,
+        "step": progress.micro_step if progress else None,
+        "phase": run.heartbeat.phase if run else "start",
+        "time": time.time(),
+    }
+    try:
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+    except OSError:
+        print(f"could not write {path}", file=sys.stderr)
+
+
+def _stop_on_signals(run: Run) -> None:
+    """SIGTERM and SIGUSR1 ask to save and stop at the next update; all ranks then agree on which."""
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        run.control.stop_requested = True
+
+    signal.signal(signal.SIGTERM, request_stop)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, request_stop)

@@ -1,0 +1,98 @@
+"""Limits that the kernel's control groups set on this process, for version 1 and version 2."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+UNLIMITED_BYTES = 1 << 60
+"""Version 1 writes a number near 2**63 where there is no limit."""
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """CPUs that the quota allows, the smallest of this group's and its parents'; None without a quota."""
+    quotas = []
+    for folder in _group_folders(root, "cpu"):
+        version_2 = _read(folder / "cpu.max").split()
+        if len(version_2) == 2 and version_2[0] != "max":
+            quotas.append(int(version_2[0]) / int(version_2[1]))
+        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        if quota is not None and period is not None and quota > 0 and period > 0:
+            quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Bytes that the groups allow, the smallest of this group's and its parents'; None without a limit."""
+    limits = []
+    for folder in _group_folders(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _number(folder / name)
+            if limit is not None and limit < UNLIMITED_BYTES:
+                limits.append(limit)
+    return min(limits, default=None)
+
+
+def memory_left(root: Path = Path("/")) -> int | None:
+    """Bytes that can still be taken before the nearest limit; file cache that can be dropped counts as free."""
+    left = []
+    for folder in _group_folders(root, "memory"):
+        for limit_name, used_name, cache_key in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, used = _number(folder / limit_name), _number(folder / used_name)
+            if limit is not None and used is not None and limit < UNLIMITED_BYTES:
+                left.append(max(0, limit - used + _statistic(folder / "memory.stat", cache_key)))
+    return min(left, default=None)
+
+
+def usable_cores(affinity: int, quota: float | None) -> int:
+    """Whole cores to plan with: the affinity's, or fewer where a quota is smaller (1.5 CPUs count as 1)."""
+    return max(1, affinity if quota is None else min(affinity, math.floor(quota + 1e-6)))
+
+
+def _group_folders(root: Path, controller: str) -> Iterator[Path]:
+    """This process's group and all its parents, in the hierarchy that holds ``controller``."""
+    mount = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        parts = line.split(":", 2)
+        if len(parts) != 3:
+            continue
+        _, controllers, group = parts
+        if controllers == "":
+            bases = [mount, mount / "unified"]
+        elif controller in controllers.split(","):
+            bases = [mount / controller, mount / controllers]
+        else:
+            continue
+        for base in bases:
+            if not base.is_dir():
+                continue
+            # In a container the path may be the host's, which is not mounted here; its parents still are.
+            folder = base / group.lstrip("/")
+            for candidate in (folder, *folder.parents):
+                yield candidate
+                if candidate == base:
+                    break
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path)
+    return int(text) if text.lstrip("-").isdigit() else None
+
+
+def _statistic(path: Path, key: str) -> int:
+    for line in _read(path).splitlines():
+        name, _, value = line.partition(" ")
+        if name == key and value.isdigit():
+            return int(value)
+    return 0

@@ -1,0 +1,133 @@
+"""The launcher's only printer: rich on a terminal, plain lines elsewhere, one JSON object with ``--json``.
+
+Data goes to stdout; warnings and errors go to stderr, and so does everything but that object when JSON was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from yolo_launch.spec import Finding, Level
+
+_STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
+_WORDS: dict[Level, str] = {"ok": "ok", "warning": "warning", "failure": "FAILURE"}
+
+
+class Console:
+    """Prints lines, tables, panels and findings in the way that suits where the output goes."""
+
+    def __init__(self, *, json_mode: bool = False) -> None:
+        self.json_mode = json_mode
+
+    def line(self, text: str = "") -> None:
+        """One line of ordinary output."""
+        self._write(self._data_stream(), text)
+
+    def note(self, text: str) -> None:
+        """One line that is not part of the result, such as a warning."""
+        self._write(sys.stderr, text)
+
+    def json(self, value: Mapping[str, Any]) -> None:
+        """The one JSON object of a command, always on stdout."""
+        self._write(sys.stdout, json.dumps(value, indent=2))
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table: drawn on a terminal, aligned columns elsewhere. No columns' names, no heading."""
+        stream = self._data_stream()
+        if _is_terminal(stream):
+            from rich import box
+            from rich.table import Table
+
+            drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE, show_header=bool(columns))
+            width = len(columns) or max((len(row) for row in rows), default=0)
+            for index in range(width):
+                drawn.add_column(columns[index] if columns else "", overflow="fold")
+            for row in rows:
+                drawn.add_row(*[_escaped(cell) for cell in row])
+            self._rich(stream, drawn)
+            return
+        if title:
+            self._write(stream, title)
+        for text in _aligned([list(columns)] * bool(columns) + [list(row) for row in rows]):
+            self._write(stream, "  " + text)
+
+    def panel(self, title: str, text: str, level: Level = "failure") -> None:
+        """A framed message on stderr; without a terminal the title and the lines below it."""
+        if _is_terminal(sys.stderr):
+            from rich.panel import Panel
+
+            self._rich(
+                sys.stderr,
+                Panel(_escaped(text), title=_escaped(title), title_align="left", border_style=_STYLES[level]),
+            )
+            return
+        self._write(sys.stderr, title)
+        for line in text.splitlines():
+            self._write(sys.stderr, f"  {line}")
+
+    def finding(self, finding: Finding) -> None:
+        """One finding with its advice; warnings and failures are coloured on a terminal."""
+        stream = self._data_stream()
+        if _is_terminal(stream):
+            word = f"[{_STYLES[finding.level]}]{_WORDS[finding.level]}[/]"
+            self._rich(stream, f"{word} {_escaped(finding.check)}: {_escaped(finding.seen)}")
+        else:
+            self._write(stream, f"{_WORDS[finding.level]} {finding.check}: {finding.seen}")
+        if finding.advice:
+            self._write(stream, f"  -> {finding.advice}")
+
+    def error(
+        self, what: str, *, seen: str = "", expected: str = "", next_command: str = "", title: str = "yolo-launch"
+    ) -> None:
+        """A mistake of the user's: what failed, what was seen and expected, and what to type."""
+        lines = [what]
+        for word, value in (("Seen:", seen), ("Expected:", expected), ("Next:", next_command)):
+            if value:
+                lines.append(f"{word:<10}{_indented(value)}")
+        self.panel(title, "\n".join(lines))
+
+    def _data_stream(self) -> TextIO:
+        return sys.stderr if self.json_mode else sys.stdout
+
+    @staticmethod
+    def _write(stream: TextIO, text: str) -> None:
+        try:
+            stream.write(text + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            # The reader (head, less) has gone; a second failure while Python flushes at exit would print a traceback.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    @staticmethod
+    def _rich(stream: TextIO, renderable: Any) -> None:
+        from rich.console import Console as RichConsole
+
+        RichConsole(file=stream, highlight=False).print(renderable)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n" + " " * 10)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths: list[int] = []
+    for row in rows:
+        for index, cell in enumerate(row):
+            if index == len(widths):
+                widths.append(0)
+            widths[index] = max(widths[index], len(cell))
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]

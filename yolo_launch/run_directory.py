@@ -1,0 +1,233 @@
+"""Where a run writes: chosen once, made atomically, claimed by one launcher, found again for a resume."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from yolo_launch.errors import ExitCode, LaunchError
+
+CONFIG_FILE = "config.yaml"
+PLAN_FILE = "plan.json"
+SUMMARY_FILE = "summary.json"
+LOCK_FILE = ".lock"
+_LEFT_BY_A_RUN = ("weights/*", "logs/*", "results.csv", "metrics.jsonl", SUMMARY_FILE)
+_MOST_RUNS = 10_000
+
+
+def next_run_dir(project: str, name: str, *, exist_ok: bool) -> Path:
+    """The folder that a run would get now; nothing is made."""
+    for folder in _candidates(project, name):
+        if exist_ok or not folder.exists():
+            return folder
+    raise _too_many(project, name)
+
+
+def create_run_dir(project: str, name: str, *, exist_ok: bool) -> Path:
+    """Make the folder of a new run: ``exp``, or ``exp2``, ... where it exists; two launchers never get the same one.
+
+    Raises LaunchError where the folder cannot be made.
+    """
+    for folder in _candidates(project, name):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=exist_ok)
+        except FileExistsError:
+            if exist_ok or not folder.parent.is_dir():
+                raise _cannot_write(folder, "a file is in the way") from None
+            continue
+        except OSError as error:
+            raise _cannot_write(folder, error.strerror or str(error)) from None
+        return folder
+    raise _too_many(project, name)
+
+
+def clear_old_run(run_dir: Path) -> None:
+    """Remove what an earlier run left in a folder that ``--exist-ok`` uses again, so that nothing is mixed.
+
+    Raises LaunchError for a folder with contents of somebody else's.
+    """
+    is_run = (run_dir / PLAN_FILE).is_file()
+    leftovers = [path for pattern in _LEFT_BY_A_RUN for path in sorted(run_dir.glob(pattern)) if path.is_file()]
+    if leftovers and not is_run:
+        raise LaunchError(
+            f"--exist-ok would write into {run_dir}, which is not a run of yolo-launch.",
+            seen=str(leftovers[0]),
+            expected="an earlier run, or a folder without weights and results",
+            next_command="choose another --name or --project",
+        )
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+
+
+def claim(run_dir: Path) -> IO[str]:
+    """Hold a run folder for this launcher as long as the returned file is open. Raises LaunchError if it is held."""
+    try:
+        handle = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115  (the caller keeps it open)
+    except OSError as error:
+        raise _cannot_write(run_dir, error.strerror or str(error)) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        holder = handle.read().strip() or "another launcher"
+        handle.close()
+        raise LaunchError(
+            f"{run_dir} is being trained right now.",
+            seen=f"held by {holder}",
+            expected="a run that nobody works on",
+            next_command="wait for it, stop it, or start a new run without --resume and --exist-ok",
+        ) from None
+    except OSError:
+        # Some network file systems know no locks; the run goes on without one.
+        return handle
+    handle.truncate(0)
+    handle.write(f"PID {os.getpid()}\n")
+    handle.flush()
+    return handle
+
+
+def is_claimed(run_dir: Path) -> bool:
+    """Whether some launcher works on a run now."""
+    try:
+        with open(run_dir / LOCK_FILE, encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run came to its end, which its summary shows."""
+    return (run_dir / SUMMARY_FILE).is_file()
+
+
+def find_run_to_resume(project: str, wanted: str, newest: str) -> Path:
+    """The run that ``--resume`` means: a folder, a file in it, a name in the project, or the newest unfinished one.
+
+    Raises LaunchError where there is none, where it vanished or where it holds no configuration.
+    """
+    if wanted == newest:
+        return _newest_unfinished(Path(project))
+    for folder in (Path(wanted), Path(project) / wanted):
+        found = _run_folder_of(folder)
+        if found is not None:
+            return found
+    if Path(wanted).is_dir():
+        seen, expected = f"no {CONFIG_FILE} in {wanted}", "a run directory that yolo-launch wrote"
+    else:
+        seen, expected = f"--resume {wanted}", _runs_text(Path(project))
+    raise LaunchError(
+        "The run to resume is not there.", seen=seen, expected=expected, next_command="yolo-launch train --resume"
+    )
+
+
+def reopen_run(run_dir: Path) -> None:
+    """Mark a finished run as unfinished, for one that is trained further."""
+    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """What the trainer wrote at its end; empty where it did not."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def write_plan(run_dir: Path, facts: Mapping[str, Any]) -> None:
+    """Keep the plan beside the configuration. Raises LaunchError for a full or read-only disk."""
+    with writing_to(run_dir):
+        replace_text(run_dir / PLAN_FILE, json.dumps(facts, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new, never half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def writing_to(run_dir: Path) -> Iterator[None]:
+    """Turn the file system's refusals into a LaunchError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(run_dir, error.strerror or str(error)) from None
+
+
+def _candidates(project: str, name: str) -> Iterator[Path]:
+    if not name.strip("/. "):
+        raise LaunchError("--name must name a folder.", seen=f"--name {name!r}", expected="for example --name exp")
+    first = Path(project) / name
+    yield first
+    for number in range(2, _MOST_RUNS):
+        yield first.with_name(f"{first.name}{number}")
+
+
+def _run_folder_of(path: Path) -> Path | None:
+    """The run folder that a path is or lies in (YOLOv5 users type ``runs/train/exp/weights/last.pt``)."""
+    for folder in (path, path.parent, path.parent.parent):
+        if (path.exists() or folder != path) and (folder / CONFIG_FILE).is_file():
+            return folder
+        if path.is_dir():
+            break
+    return None
+
+
+def _newest_unfinished(project: Path) -> Path:
+    runs = [path.parent for path in project.glob(f"*/{CONFIG_FILE}")]
+    unfinished = [run for run in runs if not is_finished(run)]
+    free = [run for run in unfinished if not is_claimed(run)]
+    if free:
+        return max(free, key=_last_touched)
+    if unfinished:
+        seen = f"{len(unfinished)} unfinished, being trained right now: {', '.join(map(str, unfinished))}"
+    else:
+        seen = f"{len(runs)} runs in {project}, all finished" if runs else f"no run in {project}"
+    raise LaunchError(
+        "There is no unfinished run to resume.",
+        seen=seen,
+        expected="a run without summary.json; a finished one goes on with more epochs",
+        next_command=f"yolo-launch train --resume {runs[-1]} --epochs N" if runs else "yolo-launch train",
+    )
+
+
+def _last_touched(run_dir: Path) -> float:
+    times = [0.0]
+    for path in (run_dir / CONFIG_FILE, run_dir / PLAN_FILE, *run_dir.glob("weights/*.pt")):
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def _runs_text(project: Path) -> str:
+    runs = sorted((path.parent for path in project.glob(f"*/{CONFIG_FILE}")), key=_last_touched)
+    if not runs:
+        return f"a run directory; {project} holds none"
+    return f"one of {', '.join(str(run) for run in runs[-5:])}"
+
+
+def _cannot_write(folder: Path, reason: str) -> LaunchError:
+    is_full = reason == os.strerror(errno.ENOSPC)
+    return LaunchError(
+        f"The run directory {folder} cannot be written.",
+        seen=reason,
+        expected="a folder that this user may write, with space for checkpoints",
+        next_command="free some space, or choose another disk: --project /elsewhere" if is_full else "--project DIR",
+        exit_code=ExitCode.ENVIRONMENT,
+    )
+
+
+def _too_many(project: str, name: str) -> LaunchError:
+    return LaunchError(f"{project} holds {_MOST_RUNS} runs called {name}.", next_command="choose another --name")

@@ -1,0 +1,51 @@
+"""Python stacks of stalled workers: read from faulthandler's text, and what they say about who waits for whom."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_FRAME = re.compile(r'File "(?P<path>[^"]*)", line (?P<line>\S+) in (?P<function>.+)$')
+_COLLECTIVES = frozenset(
+    "all_reduce all_gather all_gather_object all_gather_into_tensor all_to_all barrier monitored_barrier broadcast "
+    "broadcast_object_list gather gather_object reduce reduce_scatter scatter recv send wait synchronize "
+    "init_process_group rendezvous _store_based_barrier destroy_process_group".split()
+)
+_BACKWARD = frozenset({"_engine_run_backward"})
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One line of a stack."""
+
+    path: str
+    line: str
+    function: str
+
+    def __str__(self) -> str:
+        return f"{'/'.join(self.path.split('/')[-2:])}:{self.line} in {self.function}"
+
+
+def main_stack(text: str) -> list[Frame]:
+    """The main thread's frames, innermost first; faulthandler lists threads from the newest to the oldest."""
+    threads = re.split(r"^(?:Current thread|Thread) .*$", text, flags=re.MULTILINE)
+    frames = [match for match in (_FRAME.search(line) for line in threads[-1].splitlines()) if match]
+    return [Frame(match["path"], match["line"], match["function"]) for match in frames]
+
+
+def collective_in(frames: list[Frame]) -> str:
+    """The collective that the code called and waits in, or nothing. A backward pass waits for gradients in C++."""
+    for frame in reversed(frames):
+        if "/torch/distributed/" in frame.path and frame.function in _COLLECTIVES:
+            return frame.function
+        if frame.function in _BACKWARD:
+            return "the backward pass"
+    return ""
+
+
+def own_frame(frames: list[Frame]) -> Frame | None:
+    """The innermost frame outside installed packages and the standard library, else the innermost one."""
+    for frame in frames:
+        if "site-packages" not in frame.path and "/lib/python" not in frame.path and not frame.path.startswith("<"):
+            return frame
+    return frames[0] if frames else None

@@ -1,0 +1,190 @@
+"""What each torch version can do, read from package metadata and version files before torch is imported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from pathlib import Path
+
+from yolo_launch.spec import Finding, TorchFacts
+
+Release = tuple[int, ...]
+
+LAUNCHER_FLOOR: Release = (1, 11)
+"""The oldest torch whose elastic agent this launcher drives."""
+TRAINER_FLOOR: Release = (2, 2)
+"""The oldest torch that the built-in trainer runs on."""
+STATIC_GRAPH_SINCE: Release = (1, 11)
+BROKEN_FOR_DDP: Release = (1, 12, 0)
+"""It fixes the visible GPUs while it is imported, so a chosen subset is ignored; 1.12.1 mended it."""
+
+_REQUIREMENT = re.compile(r"^torch\s*\(?\s*([^;)]*)\)?")
+_SPECIFIER = re.compile(r"^\s*(==|!=|>=|<=|~=|>|<)\s*([0-9][0-9.]*)(\.\*)?")
+
+
+def read_torch_facts() -> TorchFacts:
+    """Versions of the installed torch and torchvision and what they were built for; empty where absent."""
+    # importlib.util finds the folder without running the package's code.
+    torch_file, vision_file = _version_file("torch"), _version_file("torchvision")
+    vision_version = _assigned(vision_file, "__version__") or _metadata_version("torchvision")
+    return TorchFacts(
+        torch_version=_assigned(torch_file, "__version__") or _metadata_version("torch"),
+        torchvision_version=vision_version,
+        cuda_version=_assigned(torch_file, "cuda"),
+        hip_version=_assigned(torch_file, "hip"),
+        torchvision_needs=_torchvision_needs(),
+        torchvision_build=vision_version.partition("+")[2],
+    )
+
+
+def release_of(version: str) -> Release:
+    """The numbers of a version: '2.4.1+cu121' gives (2, 4, 1), '2.5.0a0+git1' gives (2, 5, 0)."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+def is_ddp_broken(facts: TorchFacts) -> bool:
+    """Whether this is the one torch release whose DDP ignores the chosen GPUs."""
+    return _padded(release_of(facts.torch_version)) == BROKEN_FOR_DDP
+
+
+def supports_static_graph(facts: TorchFacts) -> bool:
+    """Whether DDP takes ``static_graph``."""
+    return release_of(facts.torch_version) >= STATIC_GRAPH_SINCE
+
+
+def is_cpu_build(facts: TorchFacts) -> bool:
+    """Whether the installed torch can use no NVIDIA or AMD GPU; False where torch is absent."""
+    return bool(facts.torch_version) and not facts.cuda_version and not facts.hip_version
+
+
+def check_torch(facts: TorchFacts, *, device_count: int, builtin_trainer: bool, is_ddp: bool) -> list[Finding]:
+    """Findings about torch itself: absent, too old for the trainer or the launcher, or the broken 1.12.0."""
+    version = facts.torch_version
+    if not version:
+        return [Finding("torch", "failure", "torch is not installed", "python -m pip install torch torchvision")]
+    if is_ddp_broken(facts):
+        if is_ddp:
+            return [Finding("torch", "failure", _broken_ddp_text(facts, device_count), _BROKEN_DDP_ADVICE)]
+        if not builtin_trainer:
+            return [Finding("torch", "warning", f"torch {version} works with one device only", _BROKEN_DDP_ADVICE)]
+    if release_of(version) < LAUNCHER_FLOOR:
+        return [_too_old(version, "the launcher", LAUNCHER_FLOOR, "")]
+    if builtin_trainer and release_of(version) < TRAINER_FLOOR:
+        return [_too_old(version, "the built-in trainer", TRAINER_FLOOR, "; 'yolo-launch run SCRIPT' works with it")]
+    build = f"CUDA {facts.cuda_version}" if facts.cuda_version else f"ROCm {facts.hip_version}"
+    return [Finding("torch", "ok", f"{version}, built for {'CPU' if is_cpu_build(facts) else build}")]
+
+
+_BROKEN_DDP_ADVICE = "use another torch, for example: python -m pip install 'torch>=1.12.1'; or use one device"
+
+
+def _broken_ddp_text(facts: TorchFacts, device_count: int) -> str:
+    vision = f" (with torchvision {facts.torchvision_version})" if facts.torchvision_version else ""
+    return (
+        f"torch {facts.torch_version}{vision} cannot train on {device_count} chosen devices: it fixes the visible "
+        "GPUs while it is imported, so a chosen subset is ignored; 1.12.1 mended it"
+    )
+
+
+def _too_old(version: str, who: str, floor: Release, remark: str) -> Finding:
+    wanted = ".".join(map(str, floor))
+    return Finding(
+        "torch",
+        "failure",
+        f"torch {version} is too old for {who}, which needs {wanted} or newer{remark}",
+        f"python -m pip install 'torch>={wanted}' torchvision",
+    )
+
+
+def check_torchvision(facts: TorchFacts, *, builtin_trainer: bool, on_gpu: bool) -> list[Finding]:
+    """Findings about torchvision: absent, made for another torch, or a CPU build beside a CUDA torch."""
+    if not facts.torch_version:
+        return []
+    if not facts.torchvision_version:
+        advice = "python -m pip install torchvision"
+        return [Finding("torchvision", "failure", "torchvision is not installed", advice)] if builtin_trainer else []
+    pair = f"torchvision {facts.torchvision_version} beside torch {facts.torch_version}"
+    if not satisfies(facts.torch_version, facts.torchvision_needs):
+        advice = "install the pair together: python -m pip install --force-reinstall torch torchvision"
+        seen = f"{pair}: it needs torch {facts.torchvision_needs}"
+        return [Finding("torchvision", "failure" if builtin_trainer else "warning", seen, advice)]
+    if facts.cuda_version and facts.torchvision_build == "cpu":
+        advice = "install both from the same index, so that NMS runs on the GPU"
+        seen = f"{pair}: a CPU build beside a CUDA build"
+        return [Finding("torchvision", "failure" if on_gpu and builtin_trainer else "warning", seen, advice)]
+    return [Finding("torchvision", "ok", facts.torchvision_version)]
+
+
+def satisfies(version: str, requirement: str) -> bool:
+    """Whether a version meets every specifier of a requirement such as '>=2.14.0' or '==2.4.1'.
+
+    Local versions ('+cu121') do not count, and what cannot be read is taken as met: a check that cannot tell must
+    not stop anyone.
+    """
+    have = _padded(release_of(version))
+    for part in requirement.split(","):
+        match = _SPECIFIER.match(part)
+        if match is None or not have:
+            continue
+        operator, wanted_text, wildcard = match.groups()
+        wanted = release_of(wanted_text)
+        if not _compare(have, operator, wanted, is_prefix=bool(wildcard)):
+            return False
+    return True
+
+
+def _compare(have: Release, operator: str, wanted: Release, *, is_prefix: bool) -> bool:
+    full = _padded(wanted)
+    is_equal = have[: len(wanted)] == wanted if is_prefix else have == full
+    answers = {
+        "==": is_equal,
+        "!=": not is_equal,
+        ">=": have >= full,
+        "<=": have <= full,
+        ">": have > full,
+        "<": have < full,
+        "~=": have >= full and have[: len(wanted) - 1] == wanted[:-1],
+    }
+    return answers[operator]
+
+
+def _padded(release: Release) -> Release:
+    return release + (0,) * (3 - len(release)) if release else ()
+
+
+def _metadata_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _torchvision_needs() -> str:
+    try:
+        requirements = importlib.metadata.requires("torchvision") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    for requirement in requirements:
+        match = _REQUIREMENT.match(requirement)
+        if match and (match.group(1) or requirement.strip() == "torch"):
+            return match.group(1).replace(" ", "")
+    return ""
+
+
+def _version_file(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.origin:
+        return None
+    path = Path(spec.origin).parent / "version.py"
+    return path if path.is_file() else None
+
+
+def _assigned(path: Path | None, name: str) -> str:
+    """The string that a version file assigns to ``name``; empty for None or where the line is absent."""
+    if path is None:
+        return ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    match = re.search(rf"^{name}\s*(?::[^=\n]*)?=\s*['\"]([^'\"]*)['\"]", text, re.MULTILINE)
+    return match.group(1) if match else ""

@@ -1,0 +1,220 @@
+"""The thread that guards a job: signals, deaths, deadlines, stalls. It works while the main thread is inside C++."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from yolo_launch.errors import ExitCode
+from yolo_launch.heartbeats import StallWatch
+from yolo_launch.signals import SignalInbox
+from yolo_launch.stalls import StalledRank, examine
+from yolo_launch.worker_logs import WorkerFiles
+from yolo_launch.workers import Worker, Workers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long things may take, in seconds."""
+
+    save_s: float = 30.0
+    """From SIGTERM or SIGHUP to SIGKILL: time to finish the step and write a checkpoint."""
+    early_warning_s: float = 120.0
+    """The same for SIGUSR1, which schedulers send well ahead of SIGTERM."""
+    interrupt_s: float = 3.0
+    """The same for Ctrl-C; a second one kills at once."""
+    linger_s: float = 3.0
+    """How long the peers of a failed worker may go on."""
+    start_allowance_s: float = 60.0
+    """Least time until the first heartbeat."""
+    stacks_s: float = 1.0
+    """Time that stalled workers have to write their stacks."""
+    sweep_s: float = 5.0
+    """How long the end of an attempt waits for processes that were killed."""
+    heartbeat_s: float = 0.5
+    """How often heartbeats are read."""
+    tick_s: float = 0.05
+
+    def grace_s(self, signum: int) -> float:
+        """How long workers have after a first signal."""
+        return {signal.SIGINT: self.interrupt_s, signal.SIGQUIT: 0.0, signal.SIGUSR1: self.early_warning_s}.get(
+            signal.Signals(signum), self.save_s
+        )
+
+
+class Watcher:
+    """Runs from ``with`` to its end; one attempt after another is put under watch with ``begin`` and ``end``."""
+
+    def __init__(
+        self, inbox: SignalInbox, limits: Limits, say: Callable[[str], None], *, interrupt_as: int = signal.SIGINT
+    ) -> None:
+        self.limits = limits
+        self.stop_signal: signal.Signals | None = None
+        """The first signal that asked the job to stop."""
+        self.stall: list[StalledRank] | None = None
+        self._inbox = inbox
+        self._say = say
+        self._interrupt_as = interrupt_as
+        self._lock = threading.RLock()
+        self._over = threading.Event()
+        self._problem: BaseException | None = None
+        self._workers: Workers | None = None
+        self._files: WorkerFiles | None = None
+        self._stall_watch: StallWatch | None = None
+        self._forward: int | None = None
+        self._kill_at: float | None = None
+        self._stacks_at: float | None = None
+        self._looked_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        with self._lock:
+            if self._workers is not None:  # an exception left an attempt open
+                self._finish_off(self._workers)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no new worker may start."""
+        return self.stop_signal is not None or self._problem is not None
+
+    def begin(self, workers: Workers, files: WorkerFiles, stall_watch: StallWatch) -> None:
+        """Put the workers of a new attempt under watch, before they are started."""
+        with self._lock:
+            self._workers, self._files, self._stall_watch = workers, files, stall_watch
+            self._stacks_at = None
+            if not self.stopping:
+                self._kill_at = None
+
+    def workers_start(self, count: int) -> bool:
+        """Called right before the agent starts workers; False when the job is to stop instead."""
+        with self._lock:
+            if self._workers is not None:
+                self._workers.expect(count)
+            return not self.stopping
+
+    def worker_started(self, rank: int, pid: int) -> None:
+        """Name a worker that the caller started itself."""
+        with self._lock:
+            if self._workers is not None:
+                self._workers.add(rank, pid)
+
+    def end(self) -> None:
+        """The attempt is over: kill and collect whatever is left of it. Raises what stopped the watcher, if anything."""
+        with self._lock:
+            workers, self._workers = self._workers, None
+            if workers is not None:
+                self._finish_off(workers)
+        if self._problem is not None:
+            raise self._problem
+
+    def _finish_off(self, workers: Workers) -> None:
+        give_up_at = time.monotonic() + self.limits.sweep_s
+        while time.monotonic() < give_up_at:
+            workers.notice_deaths()
+            workers.kill()
+            if workers.sweep() and not workers.living():
+                return
+            time.sleep(0.02)
+        logger.warning("processes of the job do not end: %s", [w.pid for w in workers.by_rank.values() if not w.swept])
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            signals = self._inbox.wait(self.limits.tick_s)
+            try:
+                with self._lock:
+                    for signum in signals:
+                        self._on_signal(signum)
+                    if self._workers is not None:
+                        self._tick(self._workers)
+            except BaseException as error:
+                # Nobody else would look after the workers: end them, and let the main thread raise this.
+                self._problem = error
+                with self._lock:
+                    if self._workers is not None:
+                        self._workers.kill()
+
+    def _on_signal(self, signum: signal.Signals) -> None:
+        now = time.monotonic()
+        grace_s = self.limits.grace_s(signum)
+        first = self.stop_signal is None
+        self.stop_signal = self.stop_signal or signum
+        if first:
+            self._say(_announcement(signum, grace_s))
+        elif signum in (signal.SIGINT, signal.SIGQUIT):
+            grace_s = 0.0
+            if self._workers is not None and not self._workers.living() and self._workers.sweep():
+                # Only torch holds the main thread, in an import or a rendezvous. A worker that it is just about to
+                # start would find its parent gone and end.
+                os._exit(128 + signum)
+        kill_at = now + grace_s
+        self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
+        self._forward = {signal.SIGHUP: signal.SIGTERM, signal.SIGINT: self._interrupt_as}.get(signum, signum)
+
+    def _tick(self, workers: Workers) -> None:
+        workers.find()
+        for worker in workers.notice_deaths():
+            self._on_death(worker)
+        if self._forward is not None and self._forward != signal.SIGQUIT:
+            workers.tell(self._forward)
+        now = time.monotonic()
+        if self._kill_at is not None and now >= self._kill_at:
+            workers.kill()
+        workers.sweep()
+        if self._kill_at is None:
+            self._look_for_stall(workers, now)
+
+    def _on_death(self, worker: Worker) -> None:
+        failed = worker.exit_code != 0
+        if worker.exit_code is None:  # someone else took the code; a worker that succeeded leaves no error file
+            failed = self._files is not None and self._files.error(worker.rank).exists()
+        if not failed:
+            return
+        saved = worker.exit_code == ExitCode.SAVED_AND_STOPPED
+        # Rank 0 may still be writing the checkpoint that its peers have agreed on.
+        kill_at = time.monotonic() + (self.limits.save_s if saved else self.limits.linger_s)
+        self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
+
+    def _look_for_stall(self, workers: Workers, now: float) -> None:
+        watch, files = self._stall_watch, self._files
+        if watch is None or files is None:
+            return
+        if self._stacks_at is not None:
+            if now >= self._stacks_at:
+                self.stall = [
+                    examine(files, w.rank, w.pid, watch.idle_s(w.rank, now), watch.latest().get(w.rank))
+                    for w in workers.living()
+                ] or None
+                self._stacks_at = None
+                self._kill_at = now if self.stall else None
+            return
+        if now - self._looked_at < self.limits.heartbeat_s:
+            return
+        self._looked_at = now
+        if watch.look([w.rank for w in workers.living()], now):
+            self._say("no rank has moved for too long: asking the workers where they are")
+            workers.tell(signal.SIGUSR2)
+            self._stacks_at = now + self.limits.stacks_s
+
+
+def _announcement(signum: signal.Signals, grace_s: float) -> str:
+    if signum == signal.SIGINT:
+        return f"Ctrl-C: the workers have {grace_s:g} s to end; press it again to end them at once"
+    if grace_s == 0:
+        return f"{signum.name}: ending the workers"
+    return f"{signum.name}: the workers have {grace_s:g} s to save their state"

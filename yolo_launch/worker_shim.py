@@ -1,0 +1,111 @@
+"""Runs a foreign script as a worker: `python -u -m yolo_launch.worker_shim [-m] SCRIPT ...`.
+
+It gives a script what the built-in trainer does by itself: it dies with the launcher, leaves its exception in the
+error file, writes stacks on SIGUSR2, and rank 0's output, which goes to the terminal, is kept in a log as well.
+The script sees the interpreter as `python SCRIPT ...` would leave it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import runpy
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TextIO
+
+
+def main() -> None:
+    """Run the script that the command line names, in this process."""
+    guard = _load_guard()
+    guard.guard_worker()
+    logs_dir = os.environ.get(guard.LOGS_VARIABLE)
+    if logs_dir and os.environ.get("RANK", "0") == "0":
+        _keep_output(Path(logs_dir) / "rank0.log")
+    arguments = sys.argv[1:]
+    as_module = arguments[:1] == ["-m"]
+    target, *rest = arguments[1:] if as_module else arguments
+    sys.argv = [target, *rest]
+    # python -m put the working directory first; a script expects its own folder there.
+    sys.path[0] = os.getcwd() if as_module else str(Path(target).resolve().parent)
+    try:
+        if as_module:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(target, run_name="__main__")
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        _write_error(error)
+        raise
+
+
+def _load_guard() -> ModuleType:
+    """trainer.process_guard by its file, so that a script's own package called trainer keeps its name."""
+    path = Path(__file__).resolve().parent.parent / "trainer" / "process_guard.py"
+    spec = importlib.util.spec_from_file_location("yolo_launch_process_guard", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is missing")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _write_error(error: BaseException) -> None:
+    """Leave the exception where the launcher looks; torch's own @record may have been there first."""
+    name = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not name or (Path(name).exists() and Path(name).stat().st_size > 0):
+        return
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    message = "".join(traceback.format_exception_only(type(error), error)).strip()
+    content = {
+        "message": {
+            "message": message,
+            "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))},
+        },
+        "rank": int(os.environ.get("RANK", "0")),
+    }
+    temporary = Path(f"{name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.replace(name)
+
+
+def _keep_output(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("a", encoding="utf-8")
+    except OSError:
+        return
+    log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
+    sys.stdout = _Tee(sys.stdout, log)  # type: ignore[assignment]
+    sys.stderr = _Tee(sys.stderr, log)  # type: ignore[assignment]
+
+
+class _Tee:
+    """A text stream that also writes finished lines to a log; a progress bar leaves only its last state there."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self._stream = stream
+        self._log = log
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        """Write to the stream, and to the log what has become a whole line."""
+        written = self._stream.write(text)
+        *finished, self._line = (self._line + text).split("\n")
+        self._line = self._line[self._line.rfind("\r") + 1 :]
+        if finished:
+            self._log.write("".join(line.rstrip("\r").rsplit("\r", 1)[-1] + "\n" for line in finished))
+            self._log.flush()
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The worker processes of one attempt: found, watched for their end, signalled, and swept with all their children.
+
+A worker leads a session of its own. What is left in that session when the worker is dead, such as a loader process
+stuck in an item, is killed. Processes that left the session on purpose (daemons) are not the launcher's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+
+import psutil
+
+JOB_VARIABLE = "YOLO_LAUNCH_JOB"
+"""Marks the environment of an attempt's workers, so that they are told apart from any other child."""
+SEARCH_S = 20.0
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Become the parent of processes whose worker died, so that they can be waited for."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@dataclass
+class Worker:
+    """One worker process. The exit code is None while it runs, and negative for a signal."""
+
+    rank: int
+    pid: int
+    exit_code: int | None = None
+    ended_at: float = 0.0
+    """Wall-clock seconds."""
+    reaped_unseen: bool = False
+    """True where someone else collected the exit code first."""
+    killed_by_us: bool = False
+    told: set[int] = field(default_factory=set)
+    """Signals that were passed on to it."""
+    swept: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.exit_code is None and not self.reaped_unseen
+
+
+class Workers:
+    """All workers of one attempt. ``mark`` is the value of JOB_VARIABLE in their environment."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+        self.by_rank: dict[int, Worker] = {}
+        self._expected = 0
+        self._search_until = 0.0
+
+    def expect(self, count: int) -> None:
+        """From now on ``find`` looks for so many workers; one that dies before it is seen is not looked for long."""
+        self._expected = count
+        self._search_until = time.monotonic() + SEARCH_S
+
+    def add(self, rank: int, pid: int) -> None:
+        """Watch a process that the caller started as leader of a new session."""
+        self.by_rank[rank] = Worker(rank, pid)
+
+    def find(self) -> None:
+        """Look for workers that the elastic agent started, until all are known."""
+        if len(self.by_rank) >= self._expected or time.monotonic() > self._search_until:
+            return
+        known = {worker.pid for worker in self.by_rank.values()}
+        for child in psutil.Process().children():
+            if child.pid in known:
+                continue
+            # Between fork and exec a child still shows this process's environment, and a dead one shows none.
+            with contextlib.suppress(psutil.Error, OSError, ValueError):
+                environment = child.environ()
+                if environment.get(JOB_VARIABLE) == self.mark and os.getsid(child.pid) == child.pid:
+                    self.add(int(environment.get("RANK", "0")), child.pid)
+
+    def living(self) -> list[Worker]:
+        """Workers that still run, by rank."""
+        return [self.by_rank[rank] for rank in sorted(self.by_rank) if self.by_rank[rank].alive]
+
+    def notice_deaths(self) -> list[Worker]:
+        """Workers that ended since the last call. Their exit codes are left for whoever waits for them."""
+        ended = []
+        for worker in self.living():
+            try:
+                result = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                worker.reaped_unseen = True
+            else:
+                if result is None:
+                    continue
+                exited = result.si_code == os.CLD_EXITED
+                worker.exit_code = result.si_status if exited else -result.si_status
+            worker.ended_at = time.time()
+            ended.append(worker)
+        return ended
+
+    def tell(self, signum: int) -> None:
+        """Pass a signal on, once, to each worker itself and not to its loader processes."""
+        for worker in self.living():
+            if signum not in worker.told:
+                worker.told.add(signum)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signum)
+
+    def kill(self) -> None:
+        """SIGKILL every worker that runs, with its process group."""
+        for worker in self.living():
+            worker.killed_by_us = True
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(worker.pid, signal.SIGKILL)
+
+    def sweep(self) -> bool:
+        """Kill what dead workers left in their sessions; True when nothing of them is left."""
+        open_sessions = {w.pid: w for w in self.by_rank.values() if not w.alive and not w.swept}
+        if not open_sessions:
+            return True
+        left: set[int] = set()
+        for pid in psutil.pids():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                session = os.getsid(pid)
+                if session not in open_sessions or pid == session:
+                    continue
+                os.kill(pid, signal.SIGKILL)
+                # Its parent is dead, so it is ours: collect it where it has ended, else look again.
+                with contextlib.suppress(ChildProcessError):
+                    if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                        continue
+                left.add(session)
+        for session, worker in open_sessions.items():
+            # An empty session is never looked at again: its number may come back as someone else's.
+            worker.swept = session not in left
+        return not left
