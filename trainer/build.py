@@ -7,7 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from trainer import __version__
@@ -22,7 +21,7 @@ from trainer.ema import ModelEma
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.validator import Validator
 from trainer.loss.detection import DetectionLoss, scaled_gains
-from trainer.model.anchors import anchors_in_pixels, best_possible_recall, fit_anchors
+from trainer.model.anchors import anchors_per_level, best_possible_recall, fit_anchors
 from trainer.model.graph import DetectionModel, build_model, load_definition
 from trainer.optim import make_optimizer
 from trainer.prepare import Data, freeze_layers, label_sizes, load_data, loader_workers, pick_autocast
@@ -31,7 +30,6 @@ from trainer.run import LoopSettings, Run
 from trainer.schedule import Recipe, Schedule, make_recipe
 from trainer.state import Progress, TrainState
 from trainer.telemetry import FiniteWatch, Heartbeat, ResultsWriter
-from trainer.weights import load_weights_into
 
 MAX_VALIDATION_BATCH = 32
 SUFFICIENT_RECALL = 0.98
@@ -42,25 +40,26 @@ def make_model(config: TrainConfig, names: Sequence[str], reporter: Reporter) ->
     torch.manual_seed(config.seed)
     model = build_model(load_definition(config.cfg), num_classes=len(names))
     if config.weights:
+        from trainer.weights import load_weights_into
+
         reporter.say(load_weights_into(model, Path(config.weights), names).summary())
     return model
 
 
-def fit_model(
-    config: TrainConfig, model: DetectionModel, data: Data, image_size: int, peers: Peers, reporter: Reporter
-) -> None:
+def fit_model(config: TrainConfig, model: DetectionModel, data: Data, image_size: int, reporter: Reporter) -> None:
     """Give the model anchors that suit the labels, and freeze layers."""
     if config.autoanchor:
-        threshold, anchors = config.hyperparameters.anchor_t, anchors_in_pixels(model.definition)
+        threshold = config.hyperparameters.anchor_t
+        anchors = (model.detect.anchors.cpu() * model.stride.cpu().view(-1, 1, 1)).numpy()
         sizes = label_sizes(data.train, image_size)
-        recall = best_possible_recall(np.concatenate(anchors), sizes, threshold)
+        recall = best_possible_recall(anchors, sizes, threshold)
         reporter.say(f"anchors: best possible recall {recall:.3f}")
         if recall < SUFFICIENT_RECALL:
-            fitted = fit_anchors(sizes, sum(map(len, anchors)), image_size, threshold, config.seed)
+            fitted = fit_anchors(sizes, anchors.size // 2, image_size, threshold, config.seed)
             better = best_possible_recall(fitted, sizes, threshold)
             if better > recall:
                 reporter.say(f"anchors: fitted to the labels, best possible recall {better:.3f}")
-                model.set_anchors(fitted.reshape(len(anchors), -1).tolist())
+                model.set_anchors(anchors_per_level(fitted, len(anchors)))
     freeze_layers(model, config.freeze)
 
 
@@ -204,7 +203,7 @@ def build_run(config: TrainConfig, env: DistEnv, device: torch.device, run_dir: 
     model = make_model(config, data.names, reporter)
     stride = int(model.stride.max())
     image_size = rounded_image_size(config.imgsz, stride)
-    fit_model(config, model, data, image_size, peers, reporter)
+    fit_model(config, model, data, image_size, reporter)
     if image_size != config.imgsz:
         reporter.say(f"--imgsz {config.imgsz} is not a multiple of the model's stride; {image_size} is used")
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -121,7 +121,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def newest_good(weights_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest resumable checkpoint of a run and one line for each file that had to be passed over."""
-    passed_over = []
+    passed_over: list[str] = []
     for name in (LAST, PREVIOUS):
         path = weights_dir / name
         if not path.exists():

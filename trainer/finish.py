@@ -61,7 +61,7 @@ def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
 def best_model(run: Run) -> Any:
     """The averaged model of the best epoch, from rank 0's file, or as it stands where no file can be read."""
     model = copy.deepcopy(run.state.ema.model)
-    state = None
+    state: dict[str, Any] = {}
     if run.peers.env.is_main:
         try:
             state = read_checkpoint(run.checkpoints.weights_dir / BEST)["ema"]["model"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def make_optimizer(model: nn.Module, name: str, *, lr: float, momentum: float, w
         for group in GROUPS
         if groups[group]
     ]
-    makers: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
+    makers: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
         "SGD": (SGD, {"lr": lr, "momentum": momentum, "nesterov": True}),
         "Adam": (Adam, {"lr": lr, "betas": (momentum, 0.999)}),
         "AdamW": (AdamW, {"lr": lr, "betas": (momentum, 0.999)}),

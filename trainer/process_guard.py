@@ -49,13 +49,18 @@ def loader_init(worker_id: int = 0) -> None:
     """A DataLoader's worker_init_fn: leave stopping to the worker, and die with it even in the middle of an item.
 
     Signals to a whole process group would otherwise end the loaders first, and the batch that a graceful save still
-    needs with them.
+    needs with them. A SIGTERM from the worker itself still ends the loader: without it a worker that fails while a
+    loader is stuck would wait for that loader for ever.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     # A forked loader inherits the worker's id; one that was spawned starts with fresh modules and knows none.
-    die_with_parent(_worker_pid if _worker_pid is not None else os.getppid())
+    parent = _worker_pid if _worker_pid is not None else os.getppid()
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, args=(parent,), daemon=True).start()
+    die_with_parent(parent)
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -68,6 +73,12 @@ def die_with_parent(parent_pid: int) -> None:
         threading.Thread(target=_exit_after_parent, args=(parent_pid,), daemon=True).start()
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def _obey_parent(parent_pid: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent_pid:
+        pass
+    os._exit(0)
 
 
 def _exit_after_parent(parent_pid: int) -> None:
@@ -89,4 +100,3 @@ def _register_stacks(folder: str) -> None:
         return
     faulthandler.register(signal.SIGUSR2, file=stream, all_threads=True)
     _kept_open.append(stream)
-

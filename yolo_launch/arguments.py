@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+from trainer.hyperparameters import Hyperparameters
 from yolo_launch.errors import LaunchError
 
 REFUSED = {
@@ -72,11 +73,12 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
 
 def retype(typed: Sequence[str], changes: Mapping[str, str]) -> str:
     """The command as typed with options set anew, ready to paste; an option that is absent is added at the end."""
-    words = list(typed)
+    end = typed.index("--") if "--" in typed else len(typed)
+    words = list(typed[:end])
     for flag, value in changes.items():
         spellings = next((names for names in ALIASES if flag in names), (flag,))
         words = [*_without_option(words, spellings), flag, value]
-    return shlex.join(words)
+    return shlex.join([*words, *typed[end:]])
 
 
 def _without_option(words: list[str], spellings: Sequence[str]) -> list[str]:
@@ -100,6 +102,11 @@ def _refuse(flag: str) -> None:
                 seen=flag,
                 next_command="yolo-launch train --help",
             )
+    name = flag.removeprefix("--")
+    if name in Hyperparameters.model_fields:
+        raise LaunchError(
+            f"{flag} is not an option; {name} is a hyperparameter.", seen=flag, expected=f"--set {name}=VALUE"
+        )
 
 
 def _values_that_follow(flag: str, following: Sequence[str]) -> list[str]:

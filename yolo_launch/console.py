@@ -72,11 +72,12 @@ class Console:
     def finding(self, finding: Finding) -> None:
         """One finding with its advice; warnings and failures are coloured on a terminal."""
         stream = self._data_stream()
+        seen = finding.seen.replace("\n", "\n  ")
         if _is_terminal(stream):
             word = f"[{_STYLES[finding.level]}]{_WORDS[finding.level]}[/]"
-            self._rich(stream, f"{word} {_escaped(finding.check)}: {_escaped(finding.seen)}")
+            self._rich(stream, f"{word} {_escaped(finding.check)}: {_escaped(seen)}")
         else:
-            self._write(stream, f"{_WORDS[finding.level]} {finding.check}: {finding.seen}")
+            self._write(stream, f"{_WORDS[finding.level]} {finding.check}: {seen}")
         if finding.advice:
             self._write(stream, f"  -> {finding.advice}")
 

@@ -55,7 +55,9 @@ class RankLogs(_LogsSpecs):  # type: ignore[misc]
     descriptor, that call keeps what the file holds, and both streams of a rank append to one file.
     """
 
-    def __init__(self, files: WorkerFiles, *, rank0_to_stderr: bool, port: int | None, before: Callable[[], None]) -> None:
+    def __init__(
+        self, files: WorkerFiles, *, rank0_to_stderr: bool, port: int | None, before: Callable[[], None]
+    ) -> None:
         super().__init__(log_dir=str(files.folder))
         self._files = files
         self._rank0_to_stderr = rank0_to_stderr
@@ -152,7 +154,7 @@ def make_config(
         values["logs_specs"] = RankLogs(files, rank0_to_stderr=rank0_to_stderr, port=plan.port, before=before)
     else:
         values["log_dir"] = str(_old_log_dir(files))
-        values["redirects"] = {local_rank: Std.ALL for local_rank in range(1, count)}
+        values["redirects"] = dict.fromkeys(range(1, count), Std.ALL)
         values["tee"] = Std.NONE
     return LaunchConfig(**{name: value for name, value in values.items() if name in fields})
 

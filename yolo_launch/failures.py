@@ -76,9 +76,7 @@ def failure_of(end: WorkerEnd, files: WorkerFiles, heartbeat: Heartbeat | None) 
     )
 
 
-def first_failure(
-    ends: list[WorkerEnd], files: WorkerFiles, heartbeats: Mapping[int, Heartbeat]
-) -> RankFailure | None:
+def first_failure(ends: list[WorkerEnd], files: WorkerFiles, heartbeats: Mapping[int, Heartbeat]) -> RankFailure | None:
     """The failure that the others follow from: an own exception before a lost peer, then the earlier one.
 
     Times are file times, far finer than the whole seconds that torch's agent compares. A rank that the launcher or
@@ -94,9 +92,10 @@ def first_failure(
         end, failure = pair
         # When one worker fails, the agent sends SIGTERM to the others.
         by_agent = told_something and end.exit_code == -signal.SIGTERM
-        silent_abort = told_something and end.exit_code == -signal.SIGABRT and not read_error(files, end.rank)[0]
+        content, _ = read_error(files, end.rank)
+        silent_abort = told_something and end.exit_code == -signal.SIGABRT and not content
         return (
-            end.by_us or by_agent,
+            (end.by_us and not content) or by_agent,
             is_consequence(failure.message),
             silent_abort,
             failure.timestamp_s,

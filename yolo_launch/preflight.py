@@ -52,7 +52,7 @@ def run_checks(context: Context) -> list[Finding]:
 
 
 def refuse_failures(findings: Iterable[Finding], command: str) -> None:
-    """Raise LaunchError that names every failure, if there is one. Exit code 2 for what was typed, 3 for the machine."""
+    """Raise LaunchError that names every failure, if any. Exit code 2 for what was typed, 3 for the machine."""
     failures = [finding for finding in findings if finding.level == "failure"]
     if not failures:
         return
@@ -69,7 +69,9 @@ def check_python(context: Context) -> Iterable[Finding]:
     """Python's version against those that are tested."""
     version = tuple(int(part) for part in context.host.python_version.split(".")[:2])
     if version < PYTHON_FLOOR:
-        yield Finding("python", "failure", f"Python {context.host.python_version} is too old", "use Python 3.10 to 3.13")
+        yield Finding(
+            "python", "failure", f"Python {context.host.python_version} is too old", "use Python 3.10 to 3.13"
+        )
     elif version > PYTHON_NEWEST:
         yield Finding("python", "warning", f"Python {context.host.python_version} is newer than those tested")
     else:

@@ -137,8 +137,17 @@ def reopen_run(run_dir: Path) -> None:
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """What the trainer wrote at its end; empty where it did not."""
+    return _read_json(run_dir / SUMMARY_FILE)
+
+
+def read_plan(run_dir: Path) -> dict[str, Any]:
+    """The plan that a run was started with; empty where it is missing or damaged."""
+    return _read_json(run_dir / PLAN_FILE)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             return content
     return {}
@@ -199,7 +208,9 @@ def _newest_unfinished(project: Path) -> Path:
         "There is no unfinished run to resume.",
         seen=seen,
         expected="a run without summary.json; a finished one goes on with more epochs",
-        next_command=f"yolo-launch train --resume {runs[-1]} --epochs N" if runs else "yolo-launch train",
+        next_command=f"yolo-launch train --resume {max(runs, key=_last_touched)} --epochs N"
+        if runs
+        else "yolo-launch train",
     )
 
 

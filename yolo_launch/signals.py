@@ -10,13 +10,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 STOP_SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1")
-    if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1") if hasattr(signal, name)
 )
-_KEEP_IGNORED = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
-)
+_KEEP_IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 """What nohup and a shell's `&` set to ignored stays ignored."""
 
 
@@ -32,6 +28,7 @@ class SignalInbox:
         self._previous: dict[int, Any] = {}
         self._read_fd = self._write_fd = -1
         self._previous_fd = -1
+        self._stopped = False
 
     def __enter__(self) -> SignalInbox:
         self._read_fd, self._write_fd = os.pipe()
@@ -50,6 +47,9 @@ class SignalInbox:
         for signum in (*STOP_SIGNALS, signal.SIGCHLD):
             # The elastic agent sets handlers of its own, for ignored signals too.
             previous = self._previous.get(signum, signal.SIG_IGN)
+            if signum == signal.SIGINT and self._stopped:
+                # All that is left to do is to report; a third Ctrl-C must not cut that short.
+                previous = note_signal
             signal.signal(signum, previous if previous is not None else signal.SIG_DFL)
         signal.set_wakeup_fd(self._previous_fd)
         os.close(self._read_fd)
@@ -63,4 +63,6 @@ class SignalInbox:
         numbers = b""
         with contextlib.suppress(BlockingIOError):
             numbers = os.read(self._read_fd, 4096)
-        return [signal.Signals(n) for n in numbers if n in STOP_SIGNALS and n not in self.ignored]
+        found = [signal.Signals(n) for n in numbers if n in STOP_SIGNALS and n not in self.ignored]
+        self._stopped |= bool(found)
+        return found

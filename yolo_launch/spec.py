@@ -130,6 +130,8 @@ class WorkerCommand:
 
     arguments: tuple[str, ...]
     """('-m', 'trainer', 'CONFIG', ...) or ('script.py', ...)."""
+    foreign: bool = False
+    """True for a script that is not the built-in trainer: it may write no heartbeats and know no saving on SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ class RankFailure:
     log_path: str = ""
     host: str = ""
     timestamp_s: float = 0.0
+    hint: str = ""
+    """One sentence on what to do about it; empty for an unknown cause."""
 
 
 @dataclass(frozen=True)

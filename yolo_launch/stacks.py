@@ -7,9 +7,30 @@ from dataclasses import dataclass
 
 _FRAME = re.compile(r'File "(?P<path>[^"]*)", line (?P<line>\S+) in (?P<function>.+)$')
 _COLLECTIVES = frozenset(
-    "all_reduce all_gather all_gather_object all_gather_into_tensor all_to_all barrier monitored_barrier broadcast "
-    "broadcast_object_list gather gather_object reduce reduce_scatter scatter recv send wait synchronize "
-    "init_process_group rendezvous _store_based_barrier destroy_process_group".split()
+    {
+        "all_reduce",
+        "all_gather",
+        "all_gather_object",
+        "all_gather_into_tensor",
+        "all_to_all",
+        "barrier",
+        "monitored_barrier",
+        "broadcast",
+        "broadcast_object_list",
+        "gather",
+        "gather_object",
+        "reduce",
+        "reduce_scatter",
+        "scatter",
+        "recv",
+        "send",
+        "wait",
+        "synchronize",
+        "init_process_group",
+        "rendezvous",
+        "_store_based_barrier",
+        "destroy_process_group",
+    }
 )
 _BACKWARD = frozenset({"_engine_run_backward"})
 

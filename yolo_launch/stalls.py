@@ -84,7 +84,7 @@ def describe_stall(ranks: list[StalledRank]) -> str:
     first = culprit(ranks)
     lines = [first.describe()]
     if first.collective and not first.frozen and len(ranks) > 1:
-        lines[0] = "every rank waits in a collective: the ranks took different paths, or the network between them failed"
+        lines[0] = "every rank waits in a collective: they took different paths, or the network between them failed"
         lines.append(first.describe())
     lines += [other.describe() for other in ranks if other is not first]
     return "\n".join(lines)

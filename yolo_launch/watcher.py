@@ -72,6 +72,7 @@ class Watcher:
         self._forward: int | None = None
         self._kill_at: float | None = None
         self._stacks_at: float | None = None
+        self._failing = False
         self._looked_at = 0.0
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -98,6 +99,7 @@ class Watcher:
         with self._lock:
             self._workers, self._files, self._stall_watch = workers, files, stall_watch
             self._stacks_at = None
+            self._failing = False
             if not self.stopping:
                 self._kill_at = None
 
@@ -115,7 +117,7 @@ class Watcher:
                 self._workers.add(rank, pid)
 
     def end(self) -> None:
-        """The attempt is over: kill and collect whatever is left of it. Raises what stopped the watcher, if anything."""
+        """The attempt is over: kill and collect whatever is left of it. Raises what stopped the watcher itself."""
         with self._lock:
             workers, self._workers = self._workers, None
             if workers is not None:
@@ -150,7 +152,6 @@ class Watcher:
                         self._workers.kill()
 
     def _on_signal(self, signum: signal.Signals) -> None:
-        now = time.monotonic()
         grace_s = self.limits.grace_s(signum)
         first = self.stop_signal is None
         self.stop_signal = self.stop_signal or signum
@@ -162,14 +163,14 @@ class Watcher:
                 # Only torch holds the main thread, in an import or a rendezvous. A worker that it is just about to
                 # start would find its parent gone and end.
                 os._exit(128 + signum)
-        kill_at = now + grace_s
-        self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
+        self._end_within(grace_s)
         self._forward = {signal.SIGHUP: signal.SIGTERM, signal.SIGINT: self._interrupt_as}.get(signum, signum)
 
     def _tick(self, workers: Workers) -> None:
         workers.find()
         for worker in workers.notice_deaths():
             self._on_death(worker)
+        self._notice_failing(workers)
         if self._forward is not None and self._forward != signal.SIGQUIT:
             workers.tell(self._forward)
         now = time.monotonic()
@@ -180,14 +181,21 @@ class Watcher:
             self._look_for_stall(workers, now)
 
     def _on_death(self, worker: Worker) -> None:
-        failed = worker.exit_code != 0
-        if worker.exit_code is None:  # someone else took the code; a worker that succeeded leaves no error file
-            failed = self._files is not None and self._files.error(worker.rank).exists()
-        if not failed:
-            return
-        saved = worker.exit_code == ExitCode.SAVED_AND_STOPPED
-        # Rank 0 may still be writing the checkpoint that its peers have agreed on.
-        kill_at = time.monotonic() + (self.limits.save_s if saved else self.limits.linger_s)
+        # Where someone else took the exit code, the error file tells; see _notice_failing.
+        if worker.exit_code not in (0, None):
+            saved = worker.exit_code == ExitCode.SAVED_AND_STOPPED
+            # Rank 0 may still be writing the checkpoint that its peers have agreed on.
+            self._end_within(self.limits.save_s if saved else self.limits.linger_s)
+
+    def _notice_failing(self, workers: Workers) -> None:
+        """A worker that wrote its error file has failed, though it may still wait for a loader process or a peer."""
+        files = self._files
+        if not self._failing and files is not None and any(files.error(rank).exists() for rank in workers.by_rank):
+            self._failing = True
+            self._end_within(self.limits.linger_s)
+
+    def _end_within(self, seconds: float) -> None:
+        kill_at = time.monotonic() + seconds
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
 
     def _look_for_stall(self, workers: Workers, now: float) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 
 from trainer.data.images import FILL
 
+_STRIP_ROWS = 64
+
 
 @dataclass
 class Sample:
@@ -108,10 +110,14 @@ def jitter_colour(sample: Sample, settings: AugmentationSettings, generator: np.
         np.clip(levels * factors[1], 0, 255).astype(np.uint8),
         np.clip(levels * factors[2], 0, 255).astype(np.uint8),
     )
-    hsv = cv2.cvtColor(sample.image, cv2.COLOR_BGR2HSV)
-    # Three tables over single channels take half the time of one table over three.
-    channels = [cv2.LUT(channel, table) for channel, table in zip(cv2.split(hsv), tables, strict=True)]
-    return Sample(cv2.cvtColor(cv2.merge(channels), cv2.COLOR_HSV2BGR), sample.boxes, sample.segments)
+    jittered = np.empty_like(sample.image)
+    for top in range(0, sample.image.shape[0], _STRIP_ROWS):
+        # Strips stay in the processor's cache, and one table a channel beats one over three: half the time in all.
+        rows = slice(top, top + _STRIP_ROWS)
+        hsv = cv2.cvtColor(sample.image[rows], cv2.COLOR_BGR2HSV)
+        channels = [cv2.LUT(channel, table) for channel, table in zip(cv2.split(hsv), tables, strict=True)]
+        cv2.cvtColor(cv2.merge(channels), cv2.COLOR_HSV2BGR, dst=jittered[rows])
+    return Sample(jittered, sample.boxes, sample.segments)
 
 
 def flip_randomly(sample: Sample, settings: AugmentationSettings, generator: np.random.Generator) -> Sample:

@@ -18,6 +18,8 @@ Point = tuple[float, float]
 CANVAS_SIZE = 128
 """Side of the square that a thing is drawn on, in pixels; larger than any thing in a picture, so it only shrinks."""
 _SUBPIXEL_BITS = 4
+_ANGLES = np.arange(48) * (np.pi / 24)
+_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 
 class Pen:
@@ -30,15 +32,18 @@ class Pen:
     def __init__(self) -> None:
         self.pixels = np.zeros((CANVAS_SIZE, CANVAS_SIZE, 4), np.uint8)
 
-    def polygon(self, points: Sequence[Point], colour: Colour) -> None:
+    def polygon(self, points: Sequence[Point] | np.ndarray, colour: Colour) -> None:
         """A filled polygon."""
         cv2.fillPoly(self.pixels, [self._fixed(points)], (*colour, 255), cv2.LINE_AA, _SUBPIXEL_BITS)
 
     def line(self, points: Sequence[Point], colour: Colour, width: float) -> None:
         """An open line of the given width in units."""
+        self._polyline(points, colour, width, is_closed=False)
+
+    def _polyline(self, points: Sequence[Point] | np.ndarray, colour: Colour, width: float, is_closed: bool) -> None:
         thickness = max(1, round(width * CANVAS_SIZE / 2))
         cv2.polylines(
-            self.pixels, [self._fixed(points)], False, (*colour, 255), thickness, cv2.LINE_AA, _SUBPIXEL_BITS
+            self.pixels, [self._fixed(points)], is_closed, (*colour, 255), thickness, cv2.LINE_AA, _SUBPIXEL_BITS
         )
 
     def ellipse(self, centre: Point, radii: Point, colour: Colour) -> None:
@@ -47,8 +52,7 @@ class Pen:
 
     def ring(self, centre: Point, radii: Point, colour: Colour, width: float) -> None:
         """The outline of an ellipse; what it encloses stays as it was."""
-        points = ellipse_points(centre, radii)
-        self.line([*points, points[0]], colour, width)
+        self._polyline(ellipse_points(centre, radii), colour, width, is_closed=True)
 
     def text(self, text: str, height: float, colour: Colour) -> None:
         """Bold text around the centre, of the given height in units."""
@@ -65,15 +69,14 @@ class Pen:
         self.pixels[..., :3] = np.minimum(colours, self.pixels[..., 3:])
 
     @staticmethod
-    def _fixed(points: Sequence[Point]) -> np.ndarray:
+    def _fixed(points: Sequence[Point] | np.ndarray) -> np.ndarray:
         pixels = (np.asarray(points, np.float64) + 1) * (CANVAS_SIZE / 2) - 0.5
         return np.round(pixels * (1 << _SUBPIXEL_BITS)).astype(np.int32)
 
 
-def ellipse_points(centre: Point, radii: Point, count: int = 48) -> list[Point]:
-    """``count`` points around an ellipse."""
-    angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
-    return [(centre[0] + radii[0] * float(np.cos(a)), centre[1] + radii[1] * float(np.sin(a))) for a in angles]
+def ellipse_points(centre: Point, radii: Point) -> np.ndarray:
+    """Points around an ellipse, (48, 2)."""
+    return np.add(centre, _CIRCLE * radii)
 
 
 def random_colour(

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from trainer.data.collate import Batch
 from trainer.data.labels import LabelledImages
-from trainer.data.sampler import EpochBatches, SampleKey, epoch_order
+from trainer.data.sampler import EpochBatches
 
 
 class TrainingFeed:
@@ -46,17 +46,15 @@ class TrainingFeed:
 
     def preview(self, count: int) -> Batch:
         """The run's first samples, made here and now; training makes them again."""
-        order = epoch_order(self._sampler.seed, 0, self._sampler.num_samples)[:count]
-        keys = [SampleKey(0, position, int(index)) for position, index in enumerate(order)]
+        keys = self._sampler.global_batch(0, 0, self._weights(()))[:count]
         collate = self._loader.collate_fn
         return collate([self._loader.dataset[key] for key in keys])  # type: ignore[misc]
 
     def image_names(self, micro_step: int, class_map: Sequence[float]) -> list[str]:
         """The files of a global batch, counted from the start of the run."""
         epoch, step = divmod(micro_step, self.steps_per_epoch)
-        order = epoch_order(self._sampler.seed, epoch, self._sampler.num_samples, self._weights(class_map))
-        size = self.global_batch_size
-        return [self._images.paths[index].name for index in order[step * size : (step + 1) * size]]
+        keys = self._sampler.global_batch(epoch, step, self._weights(class_map))
+        return [self._images.paths[key.index].name for key in keys]
 
     def _weights(self, class_map: Sequence[float]) -> np.ndarray | None:
         if self._class_counts is None:

@@ -44,19 +44,18 @@ def read_header(path: Path) -> ImageHeader:
             head = file.read(_HEAD_BYTES)
             size = os.fstat(file.fileno()).st_size
             digest = _digest_ends(file, head, size)
+            shape_hw: tuple[int, int] | None = None
             if head.startswith(b"\xff\xd8"):
-                height, width = _check_jpeg(file, head, size)
-                return ImageHeader(height, width, digest)
-            if head.startswith(b"\x89PNG\r\n\x1a\n"):
-                height, width = _check_png(file, head, size)
-                return ImageHeader(height, width, digest)
+                shape_hw = _check_jpeg(file, head, size)
+            elif head.startswith(b"\x89PNG\r\n\x1a\n"):
+                shape_hw = _check_png(file, head, size)
     except OSError as error:
         raise ImageReadError(error.strerror or str(error)) from error
     if not head:
         raise ImageReadError("an empty file")
     if head.lstrip().startswith((b"<!", b"<html", b"<HTML", b"<?xml")):
         raise ImageReadError("a web page, not an image")
-    height, width = decode_image(path).shape[:2]
+    height, width = shape_hw or decode_image(path).shape[:2]
     return ImageHeader(height, width, digest)
 
 
@@ -113,22 +112,18 @@ def _parse_jpeg(data: bytes) -> tuple[int, int, int]:
         at += 2 + length
 
 
-def _check_png(file: BinaryIO, head: bytes, size: int) -> tuple[int, int]:
-    """(height, width) of a PNG that has its end chunk (W3C PNG, sections 5 and 11)."""
+def _check_png(file: BinaryIO, head: bytes, size: int) -> tuple[int, int] | None:
+    """(height, width) of a PNG that has its end chunk (W3C PNG, sections 5 and 11); None if it may have to be turned.
+
+    Whether it is turned depends on where its eXIf chunk stands and on OpenCV's version.
+    """
     if len(head) < 33:
         raise ImageReadError("a PNG cut off within its header")
-    if b"IEND" not in _read_tail(file, size):
+    tail = _read_tail(file, size)
+    if b"IEND" not in tail:
         raise ImageReadError("a truncated PNG: its end chunk is missing")
     width, height = struct.unpack_from(">II", head, 16)
-    at = 33
-    while at + 8 <= len(head):
-        length, kind = struct.unpack_from(">I4s", head, at)
-        if kind == b"eXIf" and _exif_orientation(head[at + 8 : at + 8 + length]) in _TURNED:
-            return width, height
-        if kind == b"IDAT":
-            break
-        at += 12 + length
-    return height, width
+    return None if b"eXIf" in head or b"eXIf" in tail else (height, width)
 
 
 def _exif_orientation(tiff: bytes) -> int:

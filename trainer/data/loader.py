@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,9 +24,10 @@ from trainer.data.images import ImageFiles, ImageSource
 from trainer.data.label_cache import LabelledImages
 from trainer.data.mosaic import copy_paste, mosaic
 from trainer.data.sampler import NUM_PARTNERS, EpochBatches, SampleKey, ValidationBatches, sample_generator
+from trainer.data.scene import letterboxed
 from trainer.data.warp import random_warp
+from trainer.process_guard import loader_init
 
-_PR_SET_PDEATHSIG = 1
 _PREFETCH = 4
 """Batches that each loader process works ahead."""
 
@@ -85,15 +82,12 @@ class TrainingData(Dataset[LoadedSample]):
             return sample
         sample = self.load_sample(key.index)
         canvas_hw = key.canvas_hw if rectangular else (self.image_size, self.image_size)
-        left_top = fit_letterbox(sample.shape_hw, canvas_hw, scaleup=False).left_top
-        return random_warp(
-            sample, self.settings, generator, output_hw=canvas_hw, canvas_hw=canvas_hw, left_top=left_top
-        )
+        return random_warp(letterboxed(sample, canvas_hw), self.settings, generator, canvas_hw)
 
     def _make_mosaic(self, indices: tuple[int, ...], generator: np.random.Generator) -> Sample:
-        sample = mosaic([self.load_sample(index) for index in indices], self.image_size, generator)
-        sample = copy_paste(sample, self.settings.copy_paste, generator)
-        return random_warp(sample, self.settings, generator, output_hw=(self.image_size, self.image_size))
+        scene = mosaic([self.load_sample(index) for index in indices], self.image_size, generator)
+        scene = copy_paste(scene, self.settings.copy_paste, generator)
+        return random_warp(scene, self.settings, generator, (self.image_size, self.image_size))
 
 
 class ValidationData(Dataset[LoadedSample]):
@@ -177,25 +171,15 @@ def _make_loader(
         # Labels and caches are shared with a forked process at no cost. Such a process dies with its parent, so it
         # cannot keep a GPU that it inherited.
         multiprocessing_context="fork",
-        worker_init_fn=LoaderProcess(os.getpid()),
+        worker_init_fn=prepare_loader_process,
     )
 
 
-class LoaderProcess:
-    """Prepares a loader process: it outlives signals meant for its worker, but not the worker."""
-
-    def __init__(self, parent: int) -> None:
-        self.parent = parent
-
-    def __call__(self, worker_id: int) -> None:
-        """Runs in the new process, before its first sample."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != self.parent:
-                os._exit(1)
-        cv2.setNumThreads(0)
+def prepare_loader_process(worker_id: int) -> None:
+    """Runs in a new loader process before its first sample."""
+    loader_init(worker_id)
+    # A pool of threads does not survive the fork.
+    cv2.setNumThreads(0)
 
 
 def _to_pixels(pixels: np.ndarray, boxes: np.ndarray | None, segments: list[np.ndarray]) -> Sample:

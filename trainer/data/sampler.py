@@ -104,40 +104,56 @@ class EpochBatches:
         self.epoch = epoch
         self.start_step = start_step
         self._weights = weights
-        self._weight_edges = None if weights is None else np.cumsum(np.asarray(weights, np.float64))
 
     def __len__(self) -> int:
         return max(0, self.steps_per_epoch - self.start_step)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = epoch_order(self.seed, self.epoch, self.num_samples, self._weights)
+        # Bound here and now: a later set_epoch must not reach batches of this epoch that are not drawn yet.
+        return self._iterate(self.epoch, self.start_step, self._weights)
+
+    def order(self, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
+        """int64 (num_samples,): the image of each position of an epoch."""
+        order = epoch_order(self.seed, epoch, self.num_samples, weights)
+        return order if self._aspect_ratios is None else self._group_by_shape(order, epoch)
+
+    def global_batch(self, epoch: int, step: int, weights: np.ndarray | None = None) -> list[SampleKey]:
+        """The keys of a step over all ranks."""
+        return self._keys(epoch, step, self.order(epoch, weights), _running_sum(weights), 0, 1)
+
+    def _iterate(self, epoch: int, start_step: int, weights: np.ndarray | None) -> Iterator[list[SampleKey]]:
+        order, edges = self.order(epoch, weights), _running_sum(weights)
+        for step in range(start_step, self.steps_per_epoch):
+            yield self._keys(epoch, step, order, edges, self.rank, self.world_size)
+
+    def _keys(
+        self, epoch: int, step: int, order: np.ndarray, edges: np.ndarray | None, rank: int, world_size: int
+    ) -> list[SampleKey]:
+        """A rank's keys of a step; ``edges`` is the running sum of the weights, if there are any."""
+        first = step * self.global_batch_size
+        batch = order[first : first + self.global_batch_size]
+        canvas_hw = (0, 0)
         if self._aspect_ratios is not None:
-            order = self._group_by_shape(order)
-        for step in range(self.start_step, self.steps_per_epoch):
-            first = step * self.global_batch_size
-            batch = order[first : first + self.global_batch_size]
-            canvas_hw = (0, 0)
-            if self._aspect_ratios is not None:
-                canvas_hw = batch_canvas(self._aspect_ratios[batch], self._image_size, self._stride, margin=0.0)
-            mine = rank_slice(len(batch), self.rank, self.world_size)
-            yield [
-                SampleKey(self.epoch, first + at, int(batch[at]), self._draw_partners(first + at), canvas_hw)
-                for at in range(mine.start, mine.stop)
-            ]
+            canvas_hw = batch_canvas(self._aspect_ratios[batch], self._image_size, self._stride, margin=0.0)
+        mine = rank_slice(len(batch), rank, world_size)
+        return [
+            SampleKey(epoch, first + at, int(batch[at]), self._draw_partners(epoch, first + at, edges), canvas_hw)
+            for at in range(mine.start, mine.stop)
+        ]
 
-    def _draw_partners(self, position: int) -> tuple[int, ...]:
+    def _draw_partners(self, epoch: int, position: int, edges: np.ndarray | None) -> tuple[int, ...]:
         """Images to combine a sample with, where images have weights."""
-        if self._weight_edges is None:
+        if edges is None:
             return ()
-        words = _philox(self.seed, _PARTNER_STREAM, self.epoch, position).random_raw(NUM_PARTNERS)
-        return tuple(int(index) for index in _draw_by_weight(words, self._weight_edges))
+        words = _philox(self.seed, _PARTNER_STREAM, epoch, position).random_raw(NUM_PARTNERS)
+        return tuple(int(index) for index in _draw_by_weight(words, edges))
 
-    def _group_by_shape(self, order: np.ndarray) -> np.ndarray:
+    def _group_by_shape(self, order: np.ndarray, epoch: int) -> np.ndarray:
         """The order with like shapes together: whole batches of them, shuffled, and the smaller batch last."""
         assert self._aspect_ratios is not None
         grouped = order[np.argsort(self._aspect_ratios[order], kind="stable")]
         whole = self.num_samples // self.global_batch_size
-        words = _philox(self.seed, _BATCH_STREAM, self.epoch).random_raw(whole + 1)
+        words = _philox(self.seed, _BATCH_STREAM, epoch).random_raw(whole + 1)
         if self.num_samples % self.global_batch_size:
             # The smaller batch comes from anywhere in the range of shapes, and is trained on last.
             first = int(words[whole] % np.uint64(whole + 1)) * self.global_batch_size
@@ -197,6 +213,10 @@ def _philox(seed: int, stream: int, epoch: int, position: int = 0) -> np.random.
     """A generator of its own for each argument tuple: the words of the counter above the one that counts."""
     key = np.array([seed & _MASK64, stream], dtype=np.uint64)
     return np.random.Philox(key=key, counter=np.array([0, position, epoch, 0], dtype=np.uint64))
+
+
+def _running_sum(weights: np.ndarray | None) -> np.ndarray | None:
+    return None if weights is None else np.cumsum(np.asarray(weights, np.float64))
 
 
 def _draw_by_weight(words: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -9,6 +9,8 @@ import numpy as np
 
 from trainer.data.augment import AugmentationSettings, Sample
 from trainer.data.images import FILL
+from trainer.data.polygons import bounds_xyxy, clip_polygon
+from trainer.data.scene import Scene
 
 _MIN_SIDE_PX = 2.0
 _MAX_ASPECT = 100.0
@@ -17,26 +19,17 @@ _MIN_AREA_SHARE_POLYGON = 0.01
 
 
 def random_warp(
-    sample: Sample,
-    settings: AugmentationSettings,
-    generator: np.random.Generator,
-    *,
-    output_hw: tuple[int, int],
-    canvas_hw: tuple[int, int] | None = None,
-    left_top: tuple[int, int] = (0, 0),
+    scene: Scene, settings: AugmentationSettings, generator: np.random.Generator, output_hw: tuple[int, int]
 ) -> Sample:
-    """Rotates, scales, shears, shifts and tilts a sample around its centre into an image of ``output_hw``.
+    """Rotates, scales, shears, shifts and tilts a scene around its centre into an image of ``output_hw``.
 
-    The sample's image may lie at ``left_top`` of a larger grey canvas of ``canvas_hw``, which is never made. Objects
-    are cut at the output's border and dropped where too little is left of them. Polygons are used up: each becomes
-    the box around what can be seen of it.
+    Objects are cut at the output's border and dropped where too little is left of them. Polygons are used up: each
+    becomes the box around what can be seen of it.
     """
-    canvas_hw = canvas_hw or sample.shape_hw
-    matrix, scale = draw_matrix(settings, generator, canvas_hw, output_hw)
-    placed = matrix @ _shift(*left_top)
-    image = _warp_image(sample.image, placed, output_hw)
-    boxes = _warp_objects(sample, placed, scale, output_hw)
-    return Sample(image, boxes)
+    matrix, scale = draw_matrix(settings, generator, scene.canvas_hw, output_hw)
+    is_upright = not matrix[[0, 1, 2, 2], [1, 0, 0, 1]].any()
+    image, matrix = _crop_upright(scene, matrix, output_hw) if is_upright else _warp(scene, matrix, output_hw)
+    return Sample(image, _warp_objects(scene, matrix, scale, output_hw))
 
 
 def draw_matrix(
@@ -71,22 +64,38 @@ def _shift(x: float, y: float) -> np.ndarray:
     return matrix
 
 
-def _warp_image(image: np.ndarray, matrix: np.ndarray, output_hw: tuple[int, int]) -> np.ndarray:
-    """The image seen through ``matrix``, grey where there is none; nothing is interpolated for a whole-pixel shift."""
+def _crop_upright(scene: Scene, matrix: np.ndarray, output_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The output of a matrix that only scales and shifts, and the matrix it was rounded to.
+
+    The window that the output shows is rounded to whole pixels, by which the scale changes by a thousandth; then it
+    can be resized, which costs a third of a warp, and boxes still fit to the pixel.
+    """
     height, width = output_hw
-    left, top = (round(float(v)) for v in matrix[:2, 2])
-    if np.allclose(matrix, _shift(left, top), atol=1e-9) and min(left, top) >= 0:
-        bottom, right = height - top - image.shape[0], width - left - image.shape[1]
-        if min(bottom, right) >= 0:
-            return cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(FILL,) * 3)
-    if matrix[2, 0] == 0 and matrix[2, 1] == 0:
-        return cv2.warpAffine(image, matrix[:2], (width, height), borderValue=(FILL, FILL, FILL))
-    return cv2.warpPerspective(image, matrix, (width, height), borderValue=(FILL, FILL, FILL))
+    (left, right), (top, bottom) = (
+        (round(-shift / scale), round((size - shift) / scale))
+        for scale, shift, size in ((matrix[0, 0], matrix[0, 2], width), (matrix[1, 1], matrix[1, 2], height))
+    )
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    window = scene.paint(left, top, right, bottom)
+    if window.shape[:2] != output_hw:
+        window = cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR)
+    rounded = np.diag((width / (right - left), height / (bottom - top), 1.0))
+    return window, rounded @ _shift(-left, -top)
 
 
-def _warp_objects(sample: Sample, matrix: np.ndarray, scale: float, output_hw: tuple[int, int]) -> np.ndarray:
+def _warp(scene: Scene, matrix: np.ndarray, output_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The output of any matrix, and that matrix. What lies outside the canvas is grey."""
+    height, width = output_hw
+    canvas = scene.paint(0, 0, scene.canvas_hw[1], scene.canvas_hw[0])
+    # OpenCV's coordinates are those of pixel centres, ours those of edges.
+    centred = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
+    warp, used = (cv2.warpPerspective, centred) if matrix[2, :2].any() else (cv2.warpAffine, centred[:2])
+    return warp(canvas, used, (width, height), borderValue=(FILL, FILL, FILL)), matrix
+
+
+def _warp_objects(scene: Scene, matrix: np.ndarray, scale: float, output_hw: tuple[int, int]) -> np.ndarray:
     """The boxes (m, 5) that can still be seen, cut at the border."""
-    before = sample.boxes
+    before = scene.boxes
     if not len(before):
         return np.zeros((0, 5), np.float32)
     height, width = output_hw
@@ -97,11 +106,11 @@ def _warp_objects(sample: Sample, matrix: np.ndarray, scale: float, output_hw: t
     after[:, 0::2] = np.clip(after[:, 0::2], 0, width)
     after[:, 1::2] = np.clip(after[:, 1::2], 0, height)
     min_share = np.full(len(before), _MIN_AREA_SHARE)
-    for at, polygon in enumerate(sample.segments):
+    for at, polygon in enumerate(scene.segments):
         if len(polygon):
             points, in_front = _warp_points(polygon, matrix)
             visible[at] = bool(in_front.all())
-            after[at] = visible_bounds(points, output_hw)
+            after[at] = bounds_xyxy(clip_polygon(points, output_hw))
             min_share[at] = _MIN_AREA_SHARE_POLYGON
     keep = visible & _is_worth_keeping(before[:, 1:] * scale, after, min_share)
     return np.concatenate((before[keep, :1], after[keep].astype(np.float32)), axis=1)
@@ -122,31 +131,3 @@ def _is_worth_keeping(before_xyxy: np.ndarray, after_xyxy: np.ndarray, min_share
     aspect = np.maximum(w2 / (h2 + 1e-16), h2 / (w2 + 1e-16))
     large = (w2 > _MIN_SIDE_PX) & (h2 > _MIN_SIDE_PX)
     return large & (w2 * h2 / (w1 * h1 + 1e-16) > min_share) & (aspect < _MAX_ASPECT)
-
-
-def visible_bounds(polygon: np.ndarray, output_hw: tuple[int, int]) -> np.ndarray:
-    """left, top, right, bottom of the part of a polygon inside the image; zeros where nothing is.
-
-    Sutherland and Hodgman, "Reentrant polygon clipping" (1974): against one border after the other.
-    """
-    points = np.asarray(polygon, np.float64)
-    for axis, limit in ((0, output_hw[1]), (1, output_hw[0])):
-        for sign, border in ((1.0, 0.0), (-1.0, float(limit))):
-            distance = sign * (points[:, axis] - border)
-            if distance.min() >= 0:
-                continue
-            points = _clip(points, distance)
-            if not len(points):
-                return np.zeros(4)
-    return np.concatenate((points.min(axis=0), points.max(axis=0)))
-
-
-def _clip(points: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """The points of a polygon on the inner side of a line, and where its edges cross it, in no particular form."""
-    following, distance_following = np.roll(points, -1, axis=0), np.roll(distance, -1)
-    crosses = (distance >= 0) != (distance_following >= 0)
-    share = distance[crosses] / (distance[crosses] - distance_following[crosses])
-    crossings = points[crosses] + share[:, None] * (following[crosses] - points[crosses])
-    slots = np.concatenate((np.flatnonzero(distance >= 0) * 2, np.flatnonzero(crosses) * 2 + 1))
-    clipped = np.concatenate((points[distance >= 0], crossings))
-    return clipped[np.argsort(slots, kind="stable")]

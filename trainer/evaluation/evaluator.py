@@ -99,9 +99,9 @@ class Evaluator:
                 if self.loss is not None:
                     losses.append(_loss_items(self.loss, raw, batch))
             with clock.measure("nms"):
-                detections = self._suppress(decoded)
+                detections, counts = self._suppress(decoded)
             with clock.measure("metrics"):
-                found = self._compare(batch, detections, confusion)
+                found = self._compare(batch, detections, counts, confusion)
             images += found
             if len(samples) < self.sample_batches:
                 samples.append({image.position: image.detections for image in found})
@@ -118,8 +118,8 @@ class Evaluator:
         with torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             return model(images)
 
-    def _suppress(self, decoded: Tensor) -> list[np.ndarray]:
-        """Detections per image, (n, 6) in pixels of the batch."""
+    def _suppress(self, decoded: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Detections of all images one after another, (N, 6) in pixels of the batch, and their number per image."""
         kept = non_max_suppression(
             decoded,
             confidence_threshold=self.confidence_threshold,
@@ -128,35 +128,36 @@ class Evaluator:
             multi_label=self.multi_label,
             max_detections=self.max_detections,
         )
-        rows = torch.cat(kept).float().cpu().numpy()  # one copy from the device for the whole batch
-        return np.split(rows, np.cumsum([len(image) for image in kept])[:-1])
+        # One copy from the device for the whole batch.
+        return torch.cat(kept).float().cpu().numpy(), np.array([len(image) for image in kept])
 
-    def _compare(self, batch: Batch, detections: Sequence[np.ndarray], confusion: ConfusionMatrix) -> list[ImageResult]:
-        """Set detections against labels, both in pixels of their files."""
+    def _compare(
+        self, batch: Batch, detections: np.ndarray, counts: np.ndarray, confusion: ConfusionMatrix
+    ) -> list[ImageResult]:
+        """Set detections (N, 6), ``counts`` per image, against labels; both move to the pixels of their files."""
+        labels, label_counts = _labels_in_pixels(batch)
+        geometry = _geometry_table(batch)
+        _move_to_files(detections[:, :4], np.repeat(geometry, counts, axis=0))
+        _move_to_files(labels[:, 1:], np.repeat(geometry, label_counts, axis=0))
+        if self.single_class:
+            detections[:, 5] = 0
+            labels[:, 0] = 0
+        by_image = zip(
+            batch.positions.tolist(),
+            batch.indices.tolist(),
+            np.split(detections, counts.cumsum()[:-1]),
+            np.split(labels, label_counts.cumsum()[:-1]),
+            strict=True,
+        )
         results = []
-        for i, (found, labels) in enumerate(zip(detections, _labels_by_image(batch), strict=True)):
-            geometry = batch.geometry[i]
-            found = found.copy()
-            found[:, :4] = _to_file_pixels(found[:, :4], *geometry)
-            labels[:, 1:] = _to_file_pixels(labels[:, 1:], *geometry)
-            if self.single_class:
-                found[:, 5] = 0
-                labels[:, 0] = 0
-            correct = match_detections(found, labels, self.iou_thresholds)
-            confusion.add(found, labels)
+        for position, index, found, true in by_image:
+            correct = match_detections(found, true, self.iou_thresholds)
+            confusion.add(found, true)
             reported = found[:, 4] > self.report_confidence
             right = int(correct[reported, 0].sum())
-            results.append(
-                ImageResult(
-                    position=int(batch.positions[i]),
-                    index=int(batch.indices[i]),
-                    detections=found,
-                    correct=correct,
-                    label_class=labels[:, 0].astype(np.int64),
-                    missed=len(labels) - right,
-                    imagined=int(reported.sum()) - right,
-                )
-            )
+            missed, imagined = len(true) - right, int(reported.sum()) - right
+            label_class = true[:, 0].astype(np.int64)
+            results.append(ImageResult(position, index, found, correct, label_class, missed, imagined))
         return results
 
     def _pack(
@@ -223,21 +224,23 @@ def _loss_items(loss: DetectionLoss, raw: Sequence[Tensor], batch: Batch) -> np.
     return terms.items.double().cpu().numpy()
 
 
-def _labels_by_image(batch: Batch) -> list[np.ndarray]:
-    """Labels of each image, (m, 5): class, then xyxy in pixels of the batch."""
+def _labels_in_pixels(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of all images in their order, (M, 5): class, then xyxy in pixels of the batch; and how many each has."""
     targets = batch.targets.cpu().numpy()
+    image = targets[:, 0].astype(np.int64)
+    targets = targets[image.argsort(kind="stable")]
     height, width = batch.images_bchw.shape[2:]
     boxes = xyxy_from_cxcywh_numpy(targets[:, 2:]) * np.array((width, height, width, height), np.float32)
-    labels = np.concatenate((targets[:, 1:2], boxes), axis=1)
-    return [labels[targets[:, 0] == i] for i in range(len(batch.positions))]
+    return np.concatenate((targets[:, 1:2], boxes), axis=1), np.bincount(image, minlength=len(batch.positions))
 
 
-def _to_file_pixels(
-    boxes_xyxy: np.ndarray,
-    original_hw: tuple[int, int],
-    ratio_hw: tuple[float, float],
-    pad_xy: tuple[float, float],
-) -> np.ndarray:
-    """Boxes of a padded and resized image where they lie in the file, cut at its edges: (n, 4)."""
-    boxes = (boxes_xyxy - np.tile(pad_xy, 2)) / np.tile(ratio_hw[::-1], 2)
-    return boxes.clip(0, np.tile(original_hw[::-1], 2)).astype(np.float32)
+def _geometry_table(batch: Batch) -> np.ndarray:
+    """Per image the padding, the ratio and the file's size, each for x, y, x, y: (B, 3, 4)."""
+    rows = [(pad_xy * 2, ratio_hw[::-1] * 2, original_hw[::-1] * 2) for original_hw, ratio_hw, pad_xy in batch.geometry]
+    return np.array(rows, dtype=np.float64)
+
+
+def _move_to_files(boxes_xyxy: np.ndarray, geometry: np.ndarray) -> None:
+    """Move boxes (n, 4) of padded and resized images to where they lie in the files, cut at the edges, in place."""
+    padding, ratio, size = geometry[:, 0], geometry[:, 1], geometry[:, 2]
+    boxes_xyxy[...] = np.clip((boxes_xyxy - padding) / ratio, 0, size)

@@ -182,7 +182,8 @@ def _hex_colour(class_id: int) -> str:
 def _read_results(results_csv: Path) -> dict[str, np.ndarray]:
     """The columns of a CSV file by name, float64; what is no number becomes NaN, a torn last line too."""
     with results_csv.open(newline="") as file:
-        lines = [[cell.strip() for cell in line] for line in csv.reader(file) if line]
+        whole = (line.replace("\0", "") for line in file)  # a crash can leave zero bytes, which Python 3.10 refuses
+        lines = [[cell.strip() for cell in line] for line in csv.reader(whole) if line]
     if not lines:
         return {}
     columns: Mapping[int, list[float]] = {index: [] for index in range(len(lines[0]))}

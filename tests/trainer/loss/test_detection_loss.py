@@ -177,3 +177,20 @@ def test_balance_follows_the_number_of_levels(levels, balance):
     assert DetectionLoss(torch.ones(levels, 3, 2), 2, gains).balance == balance
     with pytest.raises(ValueError, match="1 weights"):
         DetectionLoss(torch.ones(levels, 3, 2), 2, gains, balance=[1.0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_loss_of_the_cpu_from_targets_on_either(make_loss, make_batch):
+    loss = make_loss(80, 64)
+    predictions, targets = make_batch(4, 80, 64, 30, torch.float32)
+    total, items, gradients = run(loss, predictions, targets)
+    for place in ("cpu", "cuda"):
+        on_gpu = [level.cuda().requires_grad_() for level in predictions]
+        matches = loss.match(targets.to(place), [level.shape[2:4] for level in on_gpu], "cuda")
+        terms = loss(on_gpu, matches, loss.counts(matches, 4))
+        terms.total.backward()
+        torch.testing.assert_close(terms.total.detach().cpu(), total, rtol=1e-5, atol=0)
+        torch.testing.assert_close(terms.items.cpu(), items, rtol=1e-5, atol=0)
+        for level, gradient in zip(on_gpu, gradients, strict=True):
+            assert (level.grad.cpu() - gradient).abs().max() <= 1e-5 * gradient.abs().max()

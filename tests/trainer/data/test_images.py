@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from trainer.data.image_header import read_header
+from trainer.data.images import ImageFiles, ImageReadError, decode_image, load_resized, resized_shape
+
+
+def picture(height: int = 40, width: int = 60) -> np.ndarray:
+    """Red in the upper left quarter, blue elsewhere, BGR."""
+    image = np.full((height, width, 3), (200, 30, 30), np.uint8)
+    image[: height // 2, : width // 2] = (30, 30, 200)
+    return image
+
+
+def with_orientation(jpeg: bytes, orientation: int, order: str = "<") -> bytes:
+    """A JPEG with an EXIF segment that holds nothing but the orientation."""
+    mark = b"II" if order == "<" else b"MM"
+    tiff = mark + struct.pack(order + "HIH", 42, 8, 1) + struct.pack(order + "HHIHHI", 0x0112, 3, 1, orientation, 0, 0)
+    body = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+def png_with_orientation(png: bytes, orientation: int, *, late: bool = False) -> bytes:
+    """A PNG with an eXIf chunk before its pixels, or after them."""
+    body = b"MM" + struct.pack(">HIH", 42, 8, 1) + struct.pack(">HHIHHI", 0x0112, 3, 1, orientation, 0, 0)
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    at = len(png) - 12 if late else 33
+    return png[:at] + chunk + png[at:]
+
+
+def encode(suffix: str, image: np.ndarray) -> bytes:
+    return cv2.imencode(suffix, image)[1].tobytes()
+
+
+def save(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_orientation_is_honoured(tmp_path, orientation, order):
+    path = save(tmp_path / "x.jpg", with_orientation(encode(".jpg", picture()), orientation, order))
+    image, header = decode_image(path), read_header(path)
+    assert image.shape[:2] == ((60, 40) if orientation > 4 else (40, 60)) == (header.height, header.width)
+    corner = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
+    y, x = (5 if side == 0 else size - 6 for side, size in zip(corner, image.shape, strict=False))
+    assert image[y, x, 2] > 150 > image[y, x, 0]
+    reduced, original_hw = load_resized(path, 30, training=True, shape_hw=image.shape[:2])
+    assert reduced.shape[:2] == ((30, 20) if orientation > 4 else (20, 30))
+    assert original_hw == image.shape[:2]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_scan_and_decoder_agree_on_png_orientation(tmp_path, late):
+    path = save(tmp_path / "x.png", png_with_orientation(encode(".png", picture()), 6, late=late))
+    header = read_header(path)
+    assert decode_image(path).shape[:2] == (header.height, header.width)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_keep_the_high_byte(tmp_path, suffix, channels):
+    deep = np.random.default_rng(0).integers(0, 65536, (8, 9, channels), np.uint16)
+    path = save(tmp_path / f"x{suffix}", encode(suffix, deep))
+    image = decode_image(path)
+    assert (image.dtype, image.shape) == (np.uint8, (8, 9, 3))
+    assert np.abs(image.astype(int) - (deep[..., :3] >> 8).astype(int)).max() <= 1
+
+
+def test_grey_alpha_and_float(tmp_path):
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (8, 9), np.uint8)
+    image = decode_image(save(tmp_path / "g.png", encode(".png", grey)))
+    np.testing.assert_array_equal(image, np.dstack([grey] * 3))
+    alpha = rng.integers(0, 256, (8, 9, 4), np.uint8)
+    image = decode_image(save(tmp_path / "a.png", encode(".png", alpha)))
+    np.testing.assert_array_equal(image, alpha[..., :3])
+    for suffix in (".tiff", ".pfm"):
+        floats = (np.arange(72, dtype=np.float32) / 71).reshape(8, 9)
+        image = decode_image(save(tmp_path / f"f{suffix}", encode(suffix, floats)))
+        np.testing.assert_allclose(image[..., 0], floats * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".jp2", ".png", ".ppm", ".ras", ".tiff", ".webp"])
+def test_formats_are_sized_and_decoded(tmp_path, suffix):
+    path = save(tmp_path / f"x{suffix}", encode(suffix, picture()))
+    header = read_header(path)
+    assert decode_image(path).shape == (header.height, header.width, 3) == (40, 60, 3)
+
+
+def bad_files() -> dict[str, tuple[str, bytes]]:
+    jpeg, png = encode(".jpg", picture(200, 300)), encode(".png", picture(200, 300))
+    return {
+        "empty": ("an empty file", b""),
+        "html": ("web page", b"\n<!DOCTYPE html><html></html>"),
+        "text": ("OpenCV can decode", b"404: Not Found"),
+        "half jpeg": ("truncated JPEG", jpeg[: len(jpeg) // 2]),
+        "jpeg less two bytes": ("truncated JPEG", jpeg[:-2]),
+        "jpeg header": ("cut off", jpeg[:40]),
+        "jpeg start": ("cut off", jpeg[:3]),
+        "jpeg damaged": ("damaged header", jpeg[:2] + b"xx" + jpeg[4:]),
+        "half png": ("truncated PNG", png[: len(png) // 2]),
+        "png header": ("cut off", png[:20]),
+    }
+
+
+@pytest.mark.parametrize("kind", bad_files())
+def test_bad_files_are_named(tmp_path, kind):
+    why, content = bad_files()[kind]
+    with pytest.raises(ImageReadError, match=why):
+        read_header(save(tmp_path / "x.jpg", content))
+
+
+def test_absent_files_are_named(tmp_path):
+    for read in (read_header, decode_image):
+        with pytest.raises(ImageReadError, match="No such file"):
+            read(tmp_path / "none.jpg")
+
+
+def test_whole_jpegs_with_something_after_the_end_or_a_long_header_are_whole(tmp_path):
+    jpeg = encode(".jpg", picture(200, 300))
+    comment = b"\xff\xfe" + struct.pack(">H", 60002) + b"\xff\xd9" * 30000
+    for content in (jpeg + b"film" * 5000, jpeg + b"\0" * 9, jpeg[:2] + comment + jpeg[2:], jpeg[:2] + b"\xff" + jpeg[2:]):
+        header = read_header(save(tmp_path / "x.jpg", content))
+        assert (header.height, header.width) == (200, 300)
+    with pytest.raises(ImageReadError, match="truncated"):
+        read_header(save(tmp_path / "x.jpg", (jpeg[:2] + comment + jpeg[2:])[:-900]))
+
+
+def test_digests_tell_files_apart(tmp_path):
+    image = picture(400, 400)
+    other = image.copy()
+    other[-1, 0] = 1  # bitmaps start with their last row
+    digests = [read_header(save(tmp_path / "x.bmp", encode(".bmp", i))).digest for i in (image, image.copy(), other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(("shape", "size", "expected"), [((480, 640), 320, (240, 320)), ((333, 500), 640, (427, 640))])
+def test_long_side_becomes_the_image_size(tmp_path, shape, size, expected):
+    assert resized_shape(shape, size) == expected
+    path = save(tmp_path / "x.png", encode(".png", picture(*shape)))
+    for training in (True, False):
+        image, original_hw = load_resized(path, size, training=training, shape_hw=shape)
+        assert (image.shape[:2], original_hw) == (expected, shape)
+
+
+def test_validation_shrinks_by_area_and_training_may_decode_small(bccd):
+    path, shape = bccd.paths[0], bccd.shapes_hw[0]
+    whole = cv2.imread(str(path))
+    area = cv2.resize(whole, (256, 192), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(load_resized(path, 256, training=False, shape_hw=shape)[0], area)
+    half = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_2)
+    linear = cv2.resize(half, (256, 192), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(load_resized(path, 256, training=True, shape_hw=shape)[0], linear)
+    full = cv2.resize(whole, (330, 248), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(load_resized(path, 330, training=True, shape_hw=shape)[0], full)
+
+
+def test_an_image_that_changed_or_broke_after_the_scan_is_grey(tmp_path, caplog):
+    png = bytearray(encode(".png", np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)))
+    png[len(png) // 2] ^= 0xFF
+    paths = [save(tmp_path / "1.png", bytes(png)), save(tmp_path / "2.png", encode(".png", picture(60, 40)))]
+    assert read_header(paths[0]).height == 40
+    files = ImageFiles(paths, np.array([(40, 60), (40, 60)]), 60, training=True)
+    for index in (0, 1, 1):
+        loaded = files.load(index)
+        assert not loaded.readable
+        assert loaded.pixels.shape == (40, 60, 3)
+        assert (loaded.pixels == 114).all()
+    assert caplog.text.count("size changed after the scan") == 1

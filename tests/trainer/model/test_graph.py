@@ -1,0 +1,309 @@
+"""From YAML to module: a user's own definitions, their mistakes, and what other parts rely on."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from trainer.errors import ConfigError
+from trainer.model.definition import ZOO_DIR
+from trainer.model.graph import build_model, fuse_batch_norm, load_definition
+
+EVERY_LAYER = """
+nc: 4
+depth_multiple: 0.67
+width_multiple: 0.5
+anchors: 3
+activation: nn.LeakyReLU(0.1)
+backbone:
+  - [-1, 1, Focus, [32, 3]]
+  - [-1, 1, DWConv, [32, 3, 2]]
+  - [-1, 3, C3Ghost, [64]]
+  - [-1, 1, nn.MaxPool2d, [2, 2, 0]]
+  - [-1, 3, C3, [64]]
+  - [-1, 1, GhostConv, [64, 3, 2]]
+  - [-1, 4, Bottleneck, [64]]
+  - [-1, 1, SPP, [64, [5, 9, 13]]]
+  - [-1, 1, Conv, [128, 3, 2]]
+  - [-1, 3, C3TR, [128]]
+  - [-1, 1, SPPF, [128, 5]]
+head:
+  - [-1, 1, nn.ZeroPad2d, [[0, 1, 0, 1]]]
+  - [-1, 1, nn.MaxPool2d, [2, 1, 0]]
+  - [-1, 1, nn.Upsample, [None, 2, 'nearest']]
+  - [[-1, 7], 1, Concat, [1]]
+  - [-1, 3, C3, [64, False]]
+  - [-1, 1, GhostBottleneck, [64, 3, 2]]
+  - [[15, 16], 1, Detect, [nc, anchors]]
+"""
+
+
+@pytest.fixture
+def write_yaml(tmp_path: Path):
+    def write(text: str, name: str = "mine.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_every_layer_of_a_users_file_trains(write_yaml):
+    model = build_model(load_definition(write_yaml(EVERY_LAYER)))
+    assert model.stride.tolist() == [16, 32]
+    assert model.num_classes == 4
+    raw = model(torch.rand(2, 3, 64, 96))
+    assert [tuple(output.shape) for output in raw] == [(2, 3, 4, 6, 9), (2, 3, 2, 3, 9)]
+    sum((output * torch.randn_like(output)).sum() for output in raw).backward()
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not missing
+    with torch.no_grad():
+        assert model.eval()(torch.rand(1, 3, 64, 96))[0].shape == (1, 3 * (24 + 6), 9)
+
+
+def test_depth_and_width_are_scaled_as_published(write_yaml):
+    model = build_model(load_definition(write_yaml(EVERY_LAYER)))
+    assert len(model.model[4].m) == 2  # round(3 x 0.67)
+    assert len(model.model[6]) == 3  # round(4 x 0.67)
+    assert model.model[0].conv.conv.out_channels == 16
+    odd = yaml.safe_load(EVERY_LAYER) | {"width_multiple": 0.3, "depth_multiple": 0.1}
+    scaled = build_model(odd)
+    assert scaled.model[2].cv3.conv.out_channels == 24  # 19.2 rounded up to a multiple of 8
+    assert len(scaled.model[4].m) == 1
+
+
+def test_the_activation_line_replaces_every_default_and_no_linear_one(write_yaml):
+    model = build_model(load_definition(write_yaml(EVERY_LAYER)))
+    kinds = {type(module) for module in model.modules()}
+    assert nn.LeakyReLU in kinds
+    assert nn.SiLU not in kinds
+    assert all(module.negative_slope == 0.1 for module in model.modules() if isinstance(module, nn.LeakyReLU))
+    assert isinstance(model.model[16].conv[2].cv1.act, nn.Identity)  # a ghost bottleneck ends without
+
+
+@pytest.mark.parametrize("line", ["nn.ReLU()", "nn.ReLU", "torch.nn.Hardswish(inplace=True)", "Mish", "nn.GELU()"])
+def test_spellings_of_an_activation(line):
+    model = build_model({**load_definition("yolov5n"), "activation": line})
+    name = line.split("(")[0].split(".")[-1]
+    assert type(model.model[0].act).__name__ == name
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["nn.Rellu()", "__import__('os').system('true')", "nn.LeakyReLU(open('x'))", "nn.ReLU(1, 2, 3)", "nn.", "os"],
+)
+def test_other_activations_are_refused_and_not_run(line):
+    with pytest.raises(ConfigError, match=r"'activation' of the model definition yolov5n"):
+        build_model({**load_definition("yolov5n"), "activation": line})
+
+
+def test_a_count_of_anchors_starts_from_placeholders(write_yaml):
+    model = build_model(load_definition(write_yaml(EVERY_LAYER)))
+    assert not model.anchors_given
+    assert model.detect.anchors.shape == (2, 3, 2)
+    assert model.definition["anchors"][0] == [32, 32, 64, 64, 128, 128]
+    model.set_anchors([[10, 20, 30, 40, 50, 60], [70, 80, 90, 100, 110, 120]])
+    assert model.anchors_given
+    assert model.detect.anchors[0, 1].tolist() == [30 / 16, 40 / 16]
+
+
+def test_anchors_listed_from_large_to_small_are_turned_round():
+    definition = load_definition("yolov5n")
+    turned = build_model({**definition, "anchors": definition["anchors"][::-1]})
+    assert torch.equal(turned.detect.anchors, build_model(definition).detect.anchors)
+
+
+def test_arguments_override_the_definition():
+    anchors = [[8.0, 8, 16, 16], [32, 32, 64, 64], [128, 128, 256, 256]]
+    model = build_model(load_definition("yolov5n"), num_classes=3, anchors=anchors)
+    assert model.definition["nc"] == model.num_classes == 3
+    assert model.definition["anchors"] == anchors
+    assert [convolution.out_channels for convolution in model.detect.m] == [16, 16, 16]
+
+
+def test_a_resolved_definition_builds_the_same_model():
+    first = build_model(load_definition("yolov5n"), num_classes=7)
+    again = build_model(yaml.safe_load(yaml.safe_dump(first.definition)))
+    again.load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("name", ["yolov5n", "yolov5n.yaml", "models/yolov5n.yaml"])
+def test_built_in_names_as_users_type_them(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_definition(name)["width_multiple"] == 0.25
+
+
+def test_a_file_in_the_working_directory_comes_before_a_built_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("yolov5n.yaml").write_text((ZOO_DIR / "yolov5n.yaml").read_text().replace("nc: 80", "nc: 2"))
+    assert load_definition("yolov5n.yaml")["nc"] == 2
+    assert load_definition("yolov5n")["nc"] == 80
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("yolov5ss", "yolov5s"), ("YOLOv5m", "yolov5m"), ("yolo3-tiny", "yolov3-tiny")]
+)
+def test_an_unknown_name_gets_the_nearest(name, nearest):
+    with pytest.raises(ConfigError) as caught:
+        load_definition(name)
+    assert caught.value.next_command == f"--cfg {nearest}"
+
+
+@pytest.mark.parametrize(
+    "text", ["just words", "", "- a\n- b", "a: [", "nc: 3\nhead: []", "\x00\x01", "backbone: 3\nhead: 4"]
+)
+def test_files_that_are_no_definition(text, write_yaml):
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        load_definition(write_yaml(text))
+
+
+BAD_ROWS = {
+    "unknown layer": ("[-1, 3, C3, [64]]", "[-1, 3, C33, [64]]", "backbone row 4 (layer 4)", "C3"),
+    "code as a layer": ("[-1, 3, C3, [64]]", "[-1, 3, \"exec('1')\", [64]]", "backbone row 4 (layer 4)", "one of Conv"),
+    "three columns": ("[-1, 3, C3, [64]]", "[-1, 3, C3]", "backbone row 4 (layer 4)", "[from, number"),
+    "reference ahead": ("[[-1, 7], 1, Concat", "[[-1, 17], 1, Concat", "head row 3 (layer 14)", "below 14"),
+    "reference before the start": ("[[-1, 7], 1, Concat", "[[-1, -15], 1, Concat", "head row 3", "-1 to -14"),
+    "reference in words": ("[[-1, 7], 1, Concat", "[[-1, seven], 1, Concat", "head row 3", "a layer's number"),
+    "strides that differ": ("[[-1, 7], 1, Concat", "[[-1, 4], 1, Concat", "layer 4: 8", "one stride"),
+    "two inputs to one": (
+        "[-1, 3, C3, [64, False]]",
+        "[[-1, 7], 3, C3, [64, False]]",
+        "head row 4",
+        "one layer's number",
+    ),
+    "no channels": ("[-1, 1, Conv, [128, 3, 2]]", "[-1, 1, Conv, []]", "backbone row 8", "output channels first"),
+    "too many arguments": ("[-1, 1, SPPF, [128, 5]]", "[-1, 1, SPPF, [128, 5, 5, 5]]", "backbone row 10", "SPPF"),
+    "number of nothing": ("[-1, 3, C3, [64]]", "[-1, 0, C3, [64]]", "backbone row 4", "from 1"),
+    "bad mode": ("'nearest'", "'nearst'", "head row 2 (layer 13)", "nearst"),
+    "lost padding": ("[-1, 1, nn.ZeroPad2d, [[0, 1, 0, 1]]]", "[-1, 1, nn.ZeroPad2d, [0]]", "head row 3", "fails on"),
+    "no head": ("[[15, 16], 1, Detect, [nc, anchors]]", "[-1, 1, Conv, [64]]", "head row 6", "one Detect"),
+    "head of other classes": ("Detect, [nc, anchors]", "Detect, [80, anchors]", "head row 6", "[nc, anchors]"),
+    "levels": ("anchors: 3", "anchors: [[1, 2, 3, 4]]", "head row 6", "one row per level"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_named(case, write_yaml):
+    good, bad, place, hint = BAD_ROWS[case]
+    assert good in EVERY_LAYER
+    with pytest.raises(ConfigError) as caught:
+        build_model(load_definition(write_yaml(EVERY_LAYER.replace(good, bad))))
+    message = str(caught.value)
+    assert "mine.yaml" in message
+    assert place in message
+    assert hint in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nc": 0},
+        {"nc": "many"},
+        {"width_multiple": -1},
+        {"depth_multiple": "deep"},
+        {"anchors": 0},
+        {"anchors": [[1, 2, 3]]},
+        {"anchors": [[1, 2], [1, 2], [3, -4]]},
+        {"anchors": "three"},
+        {"anchors": [[1, 2], [1, 2, 3, 4], [1, 2]]},
+        {"ch": 4},
+    ],
+    ids=str,
+)
+def test_a_bad_value_is_named(change):
+    with pytest.raises(ConfigError) as caught:
+        build_model({**load_definition("yolov5n"), **change})
+    assert next(iter(change)) in str(caught.value)
+    assert "yolov5n" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["yolov5n", "yolov5n6", "yolov3-tiny"])
+def test_strides_from_the_graph_are_those_of_a_real_image(name):
+    model = build_model(load_definition(name), num_classes=2)
+    with torch.no_grad():
+        raw = model(torch.zeros(2, 3, 128, 192))
+    for output, stride in zip(raw, model.stride.tolist(), strict=True):
+        assert output.shape[2:4] == (128 / stride, 192 / stride)
+
+
+def test_building_leaves_batch_norm_untouched_and_in_training_mode():
+    model = build_model(load_definition("yolov5n"))
+    assert all(module.training for module in model.modules())
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(norm.num_batches_tracked == 0 and norm.running_mean.abs().sum() == 0 for norm in norms)
+
+
+def test_a_seed_decides_the_initial_weights():
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(build_model(load_definition("yolov5n"), num_classes=1).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not torch.equal(states[0]["model.0.conv.weight"], states[2]["model.0.conv.weight"])
+
+
+def test_building_is_quick():
+    started = time.perf_counter()
+    build_model(load_definition("yolov5n"))
+    elapsed_s = time.perf_counter() - started
+    assert elapsed_s < 2  # 0.1 s on a free core; a busy machine gets room
+
+
+def test_only_outputs_that_are_needed_later_are_saved():
+    assert sorted(build_model(load_definition("yolov5n"))._saved) == [4, 6, 10, 14, 17, 20]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_folding_batch_norm_changes_no_output(nano, memory_format):
+    model = copy.deepcopy(nano).to(memory_format=memory_format)
+    fused = fuse_batch_norm(model)
+    images = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, got = model(images)[0], fused(images)[0]
+    assert (got - expected).abs().max() < 5e-6 * expected.abs().max()
+    assert not [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert fused.model[0].conv.weight.is_contiguous(memory_format=memory_format)
+    assert [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not fused.training
+
+
+def test_channels_last_gives_the_same_outputs(nano):
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    other = copy.deepcopy(nano).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected, got = nano(images)[0], other(images.to(memory_format=torch.channels_last))[0]
+    assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+
+
+def test_a_model_survives_copying_and_pickling(nano):
+    buffer = io.BytesIO()
+    pickle.dump(nano, buffer)
+    buffer.seek(0)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for other in (copy.deepcopy(nano), pickle.load(buffer)):
+            assert torch.equal(other(images)[0], nano(images)[0])
+            assert other.stride.tolist() == [8, 16, 32]
+
+
+def test_tracing_records_the_same_computation_for_other_sizes(nano):
+    traced = torch.jit.trace(nano, torch.rand(1, 3, 64, 64), check_trace=False)
+    images = torch.rand(2, 3, 96, 128)
+    with torch.no_grad():
+        assert torch.allclose(traced(images)[0], nano(images)[0], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_export_records_the_same_computation(nano):
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        exported = torch.export.export(nano, (images,)).module()
+        assert torch.allclose(exported(images)[0], nano(images)[0], rtol=1e-4, atol=1e-3)

@@ -1,0 +1,135 @@
+"""Carries weights from one detector to another: tensors by name and shape, class rows of the head by class name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.model.detect import BOX_AND_OBJECTNESS, Detect
+from trainer.model.graph import DetectionModel
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What was carried over into a model of ``total`` tensors, and what the model keeps from its own start."""
+
+    loaded: int
+    """Tensors taken over whole."""
+    total: int
+    skipped: tuple[str, ...] = ()
+    """Names of the model's tensors that were not taken over whole."""
+    head_kept: bool = True
+    """The head's tensors fit as they are: same classes in the same order."""
+    carried_classes: tuple[str, ...] = ()
+    """Where the head is new: classes whose rows came along because the file knows them by the same name."""
+    num_classes: int = 0
+    boxes_kept: bool = True
+    """Box and objectness rows of the head, which no class owns, came along."""
+    anchors_kept: bool = True
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """One line for people."""
+        parts = [f"{self.loaded} of {self.total} tensors from {self.source or 'the weights'}"]
+        if not self.head_kept:
+            classes = f"{self.num_classes} class{'es' if self.num_classes != 1 else ''}"
+            carried = len(self.carried_classes)
+            known = f", {carried} of them known to the file ({_shortened(self.carried_classes)})" if carried else ""
+            boxes = ", its box and objectness rows kept" if self.boxes_kept else ""
+            parts.append(f"the head is new for {classes}{known}{boxes}")
+        if not self.anchors_kept:
+            parts.append("its anchors do not fit and were left")
+        return "; ".join([*parts, *self.notes])
+
+
+@torch.no_grad()
+def transfer(
+    model: DetectionModel, state: Mapping[str, Tensor], source_names: Sequence[str], target_names: Sequence[str]
+) -> TransferReport:
+    """Copy what fits from ``state`` (keys as the model's own) into ``model``, in place.
+
+    Anchors come along where the head has as many levels and anchors. With other classes, or the same in another order,
+    the head starts anew; but the box and objectness rows, which no class owns, come along where the layout fits, and
+    so do the rows of classes with the same name, whatever their capitals.
+    """
+    target = model.state_dict()
+    head = f"model.{len(model.model) - 1}."
+    same_classes = [_spelled(name) for name in source_names] == [_spelled(name) for name in target_names]
+    loaded: set[str] = set()
+    for key, tensor in target.items():
+        source = state.get(key)
+        if source is None or source.shape != tensor.shape or (key.startswith(f"{head}m.") and not same_classes):
+            continue
+        if key != f"{head}anchors":
+            tensor.copy_(source)
+        loaded.add(key)
+
+    anchors_kept = f"{head}anchors" in loaded
+    if anchors_kept:
+        _take_anchors(model, state[f"{head}anchors"])
+    head_kept = all(key in loaded for key in target if key.startswith(f"{head}m."))
+    boxes_kept = head_kept
+    carried: tuple[str, ...] = ()
+    if not head_kept and anchors_kept:
+        rows = _matching_rows(source_names, target_names)
+        boxes_kept = _carry_rows(model.detect, state, head, rows, len(source_names))
+        carried = tuple(target_names[index] for _, index in rows) if boxes_kept else ()
+    return TransferReport(
+        loaded=len(loaded),
+        total=len(target),
+        skipped=tuple(key for key in target if key not in loaded),
+        head_kept=head_kept,
+        boxes_kept=boxes_kept,
+        carried_classes=carried,
+        num_classes=len(target_names),
+        anchors_kept=anchors_kept,
+    )
+
+
+def _take_anchors(model: DetectionModel, anchors: Tensor) -> None:
+    """Through the model's own setter, so that its definition follows; ``anchors`` (levels, A, 2) are in cells."""
+    pixels = anchors.double() * model.stride.double().cpu().view(-1, 1, 1)
+    model.set_anchors(pixels.flatten(1).tolist())
+
+
+def _spelled(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
+def _matching_rows(source_names: Sequence[str], target_names: Sequence[str]) -> list[tuple[int, int]]:
+    """(source class, target class) of every target class that the source knows."""
+    known: dict[str, int] = {}
+    for index, name in enumerate(source_names):
+        known.setdefault(_spelled(name), index)
+    return [(known[_spelled(name)], index) for index, name in enumerate(target_names) if _spelled(name) in known]
+
+
+def _carry_rows(
+    detect: Detect, state: Mapping[str, Tensor], head: str, rows: Sequence[tuple[int, int]], source_classes: int
+) -> bool:
+    """Copy box, objectness and matching class rows of every level; False, and nothing copied, where one cannot fit.
+
+    A level's convolution has anchors x (5 + classes) output channels in this order.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for level, convolution in enumerate(detect.m):
+        for kind, parameter in convolution.named_parameters():
+            source = state.get(f"{head}m.{level}.{kind}")
+            channels = detect.num_anchors * (BOX_AND_OBJECTNESS + source_classes)
+            if source is None or source.shape != (channels, *parameter.shape[1:]):
+                return False
+            per_anchor = (detect.num_anchors, -1)
+            pairs.append((source.unflatten(0, per_anchor), parameter.data.unflatten(0, per_anchor)))
+    for source, tensor in pairs:
+        tensor[:, :BOX_AND_OBJECTNESS] = source[:, :BOX_AND_OBJECTNESS].to(tensor)
+        for source_class, target_class in rows:
+            tensor[:, BOX_AND_OBJECTNESS + target_class] = source[:, BOX_AND_OBJECTNESS + source_class].to(tensor)
+    return True
+
+
+def _shortened(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join([*names[:limit], *(["..."] if len(names) > limit else [])])

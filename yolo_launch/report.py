@@ -1,0 +1,122 @@
+"""An Outcome as a person reads it: who failed first and where, the cause in its own words, a hint, what to type."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Literal
+
+from yolo_launch.causes import describe_exit
+from yolo_launch.spec import LaunchPlan, Outcome, RankFailure
+
+MAX_MESSAGE_LINES = 12
+_PHASES = {
+    "start": "while starting",
+    "scan": "while scanning the data set",
+    "train": "while training",
+    "val": "while validating",
+    "save": "while saving",
+    "done": "after training",
+}
+
+
+def render(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) -> str:
+    """The whole report as plain lines, the title first."""
+    return "\n".join([title(outcome, plan), *lines(outcome, plan, run_dir, next_command)])
+
+
+def level(outcome: Outcome) -> Literal["ok", "warning", "failure"]:
+    """How the report is coloured."""
+    if outcome.kind == "done":
+        return "ok"
+    return "warning" if outcome.kind in ("saved_and_stopped", "interrupted") else "failure"
+
+
+def title(outcome: Outcome, plan: LaunchPlan) -> str:
+    """One line on how the job ended."""
+    failure = outcome.failure
+    if outcome.kind == "done":
+        return "done"
+    if outcome.kind == "saved_and_stopped":
+        return f"stopped by {_signal_name(outcome.signal)} with the state saved"
+    if outcome.kind == "interrupted":
+        saved = "with the state saved" if outcome.detail else "without saving"
+        return f"stopped by {_signal_name(outcome.signal)} {saved}"
+    if outcome.kind == "stalled":
+        return f"stalled: rank {failure.rank} holds the job up" if failure is not None else "stalled"
+    if failure is None or failure.user_error is not None:
+        return "the worker refused its input" if failure is not None else outcome.kind.replace("_", " ")
+    return f"rank {failure.rank} failed first" if plan.world_size > 1 else "the worker failed"
+
+
+def lines(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) -> list[str]:
+    """The lines of the panel. A user's mistake has its four parts and no traceback."""
+    failure = outcome.failure
+    rows: list[str] = []
+    if failure is not None and failure.user_error is not None:
+        error = failure.user_error
+        rows.append(error.get("what", failure.message))
+        rows += [_labelled(label, error.get(key, "")) for label, key in (("Seen", "seen"), ("Expected", "expected"))]
+        rows.append(_labelled("Next", error.get("next_command", "") or next_command))
+        return [row for row in rows if row]
+    if failure is not None:
+        rows += [_where(failure, plan), *_cause(outcome, failure)]
+        rows.append(_labelled("Hint", failure.hint))
+    if outcome.detail and outcome.kind == "worker_failed":
+        rows.append(_labelled("Restarts", outcome.detail))
+    if failure is not None:
+        rows.append(_labelled("Log", failure.log_path or str(run_dir / "logs")))
+    if outcome.kind != "done":
+        rows.append(_labelled("Next", next_command))
+    return [row for row in rows if row]
+
+
+def traceback_text(outcome: Outcome) -> str:
+    """What belongs above the panel and is not on the terminal yet: the traceback of a rank other than 0, or stacks."""
+    failure = outcome.failure
+    if failure is None or failure.user_error is not None:
+        return ""
+    return failure.traceback if failure.rank != 0 or outcome.kind == "stalled" else ""
+
+
+def _where(failure: RankFailure, plan: LaunchPlan) -> str:
+    place = f"rank {failure.rank} of {plan.world_size}"
+    devices = plan.devices if plan.mode == "dp" else plan.devices[failure.local_rank : failure.local_rank + 1]
+    names = []
+    for device in devices:
+        if device.kind == "cuda":
+            names.append(f"GPU {device.index}" + (f" ({device.name})" if device.name else ""))
+        else:
+            names.append(device.kind.upper())
+    if names:
+        place += " on " + ", ".join(names)
+    if plan.nnodes > 1 and failure.host:
+        place += f" of {failure.host}"
+    if failure.epoch is not None and failure.step is not None:
+        place += f", epoch {failure.epoch + 1}, step {failure.step}"
+    return f"{place}, {_PHASES[failure.phase]}" if failure.phase in _PHASES else place
+
+
+def _cause(outcome: Outcome, failure: RankFailure) -> list[str]:
+    said = failure.message.strip().split("\n")
+    shown = said[:MAX_MESSAGE_LINES]
+    if len(said) > len(shown):
+        shown.append(f"... {len(said) - len(shown)} more lines in the log")
+    if outcome.kind != "stalled" and failure.exit_code < 0 and describe_exit(failure.exit_code) not in failure.message:
+        shown.append(f"The process was {describe_exit(failure.exit_code)}.")
+    elif outcome.kind != "stalled" and failure.exit_code < 0 and failure.traceback:
+        shown += ["Its last lines:", *(f"  {line}" for line in failure.traceback.split("\n")[-4:])]
+    return shown
+
+
+def _labelled(label: str, text: str) -> str:
+    if not text:
+        return ""
+    head = f"{label}:".ljust(10)
+    return head + text.replace("\n", "\n" + " " * len(head))
+
+
+def _signal_name(number: int | None) -> str:
+    if number is None:
+        return "a signal to the workers"
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
