@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import queue
 import threading
 from collections.abc import Iterator
@@ -101,9 +100,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError("the weights file is missing", seen=str(path)) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what a reader raises on damaged bytes is anything at all
         raise WeightsError(
-            f"{path.name} is damaged or not a checkpoint of yolo-launch", seen=f"{path}: {str(error).splitlines()[0]}"
+            f"{path.name} is damaged or not a checkpoint of yolo-launch", seen=f"{path}: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WeightsError(f"{path.name} is not a checkpoint of yolo-launch", seen=str(path))

@@ -71,6 +71,12 @@ class StallWatch:
         """Whether some rank has finished a step."""
         return any(beat.finished_a_step for beat in self._last.values())
 
+    def is_blind(self, now: float) -> bool:
+        """Whether the workers, foreign ones, have run for a while without any heartbeat."""
+        began_at = now if self._began_at is None else self._began_at
+        blind = not self._required and not self.heard and self._timeout_s < math.inf
+        return blind and now - began_at >= self._start_allowance_s
+
     def latest(self) -> dict[int, Heartbeat]:
         """The last heartbeat of each rank that wrote one."""
         return dict(self._last)

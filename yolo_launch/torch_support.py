@@ -20,7 +20,7 @@ BROKEN_FOR_DDP: Release = (1, 12, 0)
 """It fixes the visible GPUs while it is imported, so a chosen subset is ignored; 1.12.1 mended it."""
 
 _REQUIREMENT = re.compile(r"^torch\s*\(?\s*([^;)]*)\)?")
-_SPECIFIER = re.compile(r"^\s*(==|!=|>=|<=|~=|>|<)\s*([0-9][0-9.]*)(\.\*)?")
+_SPECIFIER = re.compile(r"^\s*(==|!=|>=|<=|~=|>|<)\s*([0-9]+(?:\.[0-9]+)*)(\.\*)?")
 
 
 def read_torch_facts() -> TorchFacts:

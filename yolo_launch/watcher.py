@@ -74,6 +74,7 @@ class Watcher:
         self._stacks_at: float | None = None
         self._failing = False
         self._looked_at = 0.0
+        self._said_blind = False
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
     def __enter__(self) -> Watcher:
@@ -214,6 +215,9 @@ class Watcher:
         if now - self._looked_at < self.limits.heartbeat_s:
             return
         self._looked_at = now
+        if not self._said_blind and watch.is_blind(now):
+            self._said_blind = True
+            self._say("this script writes no heartbeats (logs/rank*.heartbeat.json), so a hang will not be noticed")
         if watch.look([w.rank for w in workers.living()], now):
             self._say("no rank has moved for too long: asking the workers where they are")
             workers.tell(signal.SIGUSR2)

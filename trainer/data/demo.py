@@ -29,7 +29,7 @@ SPLIT_COUNTS = {"train": 320, "val": 80}
 CLASS_NAMES = tuple(SHAPES)
 
 _SEED = 20_240_501
-_MIN_VISIBLE_SHARE = 0.4
+_MIN_VISIBLE_SHARE = 0.5
 _MIN_SIDE_PX = 6
 _STALE_AFTER_S = 3600.0  # a writer takes seconds; what is an hour old was left by one that was killed
 _MANIFEST_NAME = "manifest.txt"
@@ -101,7 +101,7 @@ def render_scene(generator: np.random.Generator, size: int = IMAGE_SIZE) -> Scen
         if len(classes) == wanted:
             break
         class_index = int(generator.integers(len(CLASS_NAMES)))
-        side = int(size * np.exp(generator.uniform(np.log(0.16), np.log(0.55))))
+        side = int(size * np.exp(generator.uniform(np.log(0.2), np.log(0.6))))
         sprite = _draw_sprite(class_index, side, generator)
         left, top = generator.uniform(-side / 2, size - side / 2, 2).round().astype(int).tolist()
         covered = _on_picture(sprite[..., 3], left, top, size) > 0.5
@@ -196,7 +196,7 @@ def _composite(pixels: np.ndarray, sprite: np.ndarray, left: int, top: int, gene
 def _photographed(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """What a camera makes of a scene: uneven light, a little blur, noise. uint8."""
     lit = pixels * _light(pixels.shape[0], generator, (0.7, 1.15))
-    noise = generator.standard_normal(pixels.shape, np.float32) * generator.uniform(1, 9)
+    noise = generator.standard_normal(pixels.shape, np.float32) * generator.uniform(1, 7)
     pixels = cv2.GaussianBlur(lit, (0, 0), generator.uniform(0.3, 1.0)) + noise
     return np.clip(pixels, 0, 255).astype(np.uint8)
 

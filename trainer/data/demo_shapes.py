@@ -103,8 +103,8 @@ _CANVAS_X = (np.arange(CANVAS_SIZE, dtype=np.float32) + 0.5) * (2 / CANVAS_SIZE)
 
 
 def draw_mug(pen: Pen, generator: np.random.Generator) -> None:
-    """A mug with a handle, seen slightly from above."""
-    colour = random_colour(generator, saturation=(20, 230), value=(110, 245))
+    """A mug of pale ceramic with a handle, seen slightly from above."""
+    colour = random_colour(generator, saturation=(5, 75), value=(185, 245))
     pen.ring((0.42, 0.06), (0.34, 0.34), mixed(colour, BLACK, 0.25), 0.17)
     bottom = generator.uniform(0.40, 0.52)
     lower_edge = [(-0.1 + bottom * np.cos(a), 0.66 + 0.14 * np.sin(a)) for a in np.linspace(0, np.pi, 16)]
@@ -123,9 +123,9 @@ def draw_mug(pen: Pen, generator: np.random.Generator) -> None:
 
 
 def draw_fish(pen: Pen, generator: np.random.Generator) -> None:
-    """A fish with tail, fins, eye and sometimes stripes."""
-    colour = random_colour(generator, saturation=(70, 255), value=(120, 250))
-    fin = mixed(colour, random_colour(generator), 0.5)
+    """A green to blue fish with tail, fins, eye and sometimes stripes."""
+    colour = random_colour(generator, (45, 105), (110, 240), (120, 240))
+    fin = mixed(colour, random_colour(generator), 0.4)
     height = generator.uniform(0.30, 0.44)
     spread = generator.uniform(0.30, 0.42)
     pen.polygon([(0.38, 0), (0.88, -spread), (0.74, 0), (0.88, spread)], fin)
@@ -145,8 +145,8 @@ def draw_fish(pen: Pen, generator: np.random.Generator) -> None:
 
 
 def draw_star(pen: Pen, generator: np.random.Generator) -> None:
-    """A five-pointed star, flat with a rim or cut in facets."""
-    colour = random_colour(generator, saturation=(100, 255), value=(130, 250))
+    """A yellow to orange five-pointed star, flat with a rim or cut in facets."""
+    colour = random_colour(generator, (10, 30), (170, 255), (170, 250))
     inner = generator.uniform(0.36, 0.46)
     angles = np.arange(10) * (np.pi / 5) - np.pi / 2
     radii = np.where(np.arange(10) % 2 == 0, 0.92, inner)
@@ -158,15 +158,15 @@ def draw_star(pen: Pen, generator: np.random.Generator) -> None:
             pen.polygon([(0, 0), tips[i], tips[i - 1]], mixed(colour, WHITE, 0.25))
     else:
         core = [(0.72 * x, 0.72 * y) for x, y in tips]
-        pen.polygon(core, mixed(colour, random_colour(generator), 0.7))
+        pen.polygon(core, mixed(colour, random_colour(generator), 0.5))
 
 
 def draw_key(pen: Pen, generator: np.random.Generator) -> None:
     """A key: a bow with a hole, a shaft and two or three bits."""
     if generator.random() < 0.6:
-        colour = random_colour(generator, (16, 26), (110, 210), (140, 240))  # brass
+        colour = random_colour(generator, (90, 125), (10, 60), (90, 190))  # steel
     else:
-        colour = random_colour(generator, (90, 120), (5, 50), (90, 225))  # steel
+        colour = random_colour(generator, (3, 13), (110, 190), (90, 170))  # copper
     shaft = generator.uniform(0.075, 0.10)
     pen.polygon([(-0.3, -shaft), (0.86, -shaft), (0.92, 0), (0.86, shaft), (-0.3, shaft)], colour)
     for x in np.linspace(0.42, 0.74, int(generator.integers(2, 4))):
@@ -261,7 +261,7 @@ def draw_surface(generator: np.random.Generator, size: int) -> np.ndarray:
 def draw_clutter(generator: np.random.Generator, surface: np.ndarray) -> None:
     """Draw shapes that belong to no class onto ``surface`` in place: scraps, twigs, rings, coins, letters."""
     size = surface.shape[0]
-    for _ in range(int(generator.integers(4, 14))):
+    for _ in range(int(generator.integers(3, 10))):
         colour = random_colour(generator, saturation=(20, 230), value=(40, 240))
         centre = generator.uniform(0, size, 2)
         radius = generator.uniform(0.02, 0.13) * size

@@ -294,6 +294,7 @@ def test_a_model_survives_copying_and_pickling(nano):
             assert other.stride.tolist() == [8, 16, 32]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_tracing_records_the_same_computation_for_other_sizes(nano):
     traced = torch.jit.trace(nano, torch.rand(1, 3, 64, 64), check_trace=False)
     images = torch.rand(2, 3, 96, 128)

@@ -95,9 +95,10 @@ def test_classes_are_kept_apart_exactly_where_numbers_are_large():
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_thresholds_are_strict(multi_label):
-    rows = torch.tensor([[[10.0, 10, 5, 5, 0.5, 0.5], [90.0, 90, 5, 5, 0.5, 1.0], [50.0, 50, 5, 5, 1.0, 0.75]]])
+    products = ((0.5, 0.5), (0.5, 1.0), (1.0, 0.5), (1.0, 0.75))
+    rows = torch.tensor([[[40.0 * x, 10, 5, 5, objectness, score] for x, (objectness, score) in enumerate(products)]])
     kept = non_max_suppression(rows, confidence_threshold=0.5, iou_threshold=0.5, multi_label=multi_label)[0]
-    assert kept[:, 4].tolist() == [0.75]  # 0.25 is below; 0.5 is not above
+    assert kept[:, 4].tolist() == [0.75]  # 0.25 is below, and 0.5 is not above
 
 
 def test_only_the_best_candidates_take_part(monkeypatch):

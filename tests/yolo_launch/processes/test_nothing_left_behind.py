@@ -43,8 +43,9 @@ def test_kill_9_of_a_worker_takes_its_stuck_loaders_along(job, nproc):
     while any(loader.is_running() and loader.status() != "zombie" for loader in loaders):
         assert time.monotonic() - since < 0.2 + BUSY_S
         time.sleep(0.01)
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert gone_after_s < 3.8 + BUSY_S
     assert job.wait() == 1
-    assert job.seconds_until_nothing_is_left(since) < 3.8 + BUSY_S
     assert job.outcome["kind"] == "worker_failed"
     assert job.outcome["failure"]["rank"] == nproc - 1
     assert job.outcome["failure"]["exit_code"] == -9
@@ -54,8 +55,9 @@ def test_kill_9_of_a_worker_takes_its_stuck_loaders_along(job, nproc):
 def test_ctrl_c_gives_deaf_workers_three_seconds(job, nproc):
     running(job, nproc, "--on-term", "ignore", "--stuck-loaders", "1")
     since = job.signal(signal.SIGINT)
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert 2.9 < gone_after_s < 3.5 + BUSY_S
     assert job.wait() == 130
-    assert 2.9 < job.seconds_until_nothing_is_left(since) < 3.5 + BUSY_S
     assert job.outcome["kind"] == "interrupted"
 
 
@@ -73,16 +75,18 @@ def test_three_ctrl_c_leave_nothing(job, nproc):
     for _ in range(3):
         since = job.signal(signal.SIGINT)
         time.sleep(0.1)
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert gone_after_s < 0.56 + BUSY_S
     assert job.wait() == 130
-    assert job.seconds_until_nothing_is_left(since) < 0.56 + BUSY_S
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_stop_signal_lets_the_workers_save(job, nproc, number):
     running(job, nproc, "--stuck-loaders", "1", "--save-s", "0.5")
     since = job.signal(number)
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert gone_after_s < 2 + BUSY_S
     assert job.wait() == 75
-    assert job.seconds_until_nothing_is_left(since) < 2 + BUSY_S
     assert job.outcome["kind"] == "saved_and_stopped"
     assert job.outcome["signal"] == number
     assert all((job.run_dir / f"saved{rank}").exists() for rank in range(nproc))
@@ -99,8 +103,9 @@ def test_ctrl_c_saves_too_where_three_seconds_are_enough(job, nproc):
 def test_workers_that_do_not_save_in_time_are_killed(job, nproc):
     running(job, nproc, "--on-term", "ignore", "--stuck-loaders", "1", limits='{"save_s": 1.5}')
     since = job.signal(signal.SIGTERM)
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert 1.4 < gone_after_s < 1.5 + BUSY_S
     assert job.wait() == 128 + signal.SIGTERM
-    assert 1.4 < job.seconds_until_nothing_is_left(since) < 1.5 + BUSY_S
     assert job.outcome["kind"] == "interrupted"
 
 
@@ -108,8 +113,9 @@ def test_workers_that_do_not_save_in_time_are_killed(job, nproc):
 def test_sigterm_gives_thirty_seconds(job):
     running(job, 1, "--on-term", "ignore")
     since = job.signal(signal.SIGTERM)
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert 29.5 < gone_after_s < 31 + BUSY_S
     assert job.wait() == 143
-    assert 29.5 < job.seconds_until_nothing_is_left(since) < 31 + BUSY_S
 
 
 def test_ctrl_c_cuts_a_long_save_short(job, nproc):
@@ -117,8 +123,9 @@ def test_ctrl_c_cuts_a_long_save_short(job, nproc):
     job.signal(signal.SIGTERM)
     time.sleep(0.3)
     since = job.signal(signal.SIGINT)
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert gone_after_s < 0.56 + BUSY_S
     assert job.wait() == 143
-    assert job.seconds_until_nothing_is_left(since) < 0.56 + BUSY_S
 
 
 def test_nohup_outlives_its_terminal(job, nproc):
@@ -135,8 +142,9 @@ def test_a_crash_beside_a_deaf_peer_ends_in_the_grace(job, nproc):
     while not error.exists():
         time.sleep(0.01)
     since = time.monotonic()
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert gone_after_s < 3.8 + BUSY_S
     assert job.wait() == 1
-    assert job.seconds_until_nothing_is_left(since) < 3.8 + BUSY_S
     assert job.outcome["failure"]["rank"] == 1
     assert job.outcome["failure"]["message"] == "ValueError: box 7 of image 12 is wrong (rank 1)"
 
@@ -144,18 +152,21 @@ def test_a_crash_beside_a_deaf_peer_ends_in_the_grace(job, nproc):
 def test_a_worker_that_failed_but_cannot_end_is_ended(job):
     running(job, 1, "--fail-rank", "0", "--fail-how", "fail-then-hang")
     since = time.monotonic()
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert gone_after_s < 3.8 + BUSY_S
     assert job.wait() == 1
-    assert job.seconds_until_nothing_is_left(since) < 3.8 + BUSY_S
     assert job.outcome["failure"]["message"] == "ValueError: the disk is gone"
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_workers_start_starts_none(job):
     job.start("plain_worker.py", str(job.run_dir), options=SEVERAL)
     # The folder is made right before torch is imported, which takes seconds.
     job.wait_for("logs")
     since = job.signal(signal.SIGTERM)
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert gone_after_s < 20
     assert job.wait() == 143
-    assert job.seconds_until_nothing_is_left(since) < 20
     assert not (job.run_dir / "ready0").exists()
 
 
@@ -165,8 +176,9 @@ def test_real_loaders_that_are_stuck_die_with_a_killed_worker(job):
     assert len(job.loaders()) == 2
     job.worker().kill()
     since = time.monotonic()
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert gone_after_s < 0.2 + BUSY_S
     assert job.wait() == 1
-    assert job.seconds_until_nothing_is_left(since) < 0.2 + BUSY_S
 
 
 @pytest.mark.slow
@@ -182,8 +194,9 @@ def test_a_killed_loader_ends_the_job_and_is_named(job):
     job.start("gloo_worker.py", str(job.run_dir), "--loaders", "2", options=SEVERAL).wait_for("ready0", "ready1")
     job.loaders(1)[0].kill()
     since = time.monotonic()
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert gone_after_s < 6 + BUSY_S
     assert job.wait() == 1
-    assert job.seconds_until_nothing_is_left(since) < 6 + BUSY_S
     failure = job.outcome["failure"]
     assert failure["rank"] == 1
     assert "DataLoader worker" in failure["message"]
@@ -195,6 +208,7 @@ def test_a_graceful_save_still_has_its_loaders(job):
     job.start("gloo_worker.py", str(job.run_dir), "--loaders", "2", options=SEVERAL).wait_for("ready0", "ready1")
     time.sleep(0.5)
     since = job.signal(signal.SIGTERM)
+    gone_after_s = job.seconds_until_nothing_is_left(since)
+    assert gone_after_s < 5 + BUSY_S
     assert job.wait() == 75
-    assert job.seconds_until_nothing_is_left(since) < 5 + BUSY_S
     assert (job.run_dir / "saved0").read_text() == (job.run_dir / "saved1").read_text()

@@ -40,8 +40,7 @@ def test_several_workers_restart_from_where_they_were_and_keep_their_logs(job):
     assert log.count("=== attempt") == 3
     assert log.count("ValueError: box 7") == 2
     begins = [int(line.split()[-1]) for line in log.splitlines() if "begins at step" in line]
-    assert begins[0] == 0
-    assert begins[1] >= 3
+    assert begins[0] < 3 <= begins[1] < begins[2]
     assert "rank 0 begins" in job.stderr
     assert "rank 1 begins" not in job.stderr
     assert job.alive() == []
@@ -95,7 +94,7 @@ def test_saving_on_a_signal_to_the_worker_itself_is_not_a_failure(job):
     assert job.outcome["restarts"] == 0
 
 
-STALL = ("--stall-s", "1.5", "--limits", '{"start_allowance_s": 4, "stacks_s": 0.5}')
+STALL = ("--stall-s", "1.5", "--limits", '{"start_allowance_s": 2.5, "stacks_s": 0.5}')
 
 
 def test_a_stall_is_noticed_shown_with_its_stack_and_ended(job):
@@ -117,12 +116,12 @@ def test_a_stall_before_the_first_heartbeat_has_its_own_limit(job):
     job.start("plain_worker.py", str(job.run_dir), "--silent", options=STALL)
     since = time.monotonic()
     assert job.wait() == 4
-    assert time.monotonic() - since > 4
+    assert time.monotonic() - since > 2.5
     assert "rank 0 has been in 'start' for " in job.outcome["failure"]["message"]
 
 
 def test_slow_steps_are_no_stall(job):
-    job.start("plain_worker.py", str(job.run_dir), "--steps", "3", "--step-s", "1.0", options=STALL)
+    job.start("plain_worker.py", str(job.run_dir), "--steps", "2", "--step-s", "1.2", options=STALL)
     assert job.wait() == 0
 
 
@@ -236,6 +235,14 @@ def test_a_foreign_script_gets_the_signal_that_the_user_sent(job, tmp_path, numb
     assert job.seconds_until_nothing_is_left(since) < 2.5
     assert job.outcome["kind"] == "interrupted"
     assert ("KeyboardInterrupt" in job.stderr) == (number == signal.SIGINT)
+
+
+def test_a_script_without_heartbeats_is_said_once_to_be_unwatched(job, tmp_path):
+    script = tmp_path / "quiet.py"
+    script.write_text("import time\ntime.sleep(2)\n")
+    limits = ("--limits", '{"start_allowance_s": 0.5}')
+    assert job.start(str(script), options=("--foreign", "--stall-s", "0.5", *limits)).wait() == 0
+    assert job.stderr.count("a hang will not be noticed") == 1
 
 
 def test_a_foreign_script_dies_with_the_launcher(job, tmp_path):

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from plain_worker import beat, write_error
+
 from trainer.process_guard import guard_worker, loader_init
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -57,7 +58,7 @@ def train(options: argparse.Namespace) -> int:
         beat(options, "train", step)
         (options.run_dir / f"ready{RANK}").touch()
         total = next(items).sum() + bool(stop)
-        if RANK == options.fail_rank and step >= options.fail_step:
+        if options.fail_rank == RANK and step >= options.fail_step:
             so_far = len(failures.read_text()) if failures.exists() else 0
             if so_far < options.fail_times:
                 failures.write_text("x" * (so_far + 1))

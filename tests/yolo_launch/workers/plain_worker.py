@@ -119,7 +119,7 @@ def main() -> int:
         for step in range(first, options.steps):
             beat(options, "train", step)
             (options.run_dir / f"ready{RANK}").touch()
-            if RANK == options.fail_rank and step >= options.fail_step:
+            if options.fail_rank == RANK and step >= options.fail_step:
                 so_far = len(failures.read_text()) if failures.exists() else 0
                 if so_far < options.fail_times:
                     failures.write_text("x" * (so_far + 1))
