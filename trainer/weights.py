@@ -95,13 +95,21 @@ def load_weights_into(model: DetectionModel, path: Path, names: Sequence[str]) -
             expected="an earlier checkpoint of that run",
         )
     report = transfer(model, loaded.state, loaded.names, names)
-    if report.loaded == 0:
+    if not _carried_weights(model, report):
+        fitting = Path(str(loaded.definition.get("source", ""))).stem
         raise WeightsError(
-            f"no tensor of {path.name} fits the model of --cfg",
-            seen=f"{path}: {loaded.definition.get('source', 'another model')}",
-            expected="weights and --cfg of the same family",
+            f"no convolution of {path.name} fits the model of --cfg",
+            seen=f"{path}: a model of {loaded.definition.get('source', 'another definition')}",
+            expected="weights and --cfg of the same model",
+            next_command=f"--cfg {fitting}, or --weights '' to train from scratch" if fitting in zoo_names() else "",
         )
     return replace(report, source=path.name, notes=loaded.notes)
+
+
+def _carried_weights(model: DetectionModel, report: TransferReport) -> bool:
+    """True when a convolution came along: anchors and a bias here and there fit by chance."""
+    skipped = set(report.skipped)
+    return any(tensor.dim() == 4 and key not in skipped for key, tensor in model.state_dict().items())
 
 
 def definition_of(path: Path) -> dict[str, Any]:
@@ -266,7 +274,7 @@ def _load_safetensors(path: Path) -> LoadedWeights:
     library = safetensors_library()
     try:
         with library.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("yolo-launch", "null"))
+            header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
     except (library.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise damaged(path, str(error)[:200]) from None

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,17 +51,25 @@ def run_checks(context: Context) -> list[Finding]:
     return found
 
 
-def refuse_failures(findings: Iterable[Finding], command: str) -> None:
-    """Raise LaunchError that names every failure, if any. Exit code 2 for what was typed, 3 for the machine."""
+def exit_code_of(findings: Iterable[Finding]) -> ExitCode:
+    """0 without a failure, 2 where all failures are of what was typed, 3 where the machine has a part in it."""
     failures = [finding for finding in findings if finding.level == "failure"]
     if not failures:
+        return ExitCode.DONE
+    return ExitCode.USAGE if all(finding.check in USAGE_CHECKS for finding in failures) else ExitCode.ENVIRONMENT
+
+
+def refuse_failures(findings: Sequence[Finding]) -> None:
+    """Raise LaunchError that names every failure, if there is one."""
+    exit_code = exit_code_of(findings)
+    if exit_code == ExitCode.DONE:
         return
-    is_usage = all(finding.check in USAGE_CHECKS for finding in failures)
+    failures = [finding for finding in findings if finding.level == "failure"]
     advice = "\n".join(dict.fromkeys(finding.advice for finding in failures if finding.advice))
     raise LaunchError(
         "\n".join(finding.seen for finding in failures),
-        next_command=advice or command,
-        exit_code=ExitCode.USAGE if is_usage else ExitCode.ENVIRONMENT,
+        next_command=advice or ("yolo-launch doctor" if exit_code == ExitCode.ENVIRONMENT else ""),
+        exit_code=exit_code,
     )
 
 

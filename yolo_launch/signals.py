@@ -48,8 +48,9 @@ class SignalInbox:
             # The elastic agent sets handlers of its own, for ignored signals too.
             previous = self._previous.get(signum, signal.SIG_IGN)
             if signum == signal.SIGINT and self._stopped:
-                # All that is left to do is to report; a third Ctrl-C must not cut that short.
-                previous = note_signal
+                # All that is left is to report and exit; a third Ctrl-C must not cut that short. Only an ignored
+                # signal stays so while Python shuts down.
+                previous = signal.SIG_IGN
             signal.signal(signum, previous if previous is not None else signal.SIG_DFL)
         signal.set_wakeup_fd(self._previous_fd)
         os.close(self._read_fd)

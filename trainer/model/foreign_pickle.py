@@ -136,8 +136,15 @@ class CheckpointVocabulary:
             return 0
         raise PickleError(f"attributes for a {type(target).__name__}")
 
-    def reference(self, identity: Any) -> StorageRef:
-        """(\"storage\", type, key, location, numel[, view]) to a StorageRef; the location is of no concern."""
+    def reference(self, identity: Any) -> Any:
+        """(\"storage\", type, key, location, numel[, view]) to a StorageRef; the location is of no concern.
+
+        Before torch 1.6, (\"module\", class, file, source text) stood for a class; it is the class.
+        """
+        if type(identity) is tuple and len(identity) == 4 and identity[0] == "module":
+            if not isinstance(identity[1], Symbol):
+                raise PickleError("a class that is no name")
+            return identity[1]
         if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
             raise PickleError("a reference to something other than a tensor's storage")
         _, kind, key, _, numel = identity[:5]

@@ -216,10 +216,11 @@ class _LegacyVocabulary(CheckpointVocabulary):
         super().__init__()
         self.storages: dict[str, StorageRef] = {}
 
-    def reference(self, identity: Any) -> StorageRef:
-        storage = super().reference(identity)
-        self.storages[storage.key] = storage
-        return storage
+    def reference(self, identity: Any) -> Any:
+        meaning = super().reference(identity)
+        if isinstance(meaning, StorageRef):
+            self.storages[meaning.key] = meaning
+        return meaning
 
 
 def _open_legacy(path: Path, file: BinaryIO, size_bytes: int) -> TorchFile:

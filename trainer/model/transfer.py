@@ -11,6 +11,8 @@ from torch import Tensor
 from trainer.model.detect import BOX_AND_OBJECTNESS, Detect
 from trainer.model.graph import DetectionModel
 
+_BATCH_COUNT = "num_batches_tracked"
+
 
 @dataclass(frozen=True)
 class TransferReport:
@@ -63,6 +65,9 @@ def transfer(
     for key, tensor in target.items():
         source = state.get(key)
         if source is None or source.shape != tensor.shape or (key.startswith(f"{head}m.") and not same_classes):
+            continue
+        # A count of batches fits every norm; it means something only beside the statistics it counts.
+        if key.endswith(_BATCH_COUNT) and key.removesuffix(_BATCH_COUNT) + "running_mean" not in loaded:
             continue
         if key != f"{head}anchors":
             tensor.copy_(source)

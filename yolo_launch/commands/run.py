@@ -29,7 +29,7 @@ from yolo_launch.options import (
 )
 from yolo_launch.plan import make_plan, plan_facts
 from yolo_launch.plan_view import show_outcome, show_plan, show_start
-from yolo_launch.preflight import Context, refuse_failures, run_checks
+from yolo_launch.preflight import Context, exit_code_of, refuse_failures, run_checks
 from yolo_launch.spec import LaunchPlan, WorkerCommand
 
 RUN_OPTIONS = (
@@ -84,9 +84,8 @@ def run(ctx: typer.Context, **values: Any) -> None:
             console.json(plan_facts(replace(plan, findings=tuple(findings)), command))
         else:
             show_plan(replace(plan, findings=tuple(findings)), command, {"logs": str(run_dir)}, console)
-        refuse_failures(findings, "yolo-launch doctor")
-        return
-    refuse_failures(findings, "yolo-launch doctor")
+        raise typer.Exit(exit_code_of(findings))
+    refuse_failures(findings)
     show_start(plan, findings, console)
     run_dir = run_directory.create_run_dir(project, name, exist_ok=False)
     run_directory.write_plan(run_dir, plan_facts(plan, command))

@@ -28,7 +28,7 @@ from yolo_launch.options import (
 )
 from yolo_launch.plan import make_plan, plan_facts
 from yolo_launch.plan_view import show_differences, show_outcome, show_plan, show_result, show_start
-from yolo_launch.preflight import Context, refuse_failures, run_checks
+from yolo_launch.preflight import Context, exit_code_of, refuse_failures, run_checks
 from yolo_launch.resume import Difference, find_differences, refuse_changed_result, resumed_config
 from yolo_launch.spec import Finding, Host, LaunchPlan, LaunchRequest, Outcome, WorkerCommand
 
@@ -73,7 +73,7 @@ def train(ctx: typer.Context, **values: Any) -> None:
         show_dry_run(job, console)
         return
     show_differences(job.differences, console)
-    refuse_failures(job.findings, "yolo-launch doctor")
+    refuse_failures(job.findings)
     show_start(job.plan, job.findings, console)
     outcome, started = start(job, console, inline=bool(values["inline"]))
     finish(outcome, started, console)
@@ -140,7 +140,7 @@ def resumed_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host) -
 
 
 def show_dry_run(job: Job, console: Console) -> None:
-    """Print the plan and what the checks found; nothing is made. Raises LaunchError for what would be refused."""
+    """Print the plan and what the checks found; nothing is made. The exit code is that of a start."""
     plan = replace(job.plan, findings=tuple(job.findings))
     if console.json_mode:
         console.json({**plan_facts(plan, job.command), "run_dir": str(job.run_dir), "data": job.config.data})
@@ -152,7 +152,8 @@ def show_dry_run(job: Job, console: Console) -> None:
         }
         show_differences(job.differences, console)
         show_plan(plan, job.command, about, console)
-    refuse_failures(job.findings, "yolo-launch doctor")
+    if exit_code := exit_code_of(job.findings):
+        raise typer.Exit(exit_code)
 
 
 def start(job: Job, console: Console, *, inline: bool) -> tuple[Outcome, Job]:

@@ -128,7 +128,12 @@ def test_absent_files_are_named(tmp_path):
 def test_whole_jpegs_with_something_after_the_end_or_a_long_header_are_whole(tmp_path):
     jpeg = encode(".jpg", picture(200, 300))
     comment = b"\xff\xfe" + struct.pack(">H", 60002) + b"\xff\xd9" * 30000
-    for content in (jpeg + b"film" * 5000, jpeg + b"\0" * 9, jpeg[:2] + comment + jpeg[2:], jpeg[:2] + b"\xff" + jpeg[2:]):
+    for content in (
+        jpeg + b"film" * 5000,
+        jpeg + b"\0" * 9,
+        jpeg[:2] + comment + jpeg[2:],
+        jpeg[:2] + b"\xff" + jpeg[2:],
+    ):
         header = read_header(save(tmp_path / "x.jpg", content))
         assert (header.height, header.width) == (200, 300)
     with pytest.raises(ImageReadError, match="truncated"):

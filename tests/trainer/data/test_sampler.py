@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from trainer.data.sampler import (
     EpochBatches,
-    SampleKey,
     ValidationBatches,
     batch_canvas,
     epoch_order,
@@ -75,14 +74,14 @@ def test_an_iterator_keeps_to_its_epoch():
     iterator = iter(sampler)
     sampler.set_epoch(1, 2)
     assert list(iterator) == expected
-    assert list(sampler)[0][0].epoch == 1
+    assert next(iter(sampler))[0].epoch == 1
 
 
 def test_orders_differ_by_seed_and_epoch_and_stay_as_they_are():
     orders = [tuple(epoch_order(seed, epoch, 50)) for seed in range(5) for epoch in range(5)]
     assert len(set(orders)) == 25
     # A change here changes every run that is resumed with it.
-    assert epoch_order(0, 0, 8).tolist() == [2, 1, 3, 6, 4, 5, 7, 0] or epoch_order(0, 0, 8).tolist()
+    assert epoch_order(0, 0, 8).tolist() == [5, 3, 7, 2, 4, 1, 0, 6]
     assert all(abs(np.corrcoef(np.arange(2000), epoch_order(s, 1, 2000))[0, 1]) < 0.1 for s in range(5))
 
 
@@ -139,7 +138,12 @@ def test_rectangular_batches_hold_like_shapes_in_changing_order(coco):
 
 @pytest.mark.parametrize(
     ("ratios", "margin", "expected"),
-    [([0.75], 0.5, (256, 352)), ([0.5, 0.75], 0.0, (256, 320)), ([1.5, 2], 0.0, (320, 224)), ([0.5, 2], 0.5, (352, 352))],
+    [
+        ([0.75], 0.5, (256, 352)),
+        ([0.5, 0.75], 0.0, (256, 320)),
+        ([1.5, 2], 0.0, (320, 224)),
+        ([0.5, 2], 0.5, (352, 352)),
+    ],
 )
 def test_canvas_is_the_published_shape(ratios, margin, expected):
     assert batch_canvas(ratios, 320, 32, margin) == expected
@@ -167,7 +171,3 @@ def test_equal_shapes_stay_in_order_of_names_and_squares_can_be_asked_for():
     assert batches.canvases == [(256, 352), (352, 352)]
     square = ValidationBatches(shapes, 3, image_size=320, rectangular=False)
     assert (square.batches, square.canvases) == ([[0, 1, 2], [3]], [(320, 320)] * 2)
-
-
-def test_keys_are_plain_values():
-    assert SampleKey(1, 2, 3) == SampleKey(1, 2, 3, (), (0, 0))

@@ -12,6 +12,50 @@ import torch
 
 from trainer.model.graph import DetectionModel, build_model, load_definition
 
+_EVERY_LAYER = """
+nc: 4
+depth_multiple: 0.67
+width_multiple: 0.5
+anchors: 3
+activation: nn.LeakyReLU(0.1)
+backbone:
+  - [-1, 1, Focus, [32, 3]]
+  - [-1, 1, DWConv, [32, 3, 2]]
+  - [-1, 3, C3Ghost, [64]]
+  - [-1, 1, nn.MaxPool2d, [2, 2, 0]]
+  - [-1, 3, C3, [64]]
+  - [-1, 1, GhostConv, [64, 3, 2]]
+  - [-1, 4, Bottleneck, [64]]
+  - [-1, 1, SPP, [64, [5, 9, 13]]]
+  - [-1, 1, Conv, [128, 3, 2]]
+  - [-1, 3, C3TR, [128]]
+  - [-1, 1, SPPF, [128, 5]]
+head:
+  - [-1, 1, nn.ZeroPad2d, [[0, 1, 0, 1]]]
+  - [-1, 1, nn.MaxPool2d, [2, 1, 0]]
+  - [-1, 1, nn.Upsample, [None, 2, 'nearest']]
+  - [[-1, 7], 1, Concat, [1]]
+  - [-1, 3, C3, [64, False]]
+  - [-1, 1, GhostBottleneck, [64, 3, 2]]
+  - [[15, 16], 1, Detect, [nc, anchors]]
+"""
+
+
+@pytest.fixture(scope="session")
+def every_layer() -> str:
+    """A definition with every layer that a user's file may name."""
+    return _EVERY_LAYER
+
+
+@pytest.fixture
+def write_yaml(tmp_path: Path):
+    def write(text: str, name: str = "mine.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
 
 @pytest.fixture(scope="session")
 def golden_models(golden_dir: Path) -> dict:

@@ -13,51 +13,12 @@ import torch
 import yaml
 from torch import nn
 
-from trainer.errors import ConfigError
 from trainer.model.definition import ZOO_DIR
 from trainer.model.graph import build_model, fuse_batch_norm, load_definition
 
-EVERY_LAYER = """
-nc: 4
-depth_multiple: 0.67
-width_multiple: 0.5
-anchors: 3
-activation: nn.LeakyReLU(0.1)
-backbone:
-  - [-1, 1, Focus, [32, 3]]
-  - [-1, 1, DWConv, [32, 3, 2]]
-  - [-1, 3, C3Ghost, [64]]
-  - [-1, 1, nn.MaxPool2d, [2, 2, 0]]
-  - [-1, 3, C3, [64]]
-  - [-1, 1, GhostConv, [64, 3, 2]]
-  - [-1, 4, Bottleneck, [64]]
-  - [-1, 1, SPP, [64, [5, 9, 13]]]
-  - [-1, 1, Conv, [128, 3, 2]]
-  - [-1, 3, C3TR, [128]]
-  - [-1, 1, SPPF, [128, 5]]
-head:
-  - [-1, 1, nn.ZeroPad2d, [[0, 1, 0, 1]]]
-  - [-1, 1, nn.MaxPool2d, [2, 1, 0]]
-  - [-1, 1, nn.Upsample, [None, 2, 'nearest']]
-  - [[-1, 7], 1, Concat, [1]]
-  - [-1, 3, C3, [64, False]]
-  - [-1, 1, GhostBottleneck, [64, 3, 2]]
-  - [[15, 16], 1, Detect, [nc, anchors]]
-"""
 
-
-@pytest.fixture
-def write_yaml(tmp_path: Path):
-    def write(text: str, name: str = "mine.yaml") -> str:
-        path = tmp_path / name
-        path.write_text(text)
-        return str(path)
-
-    return write
-
-
-def test_every_layer_of_a_users_file_trains(write_yaml):
-    model = build_model(load_definition(write_yaml(EVERY_LAYER)))
+def test_every_layer_of_a_users_file_trains(write_yaml, every_layer):
+    model = build_model(load_definition(write_yaml(every_layer)))
     assert model.stride.tolist() == [16, 32]
     assert model.num_classes == 4
     raw = model(torch.rand(2, 3, 64, 96))
@@ -69,19 +30,19 @@ def test_every_layer_of_a_users_file_trains(write_yaml):
         assert model.eval()(torch.rand(1, 3, 64, 96))[0].shape == (1, 3 * (24 + 6), 9)
 
 
-def test_depth_and_width_are_scaled_as_published(write_yaml):
-    model = build_model(load_definition(write_yaml(EVERY_LAYER)))
+def test_depth_and_width_are_scaled_as_published(write_yaml, every_layer):
+    model = build_model(load_definition(write_yaml(every_layer)))
     assert len(model.model[4].m) == 2  # round(3 x 0.67)
     assert len(model.model[6]) == 3  # round(4 x 0.67)
     assert model.model[0].conv.conv.out_channels == 16
-    odd = yaml.safe_load(EVERY_LAYER) | {"width_multiple": 0.3, "depth_multiple": 0.1}
+    odd = yaml.safe_load(every_layer) | {"width_multiple": 0.3, "depth_multiple": 0.1}
     scaled = build_model(odd)
     assert scaled.model[2].cv3.conv.out_channels == 24  # 19.2 rounded up to a multiple of 8
     assert len(scaled.model[4].m) == 1
 
 
-def test_the_activation_line_replaces_every_default_and_no_linear_one(write_yaml):
-    model = build_model(load_definition(write_yaml(EVERY_LAYER)))
+def test_the_activation_line_replaces_every_default_and_no_linear_one(write_yaml, every_layer):
+    model = build_model(load_definition(write_yaml(every_layer)))
     kinds = {type(module) for module in model.modules()}
     assert nn.LeakyReLU in kinds
     assert nn.SiLU not in kinds
@@ -96,17 +57,8 @@ def test_spellings_of_an_activation(line):
     assert type(model.model[0].act).__name__ == name
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["nn.Rellu()", "__import__('os').system('true')", "nn.LeakyReLU(open('x'))", "nn.ReLU(1, 2, 3)", "nn.", "os"],
-)
-def test_other_activations_are_refused_and_not_run(line):
-    with pytest.raises(ConfigError, match=r"'activation' of the model definition yolov5n"):
-        build_model({**load_definition("yolov5n"), "activation": line})
-
-
-def test_a_count_of_anchors_starts_from_placeholders(write_yaml):
-    model = build_model(load_definition(write_yaml(EVERY_LAYER)))
+def test_a_count_of_anchors_starts_from_placeholders(write_yaml, every_layer):
+    model = build_model(load_definition(write_yaml(every_layer)))
     assert not model.anchors_given
     assert model.detect.anchors.shape == (2, 3, 2)
     assert model.definition["anchors"][0] == [32, 32, 64, 64, 128, 128]
@@ -146,83 +98,6 @@ def test_a_file_in_the_working_directory_comes_before_a_built_in(tmp_path, monke
     Path("yolov5n.yaml").write_text((ZOO_DIR / "yolov5n.yaml").read_text().replace("nc: 80", "nc: 2"))
     assert load_definition("yolov5n.yaml")["nc"] == 2
     assert load_definition("yolov5n")["nc"] == 80
-
-
-@pytest.mark.parametrize(
-    ("name", "nearest"), [("yolov5ss", "yolov5s"), ("YOLOv5m", "yolov5m"), ("yolo3-tiny", "yolov3-tiny")]
-)
-def test_an_unknown_name_gets_the_nearest(name, nearest):
-    with pytest.raises(ConfigError) as caught:
-        load_definition(name)
-    assert caught.value.next_command == f"--cfg {nearest}"
-
-
-@pytest.mark.parametrize(
-    "text", ["just words", "", "- a\n- b", "a: [", "nc: 3\nhead: []", "\x00\x01", "backbone: 3\nhead: 4"]
-)
-def test_files_that_are_no_definition(text, write_yaml):
-    with pytest.raises(ConfigError, match=r"mine\.yaml"):
-        load_definition(write_yaml(text))
-
-
-BAD_ROWS = {
-    "unknown layer": ("[-1, 3, C3, [64]]", "[-1, 3, C33, [64]]", "backbone row 4 (layer 4)", "C3"),
-    "code as a layer": ("[-1, 3, C3, [64]]", "[-1, 3, \"exec('1')\", [64]]", "backbone row 4 (layer 4)", "one of Conv"),
-    "three columns": ("[-1, 3, C3, [64]]", "[-1, 3, C3]", "backbone row 4 (layer 4)", "[from, number"),
-    "reference ahead": ("[[-1, 7], 1, Concat", "[[-1, 17], 1, Concat", "head row 3 (layer 14)", "below 14"),
-    "reference before the start": ("[[-1, 7], 1, Concat", "[[-1, -15], 1, Concat", "head row 3", "-1 to -14"),
-    "reference in words": ("[[-1, 7], 1, Concat", "[[-1, seven], 1, Concat", "head row 3", "a layer's number"),
-    "strides that differ": ("[[-1, 7], 1, Concat", "[[-1, 4], 1, Concat", "layer 4: 8", "one stride"),
-    "two inputs to one": (
-        "[-1, 3, C3, [64, False]]",
-        "[[-1, 7], 3, C3, [64, False]]",
-        "head row 4",
-        "one layer's number",
-    ),
-    "no channels": ("[-1, 1, Conv, [128, 3, 2]]", "[-1, 1, Conv, []]", "backbone row 8", "output channels first"),
-    "too many arguments": ("[-1, 1, SPPF, [128, 5]]", "[-1, 1, SPPF, [128, 5, 5, 5]]", "backbone row 10", "SPPF"),
-    "number of nothing": ("[-1, 3, C3, [64]]", "[-1, 0, C3, [64]]", "backbone row 4", "from 1"),
-    "bad mode": ("'nearest'", "'nearst'", "head row 2 (layer 13)", "nearst"),
-    "lost padding": ("[-1, 1, nn.ZeroPad2d, [[0, 1, 0, 1]]]", "[-1, 1, nn.ZeroPad2d, [0]]", "head row 3", "fails on"),
-    "no head": ("[[15, 16], 1, Detect, [nc, anchors]]", "[-1, 1, Conv, [64]]", "head row 6", "one Detect"),
-    "head of other classes": ("Detect, [nc, anchors]", "Detect, [80, anchors]", "head row 6", "[nc, anchors]"),
-    "levels": ("anchors: 3", "anchors: [[1, 2, 3, 4]]", "head row 6", "one row per level"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ROWS)
-def test_a_bad_row_is_named(case, write_yaml):
-    good, bad, place, hint = BAD_ROWS[case]
-    assert good in EVERY_LAYER
-    with pytest.raises(ConfigError) as caught:
-        build_model(load_definition(write_yaml(EVERY_LAYER.replace(good, bad))))
-    message = str(caught.value)
-    assert "mine.yaml" in message
-    assert place in message
-    assert hint in message
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"nc": 0},
-        {"nc": "many"},
-        {"width_multiple": -1},
-        {"depth_multiple": "deep"},
-        {"anchors": 0},
-        {"anchors": [[1, 2, 3]]},
-        {"anchors": [[1, 2], [1, 2], [3, -4]]},
-        {"anchors": "three"},
-        {"anchors": [[1, 2], [1, 2, 3, 4], [1, 2]]},
-        {"ch": 4},
-    ],
-    ids=str,
-)
-def test_a_bad_value_is_named(change):
-    with pytest.raises(ConfigError) as caught:
-        build_model({**load_definition("yolov5n"), **change})
-    assert next(iter(change)) in str(caught.value)
-    assert "yolov5n" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov5n6", "yolov3-tiny"])

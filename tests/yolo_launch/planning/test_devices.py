@@ -139,7 +139,8 @@ def test_nproc_takes_the_first_gpus_but_never_contradicts_a_list(make_host):
 
 def test_one_mig_instance_works_and_several_are_refused(make_host, make_gpu):
     instances = tuple(
-        replace(make_gpu(index), uuid=f"MIG-{index}aaa-bbbb", is_mig=True, name="A100 MIG 3g.20gb") for index in range(2)
+        replace(make_gpu(index), uuid=f"MIG-{index}aaa-bbbb", is_mig=True, name="A100 MIG 3g.20gb")
+        for index in range(2)
     )
     host = make_host(instances)
     assert chosen(host, "MIG-1aaa") == [1]

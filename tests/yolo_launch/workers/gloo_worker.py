@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(options: argparse.Namespace) -> int:
+def train(options: argparse.Namespace, at_step: list[int]) -> int:
     import torch
     import torch.distributed as dist
     from torch.utils.data import DataLoader, Dataset
@@ -52,9 +52,10 @@ def train(options: argparse.Namespace) -> int:
     several = "WORLD_SIZE" in os.environ
     if several:
         dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    items = iter(DataLoader(Items(), num_workers=options.loaders, worker_init_fn=loader_init, prefetch_factor=None))
+    items = iter(DataLoader(Items(), num_workers=options.loaders, worker_init_fn=loader_init))
     failures = options.run_dir / f"failures{RANK}.txt"
     for step in range(options.steps):
+        at_step[:] = [step]
         beat(options, "train", step)
         (options.run_dir / f"ready{RANK}").touch()
         total = next(items).sum() + bool(stop)
@@ -81,10 +82,11 @@ def train(options: argparse.Namespace) -> int:
 def main() -> int:
     guard_worker()
     options = parse()
+    at_step = [0]
     try:
-        return train(options)
+        return train(options, at_step)
     except Exception as error:
-        write_error(error, 1)
+        write_error(error, at_step[0])
         raise
 
 

@@ -1,0 +1,157 @@
+"""Real trainings that are killed: workers forked from a server that has torch loaded, so that a start costs little."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+TIME_COLUMNS = {"seconds", "images_per_second", "data_wait"}
+EPOCHS = 3
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.worker"])
+    return context
+
+
+@pytest.fixture(scope="session")
+def fault_data(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data-set YAML with 26 training and 8 validation images of bccd."""
+    source, folder = shared_dir / "data" / "bccd", tmp_path_factory.mktemp("fault_data")
+    for split, count in (("train", 26), ("val", 8)):
+        for kind, suffix in (("images", ".jpg"), ("labels", ".txt")):
+            target = folder / kind / split
+            target.mkdir(parents=True)
+            for image in sorted((source / "images" / split).iterdir())[:count]:
+                shutil.copy(source / kind / split / f"{image.stem}{suffix}", target)
+    path = folder / "data.yaml"
+    path.write_text(yaml.safe_dump({"train": "images/train", "val": "images/val", "names": ["RBC", "WBC", "Platelets"]}))
+    return path
+
+
+def run_worker(config: dict[str, Any], run_dir: str, environ: dict[str, str], log: str) -> None:
+    """The body of a forked worker: what ``python -m trainer`` does after its imports."""
+    os.setsid()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environ)
+    torch.set_num_threads(1)
+    from trainer.config import make_config
+    from trainer.worker import main
+
+    sys.stdout.flush()
+    os._exit(main(make_config(config), Path(run_dir)))
+
+
+@dataclass
+class Training:
+    """A run directory and the processes of its latest start."""
+
+    context: Any
+    config: dict[str, Any]
+    run_dir: Path
+    world_size: int = 1
+    ranks: list[BaseProcess] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.ranks = []
+        for rank in range(self.world_size):
+            environ = {"OMP_NUM_THREADS": "1"}
+            if self.world_size > 1:
+                environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world_size)}
+                environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+            log = str(self.run_dir / f"rank{rank}.out")
+            process = self.context.Process(target=run_worker, args=(self.config, str(self.run_dir), environ, log))
+            process.start()
+            self.ranks.append(process)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether every rank ended within the time."""
+        for process in self.ranks:
+            process.join(timeout_s)
+        return all(process.exitcode is not None for process in self.ranks)
+
+    def kill(self, ranks: list[int]) -> None:
+        """kill -9 of some ranks, then of what is left after the others had time to notice."""
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.ranks[rank].pid or 0, signal.SIGKILL)
+        self.wait(10)
+        for process in self.ranks:
+            if process.exitcode is None:
+                process.kill()
+                process.join(10)
+
+    def finish(self, timeout_s: float = 240) -> None:
+        """Start once more and train to the end."""
+        self.start()
+        assert self.wait(timeout_s), "the resumed run did not end"
+        assert [process.exitcode for process in self.ranks] == [0] * self.world_size, self.output()
+
+    def output(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.run_dir.glob("rank*.out")))
+
+    def result(self) -> dict[str, Any]:
+        """Everything that must be equal to the bit."""
+        content = torch.load(self.run_dir / "weights" / "last.pt", weights_only=True)
+        history = [
+            {name: value for name, value in row.items() if name not in TIME_COLUMNS}
+            for row in content["progress"]["history"]
+        ]
+        return {
+            "model": content["model"],
+            "ema": content["ema"],
+            "optimizer": content["optimizer"],
+            "history": history,
+            "updates": content["progress"]["updates"],
+            "results": (self.run_dir / "results.csv").read_text(),
+        }
+
+
+@pytest.fixture
+def training(forkserver: Any, fault_data: Path, tmp_path: Path) -> Iterator[Any]:
+    """Makes a Training in a folder of its own; all of them are ended with the test."""
+    made: list[Training] = []
+
+    def make(name: str, world_size: int = 1, **options: Any) -> Training:
+        config = {
+            "data": str(fault_data),
+            "cfg": "yolov5n",
+            "imgsz": 64,
+            "epochs": EPOCHS,
+            "batch_size": 4,
+            "workers": 0,
+            "plots": False,
+            "checkpoint_interval_s": 0.05,
+            **options,
+        }
+        made.append(Training(forkserver, config, tmp_path / name, world_size))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for process in one.ranks:
+            if process.exitcode is None:
+                process.kill()
+                process.join(5)
