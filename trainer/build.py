@@ -13,7 +13,11 @@ from trainer import __version__
 from trainer.checkpoint import CheckpointWriter
 from trainer.config import TrainConfig, rounded_image_size
 from trainer.data.augment import AugmentationSettings
+from trainer.data.demo import default_cache_dir
 from trainer.data.feed import TrainingFeed
+from trainer.data.image_cache import open_image_cache
+from trainer.data.images import ImageSource
+from trainer.data.label_cache import LabelledImages
 from trainer.data.loader import TrainingData, ValidationData, make_training_loader, make_validation_loader
 from trainer.data.sampler import EpochBatches, ValidationBatches
 from trainer.distributed import DistEnv, Peers, wrap_model
@@ -35,6 +39,7 @@ MAX_VALIDATION_BATCH = 32
 SUFFICIENT_RECALL = 0.98
 """Anchors that can match this share of the labels are left as they are."""
 
+
 def make_model(config: TrainConfig, names: Sequence[str], reporter: Reporter) -> DetectionModel:
     """The model with its starting weights, the same on every rank."""
     torch.manual_seed(config.seed)
@@ -54,10 +59,10 @@ def fit_model(config: TrainConfig, model: DetectionModel, data: Data, image_size
         sizes = label_sizes(data.train, image_size)
         recall = best_possible_recall(anchors, sizes, threshold)
         reporter.say(f"anchors: best possible recall {recall:.3f}")
-        if recall < SUFFICIENT_RECALL:
+        if recall < SUFFICIENT_RECALL or not model.anchors_given:
             fitted = fit_anchors(sizes, anchors.size // 2, image_size, threshold, config.seed)
             better = best_possible_recall(fitted, sizes, threshold)
-            if better > recall:
+            if better > recall or not model.anchors_given:
                 reporter.say(f"anchors: fitted to the labels, best possible recall {better:.3f}")
                 model.set_anchors(anchors_per_level(fitted, len(anchors)))
     freeze_layers(model, config.freeze)
@@ -132,10 +137,20 @@ def augmentation_of(config: TrainConfig) -> AugmentationSettings:
     return AugmentationSettings(**{name: getattr(config.hyperparameters, name) for name in names})
 
 
+def image_source(config: TrainConfig, images: LabelledImages, image_size: int, *, training: bool) -> ImageSource | None:
+    """The machine's one decoded copy of a split where --cache asks for it."""
+    if not config.cache:
+        return None
+    return open_image_cache(
+        images, image_size=image_size, training=training, kind=config.cache, cache_dir=default_cache_dir()
+    )
+
+
 def make_feed(
-    config: TrainConfig, data: Data, stride: int, image_size: int, recipe: Recipe, env: DistEnv, device: torch.device
+    config: TrainConfig, data: Data, stride: int, image_size: int, recipe: Recipe, peers: Peers, device: torch.device
 ) -> TrainingFeed:
     """The training batches of this rank."""
+    env = peers.env
     shapes = data.train.shapes_hw
     sampler = EpochBatches(
         config.seed,
@@ -153,6 +168,7 @@ def make_feed(
         settings=augmentation_of(config),
         seed=config.seed,
         mosaic_until_epoch=config.epochs - recipe.closing_epochs if recipe.closing_epochs else None,
+        source=image_source(config, data.train, image_size, training=True),
     )
     loader = make_training_loader(
         training,
@@ -160,9 +176,7 @@ def make_feed(
         num_workers=loader_workers(config.workers, env.local_world_size),
         pin_memory=device.type == "cuda",
     )
-    return TrainingFeed(
-        data.train, sampler, loader, num_classes=len(data.names), draws_by_weight=config.image_weights
-    )
+    return TrainingFeed(data.train, sampler, loader, num_classes=len(data.names), draws_by_weight=config.image_weights)
 
 
 def make_validator(
@@ -182,7 +196,9 @@ def make_validator(
         stride=stride,
     )
     loader = make_validation_loader(
-        ValidationData(data.val, image_size=image_size),
+        ValidationData(
+            data.val, image_size=image_size, source=image_source(config, data.val, image_size, training=False)
+        ),
         batches,
         rank=peers.env.rank,
         world_size=peers.env.world_size,
@@ -219,7 +235,7 @@ def build_run(config: TrainConfig, env: DistEnv, device: torch.device, run_dir: 
     autocast = pick_autocast(config.amp, device)
     loss = make_loss(config, model, image_size)
     # Loader processes are forked before CUDA is first used and the model is wrapped.
-    feed = make_feed(config, data, stride, image_size, recipe, env, device)
+    feed = make_feed(config, data, stride, image_size, recipe, peers, device)
     run = Run(
         peers=peers,
         device=device,

@@ -101,9 +101,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise WeightsError("the weights file is missing", seen=str(path)) from None
     except Exception as error:  # what a reader raises on damaged bytes is anything at all
-        raise WeightsError(
-            f"{path.name} is damaged or not a checkpoint of yolo-launch", seen=f"{path}: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from None
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        what = f"{path.name} is damaged or not a checkpoint of yolo-launch"
+        raise WeightsError(what, seen=f"{path}: {why}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WeightsError(f"{path.name} is not a checkpoint of yolo-launch", seen=str(path))
     if not isinstance(content.get("version"), int) or content["version"] > VERSION:

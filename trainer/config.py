@@ -135,9 +135,7 @@ def make_config(options: dict[str, Any], overrides: dict[str, Any] | None = None
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "configuration"
-        raise ConfigError(
-            f"{_flag(name)} cannot be used", seen=repr(first["input"]), expected=first["msg"]
-        ) from None
+        raise ConfigError(f"{_flag(name)} cannot be used", seen=repr(first["input"]), expected=first["msg"]) from None
 
 
 def _flag(field_name: str) -> str:

@@ -28,7 +28,8 @@ GRADIENT_LIMIT = 10.0
 def fit(run: Run) -> bool:
     """Train until the last epoch or until patience ends; False when a signal asked to stop and the state is saved."""
     progress = run.state.progress
-    save_checkpoint(run)  # a run that cannot write learns so now, and a rollback always has a place to go to
+    if run.settings.save:
+        save_checkpoint(run)  # a run that cannot write learns so now, and a rollback always has a place to go to
     while progress.epoch < run.settings.epochs:
         if not run_epoch(run):
             return False
@@ -189,7 +190,8 @@ def out_of_patience(run: Run) -> bool:
 def _reduce_counts(run: Run, counts: Tensor) -> tuple[Tensor, Wishes]:
     control = run.control
     is_main = run.peers.env.is_main
-    due = is_main and time.monotonic() - control.checkpointed_at > run.settings.checkpoint_interval_s
+    elapsed_s = time.monotonic() - control.checkpointed_at
+    due = is_main and run.settings.save and elapsed_s > run.settings.checkpoint_interval_s
     mine = torch.tensor([control.stop_requested, due, run.finite.bad_step is not None], dtype=torch.float64)
     total = run.peers.sum(torch.cat((counts.double().cpu(), mine)))
     stop, checkpoint, rollback = (value > 0 for value in total[-3:].tolist())

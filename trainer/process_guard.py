@@ -35,6 +35,8 @@ def guard_worker(logs_dir: Path | None = None) -> None:
     _worker_pid = os.getpid()
     parent = os.environ.pop(PARENT_VARIABLE, "")
     if parent.isdigit():
+        if hasattr(os, "setsid") and os.getsid(0) != os.getpid():
+            os.setsid()  # before torch 2.2 the agent leaves its workers in the terminal's session
         die_with_parent(int(parent))
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent(os.getppid())

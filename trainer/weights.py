@@ -28,6 +28,7 @@ from trainer.model.yolov5_checkpoint import read_yolov5
 
 _MAX_LAYERS = 1_000
 _MAX_ACTIVATION_TEXT = 200
+_MAX_ANCHORS = 100
 _MAX_ENLARGEMENT = 4
 _SPARE_ELEMENTS = 4 * 2**20
 """What building may ask for beyond the weights themselves, for the image of zeros that tries the layers."""
@@ -192,6 +193,9 @@ def _check_extent(loaded: LoadedWeights) -> None:
     # Parsing an endless expression can exhaust the interpreter's stack.
     if len(str(loaded.definition.get("activation", ""))) > _MAX_ACTIVATION_TEXT:
         raise ValueError("an activation that is no short text")
+    anchors = loaded.definition.get("anchors", 0)
+    if isinstance(anchors, int) and anchors > _MAX_ANCHORS:
+        raise ValueError(f"{anchors} anchors a level")
     rows = parse_rows(loaded.definition)
     # Each repeat of a block has tensors; a file cannot ask for more of them than it holds.
     if len(rows) > _MAX_LAYERS or sum(row.repeats - 1 for row in rows) > len(loaded.state):

@@ -118,11 +118,15 @@ def write_error(error: BaseException, env: DistEnv, run: Run | None) -> None:
 
 
 def _stop_on_signals(run: Run) -> None:
-    """SIGTERM and SIGUSR1 ask to save and stop at the next update; all ranks then agree on which."""
+    """SIGTERM, SIGUSR1 and Ctrl-C ask to save and stop at the next update; all ranks then agree on which.
+
+    A second Ctrl-C ends at once.
+    """
 
     def request_stop(number: int, frame: FrameType | None) -> None:
         run.control.stop_requested = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, request_stop)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, request_stop)
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), request_stop)

@@ -71,7 +71,7 @@ def _does_not_divide(
         what = f"--batch {batch} cannot be split evenly over {shares} GPUs ({', '.join(positions)})."
         fitting, changes = _number(count, "GPU"), {"--gpus": ",".join(positions[:count])}
     command = retype(request.typed, {**changes, "--batch": str(batch)})
-    return LaunchError(f"{what} Use --batch {totals}, or {fitting}: {command}", next_command=command)
+    return LaunchError(f"{what} Use --batch {totals}, or {fitting}.", next_command=command)
 
 
 def _number(count: int, noun: str) -> str:

@@ -23,6 +23,8 @@ def main() -> None:
     """Run the script that the command line names, in this process."""
     guard = _load_guard()
     guard.guard_worker()
+    if os.environ.get("YOLO_TRAINER_OUTPUT") == "stderr":
+        os.dup2(2, 1)  # stdout is for the launcher's JSON
     logs_dir = os.environ.get(guard.LOGS_VARIABLE)
     if logs_dir and os.environ.get("RANK", "0") == "0":
         _keep_output(Path(logs_dir) / "rank0.log")

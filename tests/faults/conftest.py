@@ -41,7 +41,8 @@ def fault_data(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             for image in sorted((source / "images" / split).iterdir())[:count]:
                 shutil.copy(source / kind / split / f"{image.stem}{suffix}", target)
     path = folder / "data.yaml"
-    path.write_text(yaml.safe_dump({"train": "images/train", "val": "images/val", "names": ["RBC", "WBC", "Platelets"]}))
+    content = {"train": "images/train", "val": "images/val", "names": ["RBC", "WBC", "Platelets"]}
+    path.write_text(yaml.safe_dump(content))
     return path
 
 

@@ -44,18 +44,18 @@ def test_every_flipped_bit_in_tensor_header_or_checksum_is_found(tmp_path):
     whole = path.read_bytes()
     tensor_at = whole.index(content(1)["model"]["weight"].numpy().tobytes()[:64]) + 40
     stated = torch.load(path, weights_only=True)["checksum"].encode()
-    places = {"tensor": tensor_at, "checksum": whole.index(stated) + 5, "header": 0, "directory": whole.rindex(b"PK\x01\x02") + 46}
-    for place, offset in places.items():
+    directory_at = whole.rindex(b"PK\x01\x02") + 46
+    for offset in (0, tensor_at, whole.index(stated) + 5, directory_at):
         damaged = bytearray(whole)
         damaged[offset] ^= 1
         path.write_bytes(damaged)
         with pytest.raises(WeightsError, match=r"a\.pt"):
             read_checkpoint(path)
-            pytest.fail(f"the flipped bit in the {place} was not found")
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), [("empty", b""), ("text", b"<!DOCTYPE html>"), ("cut", None), ("foreign", "foreign"), ("newer", 99)]
+    ("name", "data"),
+    [("empty", b""), ("text", b"<!DOCTYPE html>"), ("cut", None), ("foreign", "foreign"), ("newer", 99)],
 )
 def test_files_that_are_no_checkpoints_are_refused_by_name(tmp_path, name, data):
     path = tmp_path / "b.pt"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from trainer.schedule import Schedule, make_recipe, multi_scale_size
@@ -43,7 +45,7 @@ def test_decay_falls_from_one_to_lrf(cosine):
     values = [schedule.decay(step) for step in range(60 * 13 + 1)]
     assert values[0] == 1
     assert values[-1] == pytest.approx(0.01)
-    assert all(later <= earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(values))
     assert values[12] == 1, "each epoch has one rate"
     assert make_schedule(decay_each_step=True).decay(12) < 1
     assert values[30 * 13] == pytest.approx(0.505)

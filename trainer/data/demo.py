@@ -101,9 +101,9 @@ def render_scene(generator: np.random.Generator, size: int = IMAGE_SIZE) -> Scen
         if len(classes) == wanted:
             break
         class_index = int(generator.integers(len(CLASS_NAMES)))
-        side = int(size * np.exp(generator.uniform(np.log(0.2), np.log(0.6))))
+        side = int(size * np.exp(generator.uniform(np.log(0.22), np.log(0.6))))
         sprite = _draw_sprite(class_index, side, generator)
-        left, top = generator.uniform(-side / 2, size - side / 2, 2).round().astype(int).tolist()
+        left, top = generator.uniform(-0.35 * side, size - 0.65 * side, 2).round().astype(int).tolist()
         covered = _on_picture(sprite[..., 3], left, top, size) > 0.5
         area = int((sprite[..., 3] > 0.5).sum())
         if not _fits(covered, area, owner, areas):
@@ -121,8 +121,8 @@ def _draw_sprite(class_index: int, side: int, generator: np.random.Generator) ->
     name = CLASS_NAMES[class_index]
     pen = Pen()
     SHAPES[name](pen, generator)
-    # Stars and keys lie any way round; mugs, fish and signs mostly stay upright.
-    limit = np.pi if name in ("star", "key") else 0.45
+    # Stars lie any way round; the others mostly stay upright.
+    limit = np.pi if name == "star" else 0.45
     turn = generator.uniform(-limit, limit)
     flip = -1.0 if name != "sign" and generator.random() < 0.5 else 1.0
     stretch = np.diag([flip, generator.uniform(0.75, 1.0)])
@@ -168,9 +168,7 @@ def _fits(covered: np.ndarray, area: int, owner: np.ndarray, areas: list[int]) -
     left, top, right, bottom = _extent(covered)
     if min(right - left, bottom - top) < _MIN_SIDE_PX:
         return False
-    return all(
-        ((owner == row) & ~covered).sum() >= _MIN_VISIBLE_SHARE * earlier for row, earlier in enumerate(areas)
-    )
+    return all(((owner == row) & ~covered).sum() >= _MIN_VISIBLE_SHARE * earlier for row, earlier in enumerate(areas))
 
 
 def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -161,21 +161,21 @@ def draw_star(pen: Pen, generator: np.random.Generator) -> None:
         pen.polygon(core, mixed(colour, random_colour(generator), 0.5))
 
 
-def draw_key(pen: Pen, generator: np.random.Generator) -> None:
-    """A key: a bow with a hole, a shaft and two or three bits."""
-    if generator.random() < 0.6:
-        colour = random_colour(generator, (90, 125), (10, 60), (90, 190))  # steel
-    else:
-        colour = random_colour(generator, (3, 13), (110, 190), (90, 170))  # copper
-    shaft = generator.uniform(0.075, 0.10)
-    pen.polygon([(-0.3, -shaft), (0.86, -shaft), (0.92, 0), (0.86, shaft), (-0.3, shaft)], colour)
-    for x in np.linspace(0.42, 0.74, int(generator.integers(2, 4))):
-        length = shaft + generator.uniform(0.18, 0.32)
-        pen.polygon([(x - 0.06, 0), (x + 0.07, 0), (x + 0.07, length), (x - 0.06, length)], mixed(colour, BLACK, 0.15))
-    radii = (0.30, generator.uniform(0.27, 0.38))
-    pen.ring((-0.53, 0), radii, mixed(colour, BLACK, 0.45), 0.21)
-    pen.ring((-0.53, 0), radii, colour, 0.15)
-    pen.line([(-0.2, -shaft * 0.4), (0.84, -shaft * 0.4)], mixed(colour, WHITE, 0.6), 0.03)
+def draw_apple(pen: Pen, generator: np.random.Generator) -> None:
+    """An apple with a stalk, a leaf and a highlight."""
+    colour = random_colour(generator, (168, 182), (170, 250), (120, 215))
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    # A cardioid's dent at the top, blended with a circle, is an apple's outline.
+    reach = 0.74 - 0.20 * np.exp(-8 * np.square(np.sin((angles + np.pi / 2) / 2)))
+    wide = generator.uniform(0.95, 1.12)
+    pen.polygon(np.stack([wide * reach * np.cos(angles), 0.12 + reach * np.sin(angles)], axis=1), colour)
+    blush = random_colour(generator, (12, 40), (120, 220), (150, 230))
+    pen.ellipse((generator.uniform(-0.3, 0.3), 0.25), (0.34, 0.42), mixed(colour, blush, generator.uniform(0.1, 0.6)))
+    pen.shade(1.1 - 0.35 * (np.square(_CANVAS_X)[None, :] + np.square(_CANVAS_X)[:, None]))
+    pen.line([(0.0, -0.36), (0.03, -0.6), (0.12, -0.85)], random_colour(generator, (8, 16), (90, 180), (40, 90)), 0.09)
+    leaf = random_colour(generator, (38, 62), (120, 230), (90, 190))
+    pen.polygon([(0.06, -0.58), (0.24, -0.84), (0.6, -0.86), (0.4, -0.6)], leaf)
+    pen.ellipse((-0.32, -0.16), (0.12, 0.15), mixed(colour, WHITE, 0.75))
 
 
 def draw_sign(pen: Pen, generator: np.random.Generator) -> None:
@@ -203,7 +203,7 @@ def draw_sign(pen: Pen, generator: np.random.Generator) -> None:
 
 
 SHAPES: Mapping[str, Callable[[Pen, np.random.Generator], None]] = MappingProxyType(
-    {"mug": draw_mug, "fish": draw_fish, "star": draw_star, "key": draw_key, "sign": draw_sign}
+    {"mug": draw_mug, "fish": draw_fish, "star": draw_star, "apple": draw_apple, "sign": draw_sign}
 )
 """Class name to the function that draws it; the order is the class index."""
 

@@ -80,7 +80,7 @@ def _check_jpeg(file: BinaryIO, head: bytes, size: int) -> tuple[int, int]:
             height, width, pixels_at = _parse_jpeg(head)
         except (IndexError, struct.error):
             raise ImageReadError("a JPEG cut off within its header") from None
-    if not _read_tail(file, size).rstrip(b"\0").endswith(b"\xff\xd9"):
+    if not _read_tail(file, size).endswith(b"\xff\xd9"):
         # Phones append films and maps after the end. Inside pixel data 0xFF is always followed by 0 or a restart.
         file.seek(pixels_at)
         if b"\xff\xd9" not in file.read():

@@ -11,8 +11,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
-MAX_STEPS = 3_000_000
-"""Opcodes and copied items in one pickle; the largest YOLOv5 file with its optimizer takes about a tenth."""
+MAX_STEPS = 1_500_000
+"""Opcodes and copied items in one pickle; the largest YOLOv5 model with its average and optimizer takes a fifth."""
 
 _MAX_NAME_BYTES = 512
 _MAX_INTEGER_BYTES = 16
@@ -153,8 +153,11 @@ class PickleMachine:
     # Containers
 
     def _tuple(self, size: int) -> None:
-        items = [self._pop() for _ in range(size)]
-        self._push(tuple(reversed(items)))
+        if len(self._stack) - (self._marks[-1] if self._marks else 0) < size:
+            raise PickleError("a tuple of more values than there are")
+        items = tuple(self._stack[-size:])
+        del self._stack[-size:]
+        self._push(items)
 
     def _append(self) -> None:
         item = self._pop()
@@ -193,9 +196,6 @@ class PickleMachine:
         if size < 0:
             raise PickleError("a text of negative length")
         self._push(self._take(size).decode("latin-1"))
-
-    def _bytes(self, size: int) -> None:
-        self._push(self._take(size))
 
     # Names, calls and objects
 
@@ -237,16 +237,13 @@ def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
     return [(check_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True)]
 
 
-_Action = Callable[[PickleMachine], None]
-
-
-def _sized(method: Callable[[PickleMachine, int], None], layout: str) -> _Action:
+def _sized(method: Callable[[PickleMachine, int], None], layout: str) -> Callable[[PickleMachine], None]:
     """An opcode whose number (a length or a memo slot) follows in the given layout."""
     return lambda machine: method(machine, machine._take_number(layout))
 
 
 _M = PickleMachine
-_ACTIONS: dict[bytes, _Action] = {
+_ACTIONS: dict[bytes, Callable[[PickleMachine], None]] = {
     b"\x80": _M._protocol,
     b"\x95": lambda m: m._take_number("<Q"),  # a frame is a hint for reading ahead
     b"(": _M._mark,
@@ -267,9 +264,9 @@ _ACTIONS: dict[bytes, _Action] = {
     b"\x8d": _sized(_M._text, "<Q"),
     b"T": _sized(_M._old_text, "<i"),
     b"U": _sized(_M._old_text, "<B"),
-    b"B": _sized(_M._bytes, "<I"),
-    b"C": _sized(_M._bytes, "<B"),
-    b"\x8e": _sized(_M._bytes, "<Q"),
+    b"B": lambda m: m._push(m._take(m._take_number("<I"))),
+    b"C": lambda m: m._push(m._take(m._take_number("<B"))),
+    b"\x8e": lambda m: m._push(m._take(m._take_number("<Q"))),
     b")": lambda m: m._push(()),
     b"\x85": lambda m: m._tuple(1),
     b"\x86": lambda m: m._tuple(2),

@@ -137,19 +137,37 @@ def _open_zip(path: Path, file: BinaryIO, size_bytes: int) -> TorchFile:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OSError, struct.error, NotImplementedError, OverflowError) as error:
         raise truncated_file(path, size_bytes, str(error)) from None
-    prefix = _check_entries(path, archive, size_bytes)
-    names = set(archive.namelist())
+    names = archive.namelist()
+    prefix = _folder_of(path, names)
+    _check_entries(path, archive.infolist(), size_bytes)
     if f"{prefix}/byteorder" in names and _read_entry(path, archive, f"{prefix}/byteorder") != b"little":
         raise damaged(path, "numbers in another byte order than this machine's")
     content, class_names = _read_pickle(path, _read_entry(path, archive, f"{prefix}/data.pkl"))
     return TorchFile(path, content, class_names, _ZipStorages(path, archive, prefix), size_bytes)
 
 
-def _check_entries(path: Path, archive: zipfile.ZipFile, size_bytes: int) -> str:
-    """The folder inside the archive that holds everything, once its table of contents can be believed."""
-    entries = archive.infolist()
-    names = [entry.filename for entry in entries]
-    if len(set(names)) != len(names):
+def _folder_of(path: Path, names: list[str]) -> str:
+    """The folder inside the archive that holds everything, whatever its name."""
+    pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise WeightsError(
+            f"{path.name} is a zip archive but not one of torch.save",
+            seen=f"{path}: " + (", ".join(name[:40] for name in names[:3]) or "no entries"),
+            expected="a checkpoint (.pt); where the archive contains one, unpack it first",
+        )
+    folder = pickles[0].removesuffix("/data.pkl")
+    if any(name == f"{folder}/constants.pkl" or name.startswith(f"{folder}/code/") for name in names):
+        raise WeightsError(
+            f"{path.name} is a TorchScript export, which holds a program and no longer the model's definition",
+            seen=str(path),
+            expected="the checkpoint (.pt) that it was exported from",
+        )
+    return folder
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size_bytes: int) -> None:
+    """Raise WeightsError unless the archive's table of contents can be believed."""
+    if len({entry.filename for entry in entries}) != len(entries):
         raise damaged(path, "an archive with two entries of one name")
     for entry in entries:
         parts = entry.filename.split("/")
@@ -159,26 +177,11 @@ def _check_entries(path: Path, archive: zipfile.ZipFile, size_bytes: int) -> str
             raise damaged(path, "an encrypted archive")
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise damaged(path, "a compressed archive, which torch.save never writes")
+        if entry.filename.endswith("/data.pkl") and entry.file_size > MAX_PICKLE_BYTES:
+            raise damaged(path, f"a description of {entry.file_size:,} bytes")
     # Overlapping entries are how a small archive without compression becomes a large one.
     if sum(entry.file_size for entry in entries) > size_bytes:
         raise damaged(path, "an archive that unpacks to more than its own size")
-    pickles = [entry for entry in entries if entry.filename.count("/") == 1 and entry.filename.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise WeightsError(
-            f"{path.name} is a zip archive but not one of torch.save",
-            seen=f"{path}: " + (", ".join(name[:40] for name in names[:3]) or "no entries"),
-            expected="a checkpoint (.pt); where the archive contains one, unpack it first",
-        )
-    prefix = pickles[0].filename.removesuffix("/data.pkl")
-    if any(name == f"{prefix}/constants.pkl" or name.startswith(f"{prefix}/code/") for name in names):
-        raise WeightsError(
-            f"{path.name} is a TorchScript export, which holds a program and no longer the model's definition",
-            seen=str(path),
-            expected="the checkpoint (.pt) that it was exported from",
-        )
-    if pickles[0].file_size > MAX_PICKLE_BYTES:
-        raise damaged(path, f"a description of {pickles[0].file_size:,} bytes")
-    return prefix
 
 
 def _read_entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:

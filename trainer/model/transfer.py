@@ -60,11 +60,14 @@ def transfer(
     """
     target = model.state_dict()
     head = f"model.{len(model.model) - 1}."
-    same_classes = [_spelled(name) for name in source_names] == [_spelled(name) for name in target_names]
+    rows_of_head = [key for key in target if key.startswith(f"{head}m.")]
+    head_kept = [_spelled(name) for name in source_names] == [_spelled(name) for name in target_names] and all(
+        key in state and state[key].shape == target[key].shape for key in rows_of_head
+    )
     loaded: set[str] = set()
     for key, tensor in target.items():
         source = state.get(key)
-        if source is None or source.shape != tensor.shape or (key.startswith(f"{head}m.") and not same_classes):
+        if source is None or source.shape != tensor.shape or (key in rows_of_head and not head_kept):
             continue
         # A count of batches fits every norm; it means something only beside the statistics it counts.
         if key.endswith(_BATCH_COUNT) and key.removesuffix(_BATCH_COUNT) + "running_mean" not in loaded:
@@ -76,7 +79,6 @@ def transfer(
     anchors_kept = f"{head}anchors" in loaded
     if anchors_kept:
         _take_anchors(model, state[f"{head}anchors"])
-    head_kept = all(key in loaded for key in target if key.startswith(f"{head}m."))
     boxes_kept = head_kept
     carried: tuple[str, ...] = ()
     if not head_kept and anchors_kept:

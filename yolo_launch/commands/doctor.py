@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from trainer.config import make_config
+from yolo_launch.check_context import Context
 from yolo_launch.commands.typed import TrainCommand, typed_in
 from yolo_launch.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
@@ -30,7 +31,7 @@ from yolo_launch.options import (
 )
 from yolo_launch.plan import make_plan
 from yolo_launch.plan_view import show_findings, show_host
-from yolo_launch.preflight import Context, run_checks
+from yolo_launch.preflight import run_checks
 from yolo_launch.spec import Finding, Host, LaunchPlan
 
 DOCTOR_OPTIONS = (
@@ -64,6 +65,8 @@ def doctor(ctx: typer.Context, **values: Any) -> None:
     run_dir = Path(values["project"] or "runs/train") / "exp"
     context = Context(host, plan, config, run_dir)
     findings += run_checks(context)
+    if values["deep"]:
+        findings += _probed(context)
     if console.json_mode:
         console.json({"host": asdict(host), "findings": [asdict(finding) for finding in findings]})
     else:
@@ -89,3 +92,12 @@ def _planned(values: dict[str, Any], host: Host, typed: tuple[str, ...]) -> tupl
     except LaunchError as error:
         return None, [Finding("plan", "failure", error.what, error.next_command or error.expected)]
     return plan, list(plan.findings)
+
+
+def _probed(context: Context) -> list[Finding]:
+    """The findings of the slower checks, which start processes."""
+    try:
+        from yolo_launch.probes import run_probes
+    except ImportError:
+        return [Finding("deep", "warning", "the slower checks are not part of this version")]
+    return list(run_probes(context))

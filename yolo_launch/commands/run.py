@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from yolo_launch import run_directory
+from yolo_launch.check_context import Context
 from yolo_launch.commands.typed import TypedCommand, typed_in
 from yolo_launch.console import Console
 from yolo_launch.inventory import inspect_host
@@ -29,7 +30,7 @@ from yolo_launch.options import (
 )
 from yolo_launch.plan import make_plan, plan_facts
 from yolo_launch.plan_view import show_outcome, show_plan, show_start
-from yolo_launch.preflight import Context, exit_code_of, refuse_failures, run_checks
+from yolo_launch.preflight import exit_code_of, refuse_failures, run_checks
 from yolo_launch.spec import LaunchPlan, WorkerCommand
 
 RUN_OPTIONS = (

@@ -14,6 +14,7 @@ import typer
 from trainer.config import CONFIG_FILE, TrainConfig, make_config, read_config, read_options, write_config
 from yolo_launch import run_directory
 from yolo_launch.arguments import NEWEST_RUN, retype
+from yolo_launch.check_context import Context
 from yolo_launch.commands.typed import TrainCommand, typed_in
 from yolo_launch.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
@@ -28,7 +29,7 @@ from yolo_launch.options import (
 )
 from yolo_launch.plan import make_plan, plan_facts
 from yolo_launch.plan_view import show_differences, show_outcome, show_plan, show_result, show_start
-from yolo_launch.preflight import Context, exit_code_of, refuse_failures, run_checks
+from yolo_launch.preflight import exit_code_of, refuse_failures, run_checks
 from yolo_launch.resume import Difference, find_differences, refuse_changed_result, resumed_config
 from yolo_launch.spec import Finding, Host, LaunchPlan, LaunchRequest, Outcome, WorkerCommand
 

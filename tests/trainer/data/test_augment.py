@@ -76,6 +76,7 @@ def test_letterbox_is_the_published_one(golden_dir):
         assert [fit.ratio] * 2 == pytest.approx(case["ratio"])
         assert list(fit.padding_wh) == case["pad"]
         left, top = fit.left_top
+        assert (left, top) == tuple(int(half) for half in case["pad"])
         assert (image[:top] == 114).all()
         assert (image[:, :left] == 114).all()
         assert not image[top, left].any()
@@ -106,9 +107,9 @@ def test_colour_jitter_is_that_of_the_formula():
     rng = np.random.default_rng(3)
     image = cv2.GaussianBlur(rng.integers(0, 256, (150, 90, 3), np.uint8), (0, 0), 2)
     sample = Sample(image, np.zeros((0, 5), np.float32))
-    settings = settings_with(hsv_h=0.015, hsv_s=0.7, hsv_v=0.4)
+    settings = settings_with(hsv_h=0.4, hsv_s=0.7, hsv_v=0.4)
     result = jitter_colour(sample, settings, np.random.default_rng(5)).image
-    hue, saturation, value = np.random.default_rng(5).uniform(-1, 1, 3) * (0.015, 0.7, 0.4) + 1
+    hue, saturation, value = np.random.default_rng(5).uniform(-1, 1, 3) * (0.4, 0.7, 0.4) + 1
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV).astype(float)
     hsv *= (hue, saturation, value)
     hsv[..., 0] %= 180
@@ -280,7 +281,8 @@ def test_without_settings_nothing_is_touched():
     ("box", "kept"),
     [
         ((50, 50, 90, 90), True),
-        ((-38, 50, 2, 90), False),  # two pixels wide
+        ((50, 50, 52, 90), False),  # two pixels wide
+        ((50, 50, 53, 90), True),
         ((-37, 50, 3, 90), False),  # less than a tenth of it is left
         ((-30, 50, 10, 90), True),
         ((0, 50, 120, 52), False),  # two pixels high
@@ -295,6 +297,12 @@ def test_only_objects_that_can_be_seen_are_kept(box, kept):
     assert len(warped.boxes) == kept
     if kept:
         assert (warped.boxes[:, 1:] >= 0).all()
+
+
+def test_objects_are_measured_against_themselves_at_their_new_size():
+    scene = letterboxed(sample_of((60, 60, 100, 100), height=160), (160, 160))
+    for seed in range(50):
+        assert len(random_warp(scene, settings_with(scale=0.9), np.random.default_rng(seed), (160, 160)).boxes) == 1
 
 
 def test_slivers_are_dropped():
@@ -317,6 +325,15 @@ def test_copy_paste_pastes_mirrored_objects_where_there_is_room():
     for polygon, row in zip(pasted.segments, pasted.boxes, strict=True):
         np.testing.assert_allclose(bounds_xyxy(polygon), row[1:])
     assert len(copy_paste(scene, 0.5, np.random.default_rng(0)).boxes) == 3
+
+
+def test_pasted_pixels_are_the_mirror_image():
+    sample = sample_of((10, 20, 50, 80))
+    sample.segments = [np.array([(10, 20), (50, 20), (10, 80)], np.float32)]
+    pasted = copy_paste(place([sample], [(0, 0)], (120, 160)), 1.0, np.random.default_rng(0)).paint_all()
+    mirrored = pasted.image[20:80, 110:150, 2] == 255
+    expected = np.add.outer(np.arange(60) / 60, np.arange(40)[::-1] / 40) < 1
+    assert (mirrored != expected).mean() < 0.03
 
 
 def test_copy_paste_hides_nothing_and_needs_polygons():

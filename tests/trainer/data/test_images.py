@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainer.data.image_header import read_header
-from trainer.data.images import ImageFiles, ImageReadError, decode_image, load_resized, resized_shape
+from trainer.data.images import ImageFiles, ImageReadError, _as_bgr, decode_image, load_resized, resized_shape
 
 
 def picture(height: int = 40, width: int = 60) -> np.ndarray:
@@ -73,6 +73,14 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path, suffix, channels):
     image = decode_image(path)
     assert (image.dtype, image.shape) == (np.uint8, (8, 9, 3))
     assert np.abs(image.astype(int) - (deep[..., :3] >> 8).astype(int)).max() <= 1
+
+
+def test_values_that_opencv_hands_over_as_they_are_become_bytes():
+    deep = np.array([[0, 255, 256, 65535]], np.uint16)
+    assert _as_bgr(deep)[0, :, 1].tolist() == [0, 0, 1, 255]
+    assert _as_bgr(np.array([[-1, 0, 7, 300]], np.int32))[0, :, 2].tolist() == [0, 0, 7, 255]
+    assert _as_bgr(np.array([[np.nan, 0, 0.5, 7]], np.float64))[0, :, 0].tolist() == [0, 0, 128, 255]
+    assert _as_bgr(np.dstack((deep, deep))).shape == (1, 4, 3)
 
 
 def test_grey_alpha_and_float(tmp_path):

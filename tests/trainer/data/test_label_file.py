@@ -37,6 +37,7 @@ def test_rounding_just_outside_is_moved_to_the_border():
         ("-1 .5 .5 .1 .1", 1, "class -1"),
         ("1.5 .5 .5 .1 .1", 1, "class 1.5"),
         ("0 -.5 .5 .1 .1", 1, "below 0"),
+        ("0 .5 1.01 .1 .1", 1, "not pixels"),
         ("0 320 240 64 48", 1, "not pixels"),
     ],
 )

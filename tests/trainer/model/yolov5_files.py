@@ -122,10 +122,12 @@ def as_yolov5(model: DetectionModel, classes: Mapping[str, type[nn.Module]], top
 
 def layout(version: str, model: DetectionModel, average: DetectionModel, classes: Mapping[str, Any]) -> dict[str, Any]:
     """The dictionary that a version of YOLOv5 saved; ``average`` is what a reader must take."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    sum(p.sum() for p in model.parameters()).backward()
-    optimizer.step()
-    content: dict[str, Any] = {"epoch": 7, "best_fitness": np.array([0.25]), "optimizer": optimizer.state_dict()}
+    weights = list(model.parameters())
+    optimizer = {
+        "state": {index: {"momentum_buffer": torch.rand_like(weight)} for index, weight in enumerate(weights)},
+        "param_groups": [{"lr": 0.01, "nesterov": True, "params": list(range(len(weights)))}],
+    }
+    content: dict[str, Any] = {"epoch": 7, "best_fitness": np.array([0.25]), "optimizer": optimizer}
     if version == "v4":
         return {**content, "training_results": "0/2 ...", "model": as_yolov5(average, classes), "wandb_id": None}
     if version == "v4 pair":

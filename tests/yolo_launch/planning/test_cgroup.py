@@ -25,6 +25,7 @@ def test_version_2_takes_the_tightest_of_the_group_and_its_parents(tmp_path):
             "sys/fs/cgroup/pod/memory.max": "1000",
             "sys/fs/cgroup/pod/memory.current": "900",
             "sys/fs/cgroup/pod/memory.stat": "anon 1\ninactive_file 300\n",
+            "sys/fs/cgroup/cpu.max": "400000 100000",
             "sys/fs/cgroup/pod/box/cpu.max": "max 100000",
             "sys/fs/cgroup/pod/box/memory.max": "2000",
             "sys/fs/cgroup/pod/box/memory.current": "100",
@@ -53,6 +54,18 @@ def test_version_1_and_its_number_for_no_limit(tmp_path):
     assert cpu_quota(root) == 1.5
     assert memory_limit(root) == 5000
     assert memory_left(root) == 3500
+
+
+def test_version_1_without_limits(tmp_path):
+    files = {
+        "proc/self/cgroup": "4:memory:/\n2:cpu:/\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "2000",
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+    }
+    root = make(tmp_path, files)
+    assert (cpu_quota(root), memory_limit(root), memory_left(root)) == (None, None, None)
 
 
 def test_a_path_of_the_outer_machine_falls_back_to_what_is_mounted(tmp_path):

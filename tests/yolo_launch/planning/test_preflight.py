@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from trainer.config import make_config
-from yolo_launch import preflight
+from yolo_launch import input_checks, machine_checks
+from yolo_launch.check_context import Context
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.plan import make_plan
-from yolo_launch.preflight import CHECKS, Context, refuse_failures, run_checks
+from yolo_launch.preflight import CHECKS, refuse_failures, run_checks
 from yolo_launch.spec import Finding, LaunchRequest
 
 
@@ -49,12 +50,17 @@ def test_nothing_wrong_is_all_ok(context):
     findings = run_checks(context)
     assert {finding.level for finding in findings} == {"ok"}
     refuse_failures(findings)
-    assert ("ok", "2 classes, 1 training and 1 validation images") in found(preflight.check_data, context)
+    assert ("ok", "2 classes, 1 training and 1 validation images") in found(input_checks.check_data, context)
 
 
-def test_every_check_of_the_module_is_used():
-    named = {name for name in vars(preflight) if name.startswith("check_")} - {"check_torch", "check_torchvision"}
-    assert {check.__name__ for check in CHECKS} == named
+def test_every_check_that_is_written_is_used():
+    named = {
+        value
+        for room in (input_checks, machine_checks)
+        for name, value in vars(room).items()
+        if name.startswith("check_") and value.__module__ == room.__name__
+    }
+    assert set(CHECKS) == named
 
 
 def test_checks_without_their_subject_say_nothing(make_host):
@@ -66,21 +72,21 @@ def test_checks_without_their_subject_say_nothing(make_host):
     ("version", "level"), [("3.9.1", "failure"), ("3.10.0", "ok"), ("3.13.2", "ok"), ("3.14.0", "warning")]
 )
 def test_python(make_host, version, level):
-    assert found(preflight.check_python, Context(make_host(python_version=version)))[0][0] == level
+    assert found(machine_checks.check_python, Context(make_host(python_version=version)))[0][0] == level
 
 
 def test_missing_data_shows_where_it_was_looked_for(context, tmp_path):
-    level, seen = found(preflight.check_data, configured(context, data=str(tmp_path / "nope.yaml")))[0]
+    level, seen = found(input_checks.check_data, configured(context, data=str(tmp_path / "nope.yaml")))[0]
     assert level == "failure"
     assert str(tmp_path / "nope.yaml") in seen
     (tmp_path / "empty.yaml").write_text("train: images/none\nval: images/val\nnames: [cat]\n")
-    level, seen = found(preflight.check_data, configured(context, data=str(tmp_path / "empty.yaml")))[0]
+    level, seen = found(input_checks.check_data, configured(context, data=str(tmp_path / "empty.yaml")))[0]
     assert level == "failure"
     assert "images/none" in seen
 
 
 def test_an_unknown_model_gets_the_nearest_name(context):
-    finding = next(iter(preflight.check_model(configured(context, cfg="yolov5sm"))))
+    finding = next(iter(input_checks.check_model(configured(context, cfg="yolov5sm"))))
     assert finding.level == "failure"
     assert finding.advice.startswith("--cfg yolov5")
 
@@ -94,21 +100,21 @@ def test_an_unknown_model_gets_the_nearest_name(context):
     ],
 )
 def test_missing_weights_are_never_downloaded(context, weights, said):
-    level, seen = found(preflight.check_weights, configured(context, weights=weights))[0]
+    level, seen = found(input_checks.check_weights, configured(context, weights=weights))[0]
     assert level == "failure"
     assert said in seen
 
 
 def test_weights_that_are_there_or_not_needed(context, tmp_path):
     (tmp_path / "mine.pt").write_bytes(b"x")
-    assert found(preflight.check_weights, configured(context, weights=str(tmp_path / "mine.pt")))[0][0] == "ok"
-    assert found(preflight.check_weights, configured(context, weights=str(tmp_path)))[0][0] == "failure"
-    assert found(preflight.check_weights, replace(configured(context, weights="gone.pt"), is_resume=True)) == []
-    assert found(preflight.check_weights, context) == []
+    assert found(input_checks.check_weights, configured(context, weights=str(tmp_path / "mine.pt")))[0][0] == "ok"
+    assert found(input_checks.check_weights, configured(context, weights=str(tmp_path)))[0][0] == "failure"
+    assert found(input_checks.check_weights, replace(configured(context, weights="gone.pt"), is_resume=True)) == []
+    assert found(input_checks.check_weights, context) == []
 
 
 def test_an_image_size_that_is_rounded_says_so(context):
-    level, seen = found(preflight.check_image_size, configured(context, imgsz=330))[0]
+    level, seen = found(input_checks.check_image_size, configured(context, imgsz=330))[0]
     assert (level, "352 is used" in seen) == ("warning", True)
 
 
@@ -116,44 +122,44 @@ def test_an_image_size_that_is_rounded_says_so(context):
     ("script", "fails"), [("missing.py", True), ("-m json.tool", False), ("-m no_such_module_here", True)]
 )
 def test_scripts(context, script, fails):
-    assert bool(found(preflight.check_script, replace(context, script=script))) is fails
+    assert bool(found(input_checks.check_script, replace(context, script=script))) is fails
 
 
 def test_a_run_directory_below_a_file_or_without_permission(context, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    assert found(preflight.check_run_dir, replace(context, run_dir=tmp_path / "file" / "exp"))[0][0] == "failure"
+    assert found(machine_checks.check_run_dir, replace(context, run_dir=tmp_path / "file" / "exp"))[0][0] == "failure"
     monkeypatch.setattr(os, "access", lambda *_: False)
-    level, seen = found(preflight.check_run_dir, context)[0]
+    level, seen = found(machine_checks.check_run_dir, context)[0]
     assert (level, "cannot be written" in seen) == ("failure", True)
 
 
 @pytest.mark.parametrize(("free", "level"), [(0, "failure"), (5 << 20, "warning"), (50 << 30, "ok")])
 def test_disk_space(context, monkeypatch, free, level):
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
-    assert found(preflight.check_run_dir, context)[0][0] == level
+    monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
+    assert found(machine_checks.check_run_dir, context)[0][0] == level
 
 
 def test_limits_of_containers(make_host):
-    assert found(preflight.check_open_files, Context(make_host(open_file_limit=256)))[0][0] == "warning"
-    assert found(preflight.check_shared_memory, Context(make_host(shm_total_bytes=64 << 20)))[0][0] == "warning"
-    assert found(preflight.check_shared_memory, Context(make_host())) == []
-    assert found(preflight.check_gpus, Context(make_host(gpu_problem="mismatch"))) == [("warning", "mismatch")]
+    assert found(machine_checks.check_open_files, Context(make_host(open_file_limit=256)))[0][0] == "warning"
+    assert found(machine_checks.check_shared_memory, Context(make_host(shm_total_bytes=64 << 20)))[0][0] == "warning"
+    assert found(machine_checks.check_shared_memory, Context(make_host())) == []
+    assert found(machine_checks.check_gpus, Context(make_host(gpu_problem="mismatch"))) == [("warning", "mismatch")]
 
 
 def test_a_cache_larger_than_memory(context):
     small = replace(context, host=replace(context.host, memory_available_bytes=1 << 20))
-    assert found(preflight.check_memory_for_cache, configured(small, cache="ram"))[0][0] == "warning"
-    assert found(preflight.check_memory_for_cache, configured(context, cache="ram")) == []
-    assert found(preflight.check_memory_for_cache, small) == []
+    assert found(input_checks.check_memory_for_cache, configured(small, cache="ram"))[0][0] == "warning"
+    assert found(input_checks.check_memory_for_cache, configured(context, cache="ram")) == []
+    assert found(input_checks.check_memory_for_cache, small) == []
 
 
 def test_a_busy_port_names_its_holder(context):
     with socket.create_server(("", 0)) as server:
         plan = replace(context.plan, port=server.getsockname()[1])
-        level, seen = found(preflight.check_port, replace(context, plan=plan))[0]
+        level, seen = found(machine_checks.check_port, replace(context, plan=plan))[0]
         assert level == "failure"
         assert f"PID {os.getpid()}" in seen
-    assert found(preflight.check_port, context) == []
+    assert found(machine_checks.check_port, context) == []
 
 
 def test_host_names(context, monkeypatch):
@@ -162,15 +168,15 @@ def test_host_names(context, monkeypatch):
     )
 
     def resolves_to(address):
-        monkeypatch.setattr(preflight.socket, "getaddrinfo", lambda *_: [(2, 1, 6, "", (address, 0))])
+        monkeypatch.setattr(machine_checks.socket, "getaddrinfo", lambda *_: [(2, 1, 6, "", (address, 0))])
 
     resolves_to("127.0.1.1")
-    assert found(preflight.check_host_name, several) == [
+    assert found(machine_checks.check_host_name, several) == [
         ("warning", "server resolves to 127.0.1.1; 10.0.0.7 is used instead")
     ]
     resolves_to("10.0.0.7")
-    assert found(preflight.check_host_name, several)[0][0] == "ok"
-    assert found(preflight.check_host_name, context) == []
+    assert found(machine_checks.check_host_name, several)[0][0] == "ok"
+    assert found(machine_checks.check_host_name, context) == []
 
 
 def test_every_failure_is_told_at_once_and_typing_differs_from_machines():

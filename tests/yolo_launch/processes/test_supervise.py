@@ -40,7 +40,7 @@ def test_several_workers_restart_from_where_they_were_and_keep_their_logs(job):
     assert log.count("=== attempt") == 3
     assert log.count("ValueError: box 7") == 2
     begins = [int(line.split()[-1]) for line in log.splitlines() if "begins at step" in line]
-    assert begins[0] < 3 <= begins[1] < begins[2]
+    assert begins[0] < begins[1] < begins[2]
     assert "rank 0 begins" in job.stderr
     assert "rank 1 begins" not in job.stderr
     assert job.alive() == []

@@ -1,0 +1,96 @@
+"""Resuming with other ranks, repeating a run, and coming back from a loss that is not finite."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.conftest import start_ranks
+
+NAN_WORKER = str(Path(__file__).parent / "workers" / "nan_loss.py")
+
+
+def train(run_ranks, config, run_dir, world_size=1, expected=0):
+    return run_ranks(["-m", "trainer", str(config), "--run-dir", str(run_dir)], world_size, expected)
+
+
+def results(run_dir):
+    with (run_dir / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def stop_after_first_checkpoint(config, run_dir, world_size):
+    """Start ranks, ask one of them to stop once training has begun; the exit codes."""
+    processes = start_ranks(["-m", "trainer", str(config), "--run-dir", str(run_dir)], world_size)
+    heartbeat, deadline = run_dir / "logs" / "rank0.heartbeat.json", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if heartbeat.exists() and json.loads(heartbeat.read_text())["phase"] == "train":
+            break
+        time.sleep(0.02)
+    processes[-1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def test_the_same_command_twice_gives_the_same_results(run_ranks, run_config, tmp_path):
+    config = run_config()
+    for name in ("a", "b"):
+        train(run_ranks, config, tmp_path / name)
+    assert (tmp_path / "a" / "results.csv").read_text() == (tmp_path / "b" / "results.csv").read_text()
+    assert len(results(tmp_path / "a")) == 2
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert set(summary) == {
+        *("run_dir", "epochs", "best_epoch", "precision", "recall", "map50", "map5095", "images_per_second"),
+        *("world_size", "global_batch_size", "local_batch_size"),
+    }
+
+
+def test_one_rank_stopped_by_a_signal_stops_all_with_the_state_saved_and_another_world_size_goes_on(
+    run_ranks, run_config, tmp_path
+):
+    config, run_dir = run_config(epochs=4), tmp_path / "run"
+    codes, outputs = stop_after_first_checkpoint(config, run_dir, 2)
+    assert codes == [75, 75], outputs
+    saved = torch.load(run_dir / "weights" / "last.pt", weights_only=True)
+    step = saved["progress"]["micro_step"]
+    assert 0 < step < 12
+    output = train(run_ranks, config, run_dir, world_size=1)[0]
+    assert f"step {step}" in output
+    rows = results(run_dir)
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
+    reference = tmp_path / "reference"
+    train(run_ranks, config, reference, world_size=1)
+    # Other ranks, the same samples: losses agree up to the batch-norm statistics of half batches.
+    for row, expected in zip(rows, results(reference), strict=True):
+        assert float(row["train/box_loss"]) == pytest.approx(float(expected["train/box_loss"]), rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_goes_back_and_leaves_the_batch_out(run_ranks, run_config, tmp_path):
+    config, run_dir = run_config(epochs=2), tmp_path / "run"
+    output = run_ranks([NAN_WORKER, str(config), str(run_dir), "4"], 1)[0]
+    assert "the loss of step 4 was not finite" in output
+    assert ".jpg" in output
+    progress = torch.load(run_dir / "weights" / "last.pt", weights_only=True)["progress"]
+    assert progress["skipped_steps"] == [4]
+    assert progress["rollbacks"] == 1
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in progress["history"])
+
+
+def test_ranks_agree_on_a_loss_that_is_not_finite_on_one_of_them(run_ranks, run_config, tmp_path):
+    config, run_dir = run_config(epochs=2), tmp_path / "run"
+    run_ranks([NAN_WORKER, str(config), str(run_dir), "4"], 2, NAN_RANK="1")
+    progress = torch.load(run_dir / "weights" / "last.pt", weights_only=True)["progress"]
+    assert progress["skipped_steps"] == [4]
+
+
+def test_it_gives_up_after_three_and_says_why(run_ranks, run_config, tmp_path):
+    config, run_dir = run_config(epochs=2), tmp_path / "run"
+    output = run_ranks([NAN_WORKER, str(config), str(run_dir), "1,2,3,4,5"], 1, expected=1)[0]
+    assert "TrainingDiverged" in output
+    assert "not finite" in output

@@ -1,0 +1,60 @@
+"""What ``python -m trainer.val``, ``.predict`` and ``.export`` share: who this process is, its reports, its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.distributed import DistEnv, Peers, process_group
+from trainer.errors import EXIT_USAGE, UserError
+from trainer.progress import Reporter
+from trainer.telemetry import Heartbeat
+from trainer.worker import EXIT_FAILED, write_error
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process of a job that uses a trained model."""
+
+    peers: Peers
+    device: torch.device
+    run_dir: Path
+    reporter: Reporter
+    heartbeat: Heartbeat
+
+
+def run_entry(work: Callable[[Session], None], run_dir: Path) -> int:
+    """Do ``work`` as one rank of the job that the environment describes; the exit code.
+
+    A failure is described in the file that the launcher named; without a launcher a mistake of the user's goes to
+    stderr. A defect shows its traceback either way.
+    """
+    env, reporter = DistEnv(), None
+    try:
+        env = DistEnv.from_environ()
+        logs = run_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        heartbeat = Heartbeat(logs / f"rank{env.rank}.heartbeat.json", env.rank)
+        heartbeat.beat("start")
+        reporter = Reporter(enabled=env.is_main, log_path=logs / "rank0.log")
+        device = env.device()
+        with process_group(env, device):
+            work(Session(Peers(env), device, run_dir, reporter, heartbeat))
+        heartbeat.beat("done")
+        return 0
+    except Exception as error:
+        if reporter is not None:
+            reporter.stop()
+        write_error(error, env, None)
+        if isinstance(error, UserError):
+            if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+                print(error, file=sys.stderr)
+            return EXIT_USAGE
+        traceback.print_exc()
+        return EXIT_FAILED
