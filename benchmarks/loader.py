@@ -79,7 +79,7 @@ def timed_stages(run: Callable[[], object]) -> dict[str, float]:
     originals = [(module, name, getattr(module, name)) for _, module, name in STAGES]
 
     def watched(stage: str, function: Callable) -> Callable:
-        def call(*arguments, **options):
+        def call(*arguments: object, **options: object) -> object:
             start = time.thread_time()
             try:
                 return function(*arguments, **options)

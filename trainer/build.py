@@ -20,7 +20,7 @@ from trainer.data.images import ImageSource
 from trainer.data.label_cache import LabelledImages
 from trainer.data.loader import TrainingData, ValidationData, make_training_loader, make_validation_loader
 from trainer.data.sampler import EpochBatches, ValidationBatches
-from trainer.distributed import DistEnv, Peers, wrap_model
+from trainer.distributed import DistEnv, Peers, rehearse, wrap_model
 from trainer.ema import ModelEma
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.validator import Validator
@@ -265,6 +265,7 @@ def build_run(config: TrainConfig, env: DistEnv, device: torch.device, run_dir: 
         ),
         finite=FiniteWatch(),
     )
+    rehearse(run.model, torch.zeros((1, 3, 2 * stride, 2 * stride), device=device))
     return run, data
 
 

@@ -174,3 +174,20 @@ def wrap_model(
     if device.type == "cuda":
         options["device_ids"] = [device.index]
     return DistributedDataParallel(model, **options)
+
+
+def rehearse(model: nn.Module, images_bchw: Tensor) -> None:
+    """Take DistributedDataParallel through its first step, which lays out its buckets, without learning anything.
+
+    With a static graph that step must not be one that only accumulates, as the first after a resume may be. Rehearsed
+    at every start, a resumed run also reduces in the same order as one that never stopped.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.train()
+    sum(prediction.sum() for prediction in model(images_bchw)).mul(0).backward()
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)

@@ -105,12 +105,9 @@ def read_frames(
     number = 0
     with ThreadPoolExecutor(threads) as pool:
         for films, group in _runs(media):
-            if films:
-                frames = (frame for path in group for frame in _read_film(pool, path, prepare, on_unreadable))
-            else:
-                loaded = zip(group, _ahead(pool, read_picture, group, 2 * threads), strict=True)
-                frames = _readable(loaded, on_unreadable)
-            for frame in frames:
+            loaded = zip(group, _ahead(pool, read_picture, group, 2 * threads), strict=True)
+            of_films = (frame for path in group for frame in _read_film(pool, path, prepare, on_unreadable))
+            for frame in of_films if films else _readable(loaded, on_unreadable):
                 yield replace(frame, number=number)
                 number += 1
 
@@ -192,9 +189,7 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _readable(
-    loaded: Iterable[tuple[Path, Frame | ImageReadError]], on_unreadable: OnUnreadable
-) -> Iterator[Frame]:
+def _readable(loaded: Iterable[tuple[Path, Frame | ImageReadError]], on_unreadable: OnUnreadable) -> Iterator[Frame]:
     for path, frame in loaded:
         if isinstance(frame, ImageReadError):
             on_unreadable(path, str(frame))

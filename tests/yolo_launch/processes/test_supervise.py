@@ -237,6 +237,23 @@ def test_a_foreign_script_gets_the_signal_that_the_user_sent(job, tmp_path, numb
     assert ("KeyboardInterrupt" in job.stderr) == (number == signal.SIGINT)
 
 
+def test_a_foreign_script_with_heartbeats_is_restarted_by_the_same_rule(job, tmp_path):
+    script = tmp_path / "beating.py"
+    script.write_text(
+        "import json, os, pathlib\n"
+        "logs = pathlib.Path(os.environ['YOLO_LOGS_DIR'])\n"
+        "beat = {'phase': 'train', 'epoch': 0, 'step': 3, 'time': 1.0}\n"
+        "(logs / 'rank0.heartbeat.json').write_text(json.dumps(beat))\n"
+        "mark = logs / 'failed.once'\n"
+        "if not mark.exists():\n"
+        "    mark.touch()\n"
+        "    raise RuntimeError('a hiccup')\n"
+    )
+    assert job.start(str(script), options=("--foreign", *RESTARTS)).wait() == 0
+    assert job.outcome["restarts"] == 1
+    assert "RuntimeError: a hiccup); restart 1 of 3, the script starts again" in job.stderr
+
+
 def test_a_script_without_heartbeats_is_said_once_to_be_unwatched(job, tmp_path):
     script = tmp_path / "quiet.py"
     script.write_text("import time\ntime.sleep(2)\n")

@@ -31,6 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fail-times", type=int, default=1_000_000)
     parser.add_argument("--fail-how", default="raise")
     parser.add_argument("--stuck-loaders", type=int, default=0)
+    parser.add_argument("--plain-children", type=int, default=0)
     parser.add_argument("--silent", action="store_true")
     return parser.parse_args()
 
@@ -57,13 +58,13 @@ def write_error(error: BaseException, step: int, user_error: dict[str, str] | No
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content))
 
 
-def start_stuck_loaders(count: int) -> None:
-    """Children in the worker's session that are in the middle of an endless item."""
+def start_stuck_loaders(count: int, guarded: bool = True) -> None:
+    """Children in the worker's session that are in the middle of an endless item; foreign ones have no guard."""
     for number in range(count):
         if os.fork() == 0:
-            loader_init(number)
-            while True:
-                time.sleep(3600)
+            if guarded:
+                loader_init(number)
+            hang_in_a_lock()
 
 
 def fail(how: str, step: int) -> None:
@@ -109,6 +110,7 @@ def main() -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
     start_stuck_loaders(options.stuck_loaders)
+    start_stuck_loaders(options.plain_children, guarded=False)
     saved = options.run_dir / "step.txt"
     failures = options.run_dir / f"failures{RANK}.txt"
     first = int(saved.read_text()) if saved.exists() else 0
