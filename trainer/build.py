@@ -111,7 +111,7 @@ def make_schedule(config: TrainConfig, recipe: Recipe, batches_per_epoch: int) -
     )
 
 
-def make_loss(config: TrainConfig, model: DetectionModel, image_size: int) -> DetectionLoss:
+def make_loss(config: TrainConfig, model: DetectionModel, image_size: int, recipe: Recipe) -> DetectionLoss:
     """The loss with the published gains scaled to the data and the model."""
     hyp = config.hyperparameters
     anchors = model.detect.anchors
@@ -119,8 +119,8 @@ def make_loss(config: TrainConfig, model: DetectionModel, image_size: int) -> De
         box=hyp.box,
         obj=hyp.obj,
         cls=hyp.cls,
-        num_classes=model.num_classes,
-        image_size=image_size,
+        num_classes=max(model.num_classes, recipe.gain_classes),
+        image_size=recipe.gain_image_size or image_size,
         num_levels=len(anchors),
         obj_pos_weight=hyp.obj_pw,
         cls_pos_weight=hyp.cls_pw,
@@ -233,7 +233,7 @@ def build_run(config: TrainConfig, env: DistEnv, device: torch.device, run_dir: 
     )
     schedule = make_schedule(config, recipe, batches_per_epoch)
     autocast = pick_autocast(config.amp, device)
-    loss = make_loss(config, model, image_size)
+    loss = make_loss(config, model, image_size, recipe)
     # Loader processes are forked before CUDA is first used and the model is wrapped.
     feed = make_feed(config, data, stride, image_size, recipe, peers, device)
     run = Run(

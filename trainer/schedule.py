@@ -33,6 +33,10 @@ class Recipe:
     optimizer: str
     lr_scale: float = 1.0
     """Factor on lr0."""
+    gain_image_size: int | None = None
+    """Image side that the objectness gain is scaled for; None is the run's own."""
+    gain_classes: int = 1
+    """Number of classes that the class gain is scaled for, at least."""
 
 
 def make_recipe(

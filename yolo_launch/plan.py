@@ -34,7 +34,7 @@ def make_plan(request: LaunchRequest, host: Host) -> LaunchPlan:
     is_auto = request.global_batch_size is None and devices[0].kind != "cpu"
     split = _split(request, host, devices, mode, is_auto=is_auto)
     findings += _batch_findings(request, split, mode, devices)
-    threads = max(1, host.cpu_cores // nproc)
+    threads = _threads(host, nproc)
     workers, worker_findings = choose_workers(
         request, host, ranks=nproc, on_cpu=devices[0].kind == "cpu", local_batch_size=split.local_batch_size
     )
@@ -197,6 +197,12 @@ def _device_findings(devices: Sequence[Device], mode: Mode) -> list[Finding]:
             text = f"GPU {device.index} runs below its clock: {device.throttled}"
             found.append(Finding("devices", "warning", text, "check cooling and the power limit"))
     return found
+
+
+def _threads(host: Host, nproc: int) -> int:
+    """Threads of each rank: what the user set, else its share of the cores."""
+    given = host.environment.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(given) if given.isdigit() and int(given) > 0 else max(1, host.cpu_cores // nproc)
 
 
 def _environment(host: Host, devices: Sequence[Device], threads: int) -> dict[str, str]:

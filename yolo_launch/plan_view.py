@@ -108,7 +108,8 @@ def show_result(run_dir: Path, summary: Mapping[str, Any], *, is_demo: bool, con
         ["results", str(run_dir / "results.csv")],
         ["weights", str(run_dir / "weights" / "best.pt")],
         ["pictures", str(run_dir)],
-        ["next", "yolo-launch train --data YOUR.yaml" if is_demo else _longer(run_dir, summary)],
+        ["next", f"yolo-launch predict --weights {run_dir / 'weights' / 'best.pt'} PICTURES"],
+        ["or", "yolo-launch train --data YOUR.yaml" if is_demo else _longer(run_dir, summary)],
     ]
     console.table("", (), rows)
 

@@ -52,3 +52,23 @@ def test_validation_numbers_of_one_two_and_three_ranks_are_identical(run_ranks, 
         for rank in measure(run_ranks, config, tmp_path, world_size, "float32", "val"):
             assert rank["row"] == alone["row"]
             assert torch.equal(rank["confusion"], alone["confusion"])
+
+
+TRAJECTORY = str(Path(__file__).parent / "workers" / "trajectory.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-3)])
+def test_two_and_three_ranks_follow_the_path_of_one_for_fifty_steps(run_ranks, run_config, tmp_path, dtype, tolerance):
+    config = run_config(epochs=20, imgsz=64, batch_size=8, autoanchor=False)  # shards of 2 and 3, and uneven last steps
+    paths = {}
+    for world_size in (1, 2, 3):
+        out = tmp_path / f"path{world_size}"
+        run_ranks([TRAJECTORY, str(config), str(tmp_path / f"run{world_size}"), str(out), dtype, "50"], world_size)
+        paths[world_size] = torch.load(f"{out}.0")
+    alone = paths[1]
+    assert len(alone["losses"]) >= 50
+    assert not torch.equal(alone["losses"][0], alone["losses"][-1]), "it learns"
+    for world_size in (2, 3):
+        torch.testing.assert_close(paths[world_size]["losses"], alone["losses"], rtol=tolerance, atol=0)
+        assert relative_error(paths[world_size]["weights"], alone["weights"]) < tolerance

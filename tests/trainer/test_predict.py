@@ -39,6 +39,12 @@ def official(shared_dir):
     return shared_dir / "weights" / "yolov5n.pt"
 
 
+@pytest.fixture(autouse=True)
+def _own_output(monkeypatch):
+    """--json sets the variable for the rest of the process."""
+    monkeypatch.setenv("YOLO_TRAINER_OUTPUT", "")
+
+
 def start(official, run_dir, *arguments):
     return predict.run(["--weights", str(official), "--run-dir", str(run_dir), "--imgsz", "320", *arguments])
 

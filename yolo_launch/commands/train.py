@@ -180,6 +180,7 @@ def start(job: Job, console: Console, *, inline: bool) -> tuple[Outcome, Job]:
             write_config(config, run_dir / CONFIG_FILE)
         job = replace(job, config=config, run_dir=run_dir)
         chosen = {"gpus": job.request.gpus, "nproc": job.request.nproc}
+        console.line(f"{config.cfg} at {config.imgsz}, batch {config.batch_size}, {config.epochs} epochs -> {run_dir}")
         run_directory.write_plan(run_dir, {**plan_facts(job.plan, job.command), "request": chosen})
         # Only now is torch loaded, so that everything that can be refused was refused at once.
         from yolo_launch.supervise import launch

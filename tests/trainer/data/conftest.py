@@ -8,9 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from trainer.data.dataset_file import load_dataset_file
 from trainer.data.labels import scan_split
+
+# A busy machine is no failure of a property.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture

@@ -121,10 +121,10 @@ def test_rectangular_and_weighted_epochs_are_as_reproducible(few):
 
 
 def test_persistent_workers_follow_epochs_and_abandoned_ones(few):
-    data = training_data(few)
+    data = training_data(first(few, 18))
     sampler = EpochBatches(SEED, len(data), BATCH, 0, 1)
     loader = make_training_loader(data, sampler, num_workers=2)
-    for epoch in (2, 0, 2):
+    for epoch in (2, 0):
         sampler.set_epoch(epoch)
         assert [sample_hashes(batch) for batch in loader] == run_epoch(data, epoch)
         next(iter(loader))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -192,12 +192,13 @@ def test_a_script_is_planned_with_its_own_arguments(here, capsys):
     assert "torchrun --standalone --nproc_per_node=2 train.py --data coco.yaml --evolve" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_help_and_dry_runs_answer_at_once(yolo_launch):
+def test_help_and_dry_runs_cost_little(yolo_launch):
+    """Processor time, not the clock's: a busy neighbour must not fail this."""
     for typed in (("--help",), ("train", "--dry-run", "--gpus", "cpu")):
-        best = 9.0
-        for _ in range(5):
-            started_at = time.perf_counter()
+        costs_s = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             assert yolo_launch(*typed).returncode == 0
-            best = min(best, time.perf_counter() - started_at)
-        assert best < 0.8
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            costs_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert min(costs_s) < 0.8, costs_s

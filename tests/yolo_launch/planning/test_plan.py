@@ -80,6 +80,7 @@ def test_thread_settings_of_the_user_stay(make_host):
     host = make_host(cpu_cores=4, environment={"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "active"})
     plan = make_plan(LaunchRequest(), host)
     assert "OMP_NUM_THREADS" not in plan.environment
+    assert plan.threads_per_rank == 1
     assert "GOMP_SPINCOUNT" not in plan.environment
 
 

@@ -112,6 +112,7 @@ def test_without_data_the_embedded_set_is_made_and_suits(supervisor, tmp_path, m
     assert "mAP50 0.500, mAP50-95 0.250 at epoch 1 of 2" in out
     assert "runs/train/exp/weights/best.pt" in out
     assert "yolo-launch train --data YOUR.yaml" in out
+    assert "yolo-launch predict --weights runs/train/exp/weights/best.pt PICTURES" in out
 
 
 def test_json_prints_the_summary_alone(supervisor, data, capsys):

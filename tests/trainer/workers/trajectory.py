@@ -1,0 +1,38 @@
+"""One rank: some steps of training in float64 with frozen batch norm; every step's global loss, and the weights."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import trainer.loop as loop
+from trainer.build import build_run
+from trainer.config import make_config, read_options
+from trainer.distributed import DistEnv, process_group
+
+config_path, run_dir, out, dtype, steps = sys.argv[1:6]
+env, device = DistEnv.from_environ(), torch.device("cpu")
+for folder in ("logs", "weights"):
+    (Path(run_dir) / folder).mkdir(parents=True, exist_ok=True)
+torch.set_default_dtype(getattr(torch, dtype))
+losses = []
+with process_group(env, device):
+    run, _ = build_run(make_config(read_options(Path(config_path))), env, device, Path(run_dir))
+    progress = run.state.progress
+    run.model.train()
+    for module in run.state.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    pending = 0
+    while progress.micro_step < int(steps):
+        for batch in run.feed.epoch(progress.epoch, progress.batch, []):
+            is_last = progress.batch + 1 == run.schedule.batches_per_epoch
+            is_update = is_last or pending + 1 >= run.schedule.accumulation_at(progress.micro_step)
+            run.state.loss_sums.zero_()
+            loop.train_step(run, batch, is_update=is_update)
+            losses.append(run.peers.sum(run.state.loss_sums.clone()))
+            pending = 0 if is_update else pending + 1
+            progress.batch, progress.micro_step = progress.batch + 1, progress.micro_step + 1
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+    weights = torch.cat([parameter.detach().flatten() for parameter in run.state.model.parameters()])
+torch.save({"losses": torch.stack(losses), "weights": weights}, f"{out}.{env.rank}")
