@@ -96,14 +96,15 @@ def make_state(
 def make_schedule(config: TrainConfig, recipe: Recipe, batches_per_epoch: int) -> Schedule:
     """Rates from hyperparameters and recipe."""
     hyp = config.hyperparameters
+    is_recipes_choice = config.optimizer == "auto"  # an optimizer chosen by name gets the rates as they are written
     return Schedule(
         epochs=config.epochs,
         batches_per_epoch=batches_per_epoch,
-        lr0=hyp.lr0 * recipe.lr_scale,
+        lr0=hyp.lr0 * (recipe.lr_scale if is_recipes_choice else 1.0),
         lrf=hyp.lrf,
         momentum=hyp.momentum,
         warmup_momentum=hyp.warmup_momentum,
-        warmup_bias_lr=hyp.warmup_bias_lr,
+        warmup_bias_lr=hyp.warmup_bias_lr * (recipe.warmup_bias_scale if is_recipes_choice else 1.0),
         warmup_steps=recipe.warmup_steps,
         accumulation=max(recipe.nominal_batch_size / config.batch_size, 1.0),
         cosine=config.cos_lr,
@@ -120,7 +121,7 @@ def make_loss(config: TrainConfig, model: DetectionModel, image_size: int, recip
         obj=hyp.obj,
         cls=hyp.cls,
         num_classes=max(model.num_classes, recipe.gain_classes),
-        image_size=recipe.gain_image_size or image_size,
+        image_size=max(image_size, recipe.gain_image_size),
         num_levels=len(anchors),
         obj_pos_weight=hyp.obj_pw,
         cls_pos_weight=hyp.cls_pw,

@@ -13,6 +13,9 @@ NOMINAL_BATCH_SIZE = 64
 EMA_DECAY = 0.9999
 EMA_TAU_UPDATES = 2000.0
 MIN_WARMUP_STEPS = 100
+SHORT_RUN_UPDATES = 10_000
+LEAST_GAIN_IMAGE_SIZE = 640
+LEAST_GAIN_CLASSES = 12
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,12 @@ class Recipe:
     optimizer: str
     lr_scale: float = 1.0
     """Factor on lr0."""
-    gain_image_size: int | None = None
-    """Image side that the objectness gain is scaled for; None is the run's own."""
+    warmup_bias_scale: float = 1.0
+    """Factor on warmup_bias_lr."""
+    gain_image_size: int = 0
+    """The objectness gain is scaled for images of at least this side."""
     gain_classes: int = 1
-    """Number of classes that the class gain is scaled for, at least."""
+    """The class gain is scaled for at least so many classes."""
 
 
 def make_recipe(
@@ -62,8 +67,8 @@ def make_recipe(
     micro_steps = epochs * batches_per_epoch
     # An update every 16 images where the schedule is short, every 64 where there are plenty of updates anyway.
     nominal = min(NOMINAL_BATCH_SIZE, max(16, micro_steps * global_batch_size // 4000))
-    accumulation = max(1, round(nominal / global_batch_size))
-    updates = max(1, micro_steps // accumulation)
+    updates = max(1, micro_steps // max(1, round(nominal / global_batch_size)))
+    is_short = updates < SHORT_RUN_UPDATES
     return Recipe(
         warmup_steps=min(yolov5_warmup, max(1, micro_steps // 10)),
         nominal_batch_size=nominal,
@@ -72,7 +77,13 @@ def make_recipe(
         ema_tau_updates=min(EMA_TAU_UPDATES, updates / 20),
         closing_epochs=min(15, epochs // 6),
         decay_each_step=True,
-        optimizer="SGD",
+        # Few updates are better spent by AdamW, at a rate for its unit-sized steps, and on gains that small images
+        # and few classes do not shrink to nothing. benchmarks/README.md has the comparison.
+        optimizer="AdamW" if is_short else "SGD",
+        lr_scale=0.15 if is_short else 1.0,
+        warmup_bias_scale=0.0 if is_short else 1.0,
+        gain_image_size=LEAST_GAIN_IMAGE_SIZE if is_short else 0,
+        gain_classes=LEAST_GAIN_CLASSES if is_short else 1,
     )
 
 

@@ -64,11 +64,14 @@ def test_auto_recipe_fits_short_and_long_schedules():
     short = make_recipe("auto", epochs=60, batches_per_epoch=13, global_batch_size=16, warmup_epochs=3.0)
     assert short.warmup_steps <= 78, "warm-up takes at most a tenth of the run"
     assert short.ema_tau_updates < 100
+    assert (short.optimizer, short.nominal_batch_size) == ("AdamW", 16)
     long = make_recipe("auto", epochs=300, batches_per_epoch=1850, global_batch_size=64, warmup_epochs=3.0)
     published = make_recipe("yolov5", epochs=300, batches_per_epoch=1850, global_batch_size=64, warmup_epochs=3.0)
     assert long.warmup_steps == published.warmup_steps
     assert long.ema_tau_updates == published.ema_tau_updates
     assert long.ema_decay == published.ema_decay
+    assert (long.optimizer, long.lr_scale, long.nominal_batch_size) == ("SGD", 1.0, 64)
+    assert (long.gain_image_size, long.gain_classes) == (published.gain_image_size, published.gain_classes)
 
 
 def test_multi_scale_sizes_are_multiples_between_half_and_one_and_a_half():
