@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,17 +139,31 @@ def augmentation_of(config: TrainConfig) -> AugmentationSettings:
     return AugmentationSettings(**{name: getattr(config.hyperparameters, name) for name in names})
 
 
-def image_source(config: TrainConfig, images: LabelledImages, image_size: int, *, training: bool) -> ImageSource | None:
+def image_source(
+    config: TrainConfig, images: LabelledImages, image_size: int, heartbeat: Heartbeat, *, training: bool
+) -> ImageSource | None:
     """The machine's one decoded copy of a split where --cache asks for it."""
     if not config.cache:
         return None
     return open_image_cache(
-        images, image_size=image_size, training=training, kind=config.cache, cache_dir=default_cache_dir()
+        images,
+        image_size=image_size,
+        training=training,
+        kind=config.cache,
+        cache_dir=default_cache_dir(),
+        on_progress=lambda done, total: heartbeat.beat("scan", step=done),
     )
 
 
 def make_feed(
-    config: TrainConfig, data: Data, stride: int, image_size: int, recipe: Recipe, peers: Peers, device: torch.device
+    config: TrainConfig,
+    data: Data,
+    source: ImageSource | None,
+    stride: int,
+    image_size: int,
+    recipe: Recipe,
+    peers: Peers,
+    device: torch.device,
 ) -> TrainingFeed:
     """The training batches of this rank."""
     env = peers.env
@@ -169,7 +184,7 @@ def make_feed(
         settings=augmentation_of(config),
         seed=config.seed,
         mosaic_until_epoch=config.epochs - recipe.closing_epochs if recipe.closing_epochs else None,
-        source=image_source(config, data.train, image_size, training=True),
+        source=source,
     )
     loader = make_training_loader(
         training,
@@ -183,6 +198,7 @@ def make_feed(
 def make_validator(
     config: TrainConfig,
     data: Data,
+    source: ImageSource | None,
     stride: int,
     loss: DetectionLoss,
     image_size: int,
@@ -197,9 +213,7 @@ def make_validator(
         stride=stride,
     )
     loader = make_validation_loader(
-        ValidationData(
-            data.val, image_size=image_size, source=image_source(config, data.val, image_size, training=False)
-        ),
+        ValidationData(data.val, image_size=image_size, source=source),
         batches,
         rank=peers.env.rank,
         world_size=peers.env.world_size,
@@ -235,8 +249,10 @@ def build_run(config: TrainConfig, env: DistEnv, device: torch.device, run_dir: 
     schedule = make_schedule(config, recipe, batches_per_epoch)
     autocast = pick_autocast(config.amp, device)
     loss = make_loss(config, model, image_size, recipe)
+    cached = partial(image_source, config, image_size=image_size, heartbeat=heartbeat)
     # Loader processes are forked before CUDA is first used and the model is wrapped.
-    feed = make_feed(config, data, stride, image_size, recipe, peers, device)
+    feed = make_feed(config, data, cached(data.train, training=True), stride, image_size, recipe, peers, device)
+    validator = make_validator(config, data, cached(data.val, training=False), stride, loss, image_size, peers, device)
     run = Run(
         peers=peers,
         device=device,
@@ -245,7 +261,7 @@ def build_run(config: TrainConfig, env: DistEnv, device: torch.device, run_dir: 
         loss=loss,
         schedule=schedule,
         feed=feed,
-        validator=make_validator(config, data, stride, loss, image_size, peers, device),
+        validator=validator,
         reporter=reporter,
         heartbeat=heartbeat,
         results=ResultsWriter(run_dir, tensorboard=env.is_main),

@@ -23,6 +23,7 @@ from trainer.telemetry import replace_text
 
 SUMMARY_FILE = "summary.json"
 PICTURED_IMAGES = 16
+SLOW_DATA_SHARE = 0.3
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     if not run.peers.env.is_main:
         return
     print_table(run, metrics)
+    advise(run)
     if pictures:
         draw_results(run, data, metrics, run_dir)
     summary = summarise(run, metrics, run_dir)
@@ -84,6 +86,14 @@ def print_table(run: Run, metrics: Metrics) -> None:
         for row in metrics.per_class:
             numbers = (row.precision, row.recall, row.ap50, row.ap5095)
             say(f"{row.name:>{width}} {row.images:>7} {row.labels:>7} " + _metric_cells(numbers))
+
+
+def advise(run: Run) -> None:
+    """Say where the time went when a good part of it went into waiting for images."""
+    history = run.state.progress.history
+    waited = np.average([row["data_wait"] for row in history], weights=[row["seconds"] for row in history])
+    if waited > SLOW_DATA_SHARE:
+        run.reporter.say(f"{waited:.0%} of the time went into waiting for images: try --cache ram, or more --workers")
 
 
 def _metric_cells(values: Sequence[float]) -> str:

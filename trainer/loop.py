@@ -152,6 +152,7 @@ def finish_epoch(run: Run) -> None:
     for index, group in enumerate(run.state.optimizer.param_groups):
         row[f"x/lr{index}"] = float(group["lr"])
     row.update({"seconds": run.speed.elapsed_s, "images_per_second": speed, "data_wait": data_wait})
+    row["checkpoint_wait"], run.control.checkpoint_wait_s = run.control.checkpoint_wait_s / run.speed.elapsed_s, 0.0
     progress.history.append(row)
     progress.epoch, progress.batch = progress.epoch + 1, 0
     run.state.loss_sums.zero_()

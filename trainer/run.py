@@ -45,7 +45,7 @@ class Control:
     stop_requested: bool = False
     checkpointed_at: float = field(default_factory=time.monotonic)
     checkpoint_wait_s: float = 0.0
-    """Time that steps waited for checkpoints."""
+    """Time that steps waited for checkpoints, since the last row of results."""
 
 
 @dataclass

@@ -35,8 +35,8 @@ RESULT_COLUMNS = (
     "x/lr2",
 )
 """The columns of results.csv, under YOLOv5's names."""
-TIME_COLUMNS = ("seconds", "images_per_second")
-"""What metrics.jsonl holds beside them."""
+TIME_COLUMNS = ("seconds", "images_per_second", "data_wait", "checkpoint_wait")
+"""What metrics.jsonl holds beside them; the last two are shares of the epoch's time."""
 
 
 def replace_text(path: Path, text: str) -> None:

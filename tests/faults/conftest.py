@@ -19,7 +19,8 @@ import pytest
 import torch
 import yaml
 
-TIME_COLUMNS = {"seconds", "images_per_second", "data_wait"}
+from trainer.telemetry import TIME_COLUMNS
+
 EPOCHS = 3
 
 

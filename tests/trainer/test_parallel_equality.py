@@ -21,7 +21,7 @@ def relative_error(a, b):
 
 
 # Step 2 of 22 images in batches of 8 has 6: uneven shards for 4 ranks.
-@pytest.mark.parametrize("step", [0, 2])
+@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_gradient_of_two_and_four_ranks_is_that_of_one(run_ranks, run_config, tmp_path, step):
     config = run_config(imgsz=128, autoanchor=False)
     alone = measure(run_ranks, config, tmp_path, 1, "float32", "gradient", str(step))[0]
