@@ -86,6 +86,7 @@ def predict(session: Session, options: argparse.Namespace) -> None:
         confidences=options.save_conf,
         crops=options.save_crop,
     )
+    detector.warm_up(image_size)
     teller = Teller(session, options, detector.names)
     with Keeper(ResultWriter(session.run_dir, detector.names, wanted)) as keeper:
         for frame, found in detect(session, options, detector, classes, frames):

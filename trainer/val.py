@@ -57,6 +57,7 @@ def validate(session: Session, options: argparse.Namespace) -> None:
     detector = load_detector(options.weights, session.device, half=options.half)
     image_size = detector.image_size(options.imgsz, session.reporter)
     dataset, images = load_split(session, options.data, options.split, detector)
+    detector.warm_up(image_size)
     metrics = measure(session, options, detector, images, image_size, dataset.names)
     if session.peers.env.is_main:
         report(session, options, metrics, images, image_size, dataset.names)

@@ -63,7 +63,8 @@ def failure_of(end: WorkerEnd, files: WorkerFiles, heartbeat: Heartbeat | None) 
     return RankFailure(
         rank=end.rank,
         local_rank=end.rank,
-        exit_code=end.exit_code,
+        # A worker that had failed by its own account and was then ended is no victim of SIGKILL.
+        exit_code=int(ExitCode.WORKER_FAILED) if end.by_us and content else end.exit_code,
         message=message,
         traceback=traceback,
         user_error={str(k): str(v) for k, v in user_error.items()} if isinstance(user_error, dict) else None,

@@ -59,7 +59,8 @@ def test_what_the_agent_ended_is_no_cause(files):
 def test_a_worker_killed_after_it_wrote_its_error_is_still_the_cause(files):
     leave_error(files, 1, "OSError: disk", 100.0)
     ends = [WorkerEnd(0, -9, 103.0, by_us=True), WorkerEnd(1, -9, 103.0, by_us=True)]
-    assert first_failure(ends, files, {}).message == "OSError: disk"
+    found = first_failure(ends, files, {})
+    assert (found.message, found.exit_code) == ("OSError: disk", 1)
 
 
 def test_a_silent_crash_shows_the_end_of_this_attempts_log(files):

@@ -234,4 +234,4 @@ def test_val_for_real_on_two_workers(shared_dir, tmp_path):
     assert child.returncode == 0, child.stderr
     found = json.loads(child.stdout)
     assert (found["images"], found["boxes"]) == (52, 384)
-    assert 0.2 < found["map5095"] < found["map50"] < 0.5
+    assert 0.15 < found["map5095"] < found["map50"] < 0.5

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.errors import ConfigError, WeightsError
 from trainer.model.graph import DetectionModel, fuse_batch_norm
+from trainer.model.postprocess import non_max_suppression
 from trainer.progress import Reporter
 from trainer.weights import load_model
 
@@ -39,6 +40,11 @@ class Detector:
         images = images_bchw.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         decoded, _ = self.model(torch.mul(images, 1 / 255).to(self.dtype))
         return decoded
+
+    def warm_up(self, image_size: int) -> None:
+        """Look at an empty image once, so that first uses (imports, a GPU's start) are in nobody's times."""
+        empty = torch.zeros((1, 3, image_size, image_size), dtype=torch.uint8)
+        non_max_suppression(self(empty), confidence_threshold=0.5, iou_threshold=0.5)
 
     def image_size(self, wanted: int | None, reporter: Reporter) -> int:
         """``wanted``, else the size trained on, else 640; the next multiple of the stride, which is said."""
