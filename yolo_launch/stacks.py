@@ -64,6 +64,11 @@ def collective_in(frames: list[Frame]) -> str:
     return ""
 
 
+def waits_for_loader(frames: list[Frame]) -> bool:
+    """Whether the code waits for a batch of a DataLoader's processes."""
+    return any(frame.path.endswith("torch/utils/data/dataloader.py") for frame in frames)
+
+
 def own_frame(frames: list[Frame]) -> Frame | None:
     """The innermost frame outside installed packages and the standard library, else the innermost one."""
     for frame in frames:

@@ -9,7 +9,7 @@ import psutil
 
 from yolo_launch.heartbeats import Heartbeat
 from yolo_launch.spec import RankFailure
-from yolo_launch.stacks import Frame, collective_in, main_stack, own_frame
+from yolo_launch.stacks import Frame, collective_in, main_stack, own_frame, waits_for_loader
 from yolo_launch.worker_logs import WorkerFiles
 
 
@@ -21,7 +21,7 @@ class StalledRank:
     idle_s: float
     heartbeat: Heartbeat | None
     stack: tuple[Frame, ...]
-    stack_text: str = ""
+    """The main thread's, innermost frame first."""
     frozen: str = ""
     """Why the process cannot answer: stopped, or in the kernel's uninterruptible sleep."""
 
@@ -39,13 +39,15 @@ class StalledRank:
         """One line about where it is."""
         place = f"'{self.phase}'"
         if self.heartbeat is not None:
-            place += f" (epoch {self.heartbeat.epoch}, step {self.heartbeat.step})"
+            place += f" (epoch {self.heartbeat.epoch + 1}, step {self.heartbeat.step})"
         text = f"rank {self.rank} has been in {place} for {self.idle_s:.0f} s"
         frame = own_frame(list(self.stack))
         if self.frozen:
             return f"{text}: the process is {self.frozen}"
         if self.collective:
             return f"{text}, waiting for the other ranks in {self.collective}" + (f" ({frame})" if frame else "")
+        if waits_for_loader(list(self.stack)):
+            text += ", waiting for its loader processes"
         return f"{text}, at {frame}" if frame else f"{text}; it did not say where"
 
 
@@ -61,7 +63,7 @@ def examine(files: WorkerFiles, rank: int, pid: int, idle_s: float, heartbeat: H
             frozen = "stopped (SIGSTOP or a debugger)"
         elif status == psutil.STATUS_DISK_SLEEP:
             frozen = "in uninterruptible sleep (a disk, network file system or driver does not answer)"
-    return StalledRank(rank, idle_s, heartbeat, tuple(main_stack(text)), text, frozen)
+    return StalledRank(rank, idle_s, heartbeat, tuple(main_stack(text)), frozen)
 
 
 def culprit(ranks: list[StalledRank]) -> StalledRank:
@@ -90,14 +92,23 @@ def describe_stall(ranks: list[StalledRank]) -> str:
     return "\n".join(lines)
 
 
-def stall_failure(ranks: list[StalledRank], files: WorkerFiles, world_size: int) -> RankFailure:
-    """The culprit as a failure, with the stacks of every rank as its traceback."""
+def stall_hint(first: StalledRank) -> str:
+    """One sentence on what to do about the culprit's state; empty where nothing is known."""
+    if waits_for_loader(list(first.stack)):
+        return "a loader process is stuck, often on a slow or lost file system: --workers 0 shows its stack too"
+    if first.collective:
+        return "yolo-launch doctor times an all-reduce over these devices"
+    return ""
+
+
+def stall_failure(ranks: list[StalledRank], files: WorkerFiles) -> RankFailure:
+    """The culprit as a failure, with the main thread of every rank as its traceback; the files hold all threads."""
     first = culprit(ranks)
     beat = first.heartbeat
     stacks = []
     for stalled in sorted(ranks, key=lambda one: one is not first):
-        shown = stalled.stack_text.strip() or "(no stack: the worker did not answer)"
-        stacks.append(f"Stack of rank {stalled.rank}:\n{shown}")
+        shown = [f'  File "{frame.path}", line {frame.line} in {frame.function}' for frame in stalled.stack]
+        stacks += [f"Stack of rank {stalled.rank}:", *(shown or ["  (none: the worker did not answer)"])]
     return RankFailure(
         rank=first.rank,
         local_rank=first.rank,
@@ -108,4 +119,5 @@ def stall_failure(ranks: list[StalledRank], files: WorkerFiles, world_size: int)
         step=beat.step if beat else None,
         phase=first.phase,
         log_path=str(files.stacks(first.rank)),
+        hint=stall_hint(first),
     )

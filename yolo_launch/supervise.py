@@ -170,7 +170,7 @@ class Job:
         heartbeats = attempt.stall_watch.latest()
         failure = first_failure(ends, self.files, heartbeats)
         if watcher.stall:
-            stalled = stall_failure(watcher.stall, self.files, self.plan.world_size)
+            stalled = stall_failure(watcher.stall, self.files)
             return Outcome("stalled", ExitCode.STALLED, failure=stalled)
         saved = any(end.exit_code == ExitCode.SAVED_AND_STOPPED for end in ends)
         if watcher.stop_signal is not None and not (attempt.workers.by_rank and all(e.exit_code == 0 for e in ends)):

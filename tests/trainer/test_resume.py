@@ -94,3 +94,11 @@ def test_it_gives_up_after_three_and_says_why(run_ranks, run_config, tmp_path):
     output = run_ranks([NAN_WORKER, str(config), str(run_dir), "1,2,3,4,5"], 1, expected=1)[0]
     assert "TrainingDiverged" in output
     assert "not finite" in output
+
+
+def test_losses_of_a_fixed_run_are_the_recorded_ones(run_ranks, run_config, tmp_path, golden_dir):
+    """A refactor that changes a digit is seen; rounding of other processors stays below the tolerance."""
+    train(run_ranks, run_config(epochs=1, recipe="yolov5"), tmp_path / "run")
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    recorded = json.loads((golden_dir / "run_losses.json").read_text())
+    assert {name: row[name] for name in recorded} == pytest.approx(recorded, rel=1e-4)

@@ -29,7 +29,7 @@ LOADING = """Current thread 0x00007f20 (most recent call first):
 
 
 def stalled(rank, text, *, phase="train", step=5, frozen="", idle_s=300.0):
-    return StalledRank(rank, idle_s, Heartbeat(rank, phase, 1, step, 0.0), tuple(main_stack(text)), text, frozen)
+    return StalledRank(rank, idle_s, Heartbeat(rank, phase, 1, step, 0.0), tuple(main_stack(text)), frozen)
 
 
 def test_the_main_threads_stack_is_read_from_a_real_dump(tmp_path):
@@ -57,7 +57,7 @@ def test_the_rank_that_does_not_wait_is_named_with_what_the_others_wait_for():
     ranks = [stalled(0, WAITING, step=5), stalled(1, LOADING, step=5), stalled(2, WAITING, step=4)]
     assert culprit(ranks).rank == 1
     lines = describe_stall(ranks).splitlines()
-    assert lines[0] == "rank 1 has been in 'train' (epoch 1, step 5) for 300 s, at data/images.py:33 in decode"
+    assert lines[0] == "rank 1 has been in 'train' (epoch 2, step 5) for 300 s, at data/images.py:33 in decode"
     assert lines[1].startswith("rank 0 ")
     assert "waiting for the other ranks in all_reduce" in lines[1]
     assert len(lines) == 3
@@ -77,10 +77,18 @@ def test_where_all_wait_the_one_furthest_behind_is_shown_and_said_to_wait():
 
 
 def test_the_failure_carries_every_stack_the_culprits_first(tmp_path):
-    failure = stall_failure([stalled(0, WAITING), stalled(1, LOADING)], WorkerFiles(tmp_path), 2)
+    failure = stall_failure([stalled(0, WAITING), stalled(1, LOADING)], WorkerFiles(tmp_path))
     assert failure.rank == 1
     assert failure.traceback.index("Stack of rank 1") < failure.traceback.index("Stack of rank 0")
-    assert "(no stack" in stall_failure([stalled(0, "")], WorkerFiles(tmp_path), 1).traceback
+    assert "(none:" in stall_failure([stalled(0, "")], WorkerFiles(tmp_path)).traceback
+
+
+def test_a_wait_for_loaders_is_said_and_has_a_hint(tmp_path):
+    frame = '  File "/env/lib/python3.11/site-packages/torch/utils/data/dataloader.py", line 725 in __next__\n'
+    first = stalled(0, LOADING.replace("  File", frame + "  File", 1))
+    assert "waiting for its loader processes, at data/images.py:33" in first.describe()
+    assert "--workers 0" in stall_failure([first], WorkerFiles(tmp_path)).hint
+    assert "doctor" in stall_failure([stalled(0, WAITING)], WorkerFiles(tmp_path)).hint
 
 
 @pytest.fixture

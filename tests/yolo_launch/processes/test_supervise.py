@@ -108,7 +108,7 @@ def test_a_stall_is_noticed_shown_with_its_stack_and_ended(job):
     assert job.outcome["kind"] == "stalled"
     assert (failure["rank"], failure["phase"], failure["step"]) == (0, "train", 3)
     assert "hang_in_a_lock" in failure["traceback"]
-    assert "rank 0 has been in 'train' (epoch 0, step 3) for " in failure["message"]
+    assert "rank 0 has been in 'train' (epoch 1, step 3) for " in failure["message"]
     assert "plain_worker.py" in failure["message"]
 
 
