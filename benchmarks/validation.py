@@ -14,11 +14,17 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+import matplotlib
+import yaml
+
+from trainer.data.dataset_file import find_images, label_path_for, load_dataset_file
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 SPEED = re.compile(r"([\d.]+)ms pre-process, ([\d.]+)ms inference, ([\d.]+)ms NMS")
@@ -37,6 +43,21 @@ class Result:
     @property
     def both_ms(self) -> float:
         return self.inference_ms + self.nms_ms
+
+
+def link_data(source: str, folder: Path) -> str:
+    """A data set of links to the validation images and labels: the peer writes a cache beside the labels."""
+    dataset = load_dataset_file(source)
+    for kind in ("images", "labels"):
+        (folder / kind / "val").mkdir(parents=True)
+    for image in find_images(dataset, "val"):
+        (folder / "images" / "val" / image.name).symlink_to(image.absolute())
+        label = label_path_for(image)
+        if label.exists():
+            (folder / "labels" / "val" / label.name).symlink_to(label.absolute())
+    content = {"path": str(folder), "train": "images/val", "val": "images/val", "names": list(dataset.names)}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content))
+    return str(folder / "data.yaml")
 
 
 def run_ours(arguments: argparse.Namespace, image_size: int, environ: dict[str, str]) -> Result:
@@ -60,12 +81,27 @@ def run_peer(arguments: argparse.Namespace, image_size: int, environ: dict[str, 
         command = [arguments.peer_python, "-m", "yolov5.val", *words]
         # Its checkpoints are pickles, which newer torch reads only when told so.
         told = {**environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "YOLOv5_AUTOINSTALL": "false"}
+        told["YOLOV5_CONFIG_DIR"] = folder
+        # It would fetch this font; any will do.
+        shutil.copy(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", Path(folder) / "Arial.ttf")
         child = subprocess.run(command, env=told, cwd=folder, capture_output=True, text=True, check=False)
     said = child.stdout + child.stderr
     speed, scores = SPEED.search(said), ALL_CLASSES.search(said)
     if child.returncode or speed is None or scores is None:
         sys.exit(f"the peer failed with {child.returncode}:\n{said[-3000:]}")
     return Result(float(speed[2]), float(speed[3]), float(scores[1]), float(scores[2]))
+
+
+def compare(runners, arguments: argparse.Namespace, image_size: int, environ: dict[str, str]) -> None:
+    """Print the rows of one image size."""
+    results: dict[str, list[Result]] = {name: [] for name in runners}
+    for _ in range(arguments.repeats):
+        for name, runner in runners.items():
+            results[name].append(runner(arguments, image_size, environ))
+    for name, found in results.items():
+        best = min(found, key=lambda result: result.both_ms)
+        times = f"{best.inference_ms:.1f} | {best.nms_ms:.1f} | {best.both_ms:.1f}"
+        print(f"| {image_size} | {name} | {times} | {best.map50:.3f} | {best.map5095:.3f} |", flush=True)
 
 
 def main() -> None:
@@ -91,15 +127,10 @@ def main() -> None:
     )
     print("| image size | program | inference, ms | NMS, ms | both, ms an image | mAP50 | mAP50-95 |")
     print("|---|---|---|---|---|---|---|")
-    for image_size in arguments.imgsz:
-        results: dict[str, list[Result]] = {name: [] for name in runners}
-        for _ in range(arguments.repeats):
-            for name, runner in runners.items():
-                results[name].append(runner(arguments, image_size, environ))
-        for name, found in results.items():
-            best = min(found, key=lambda result: result.both_ms)
-            times = f"{best.inference_ms:.1f} | {best.nms_ms:.1f} | {best.both_ms:.1f}"
-            print(f"| {image_size} | {name} | {times} | {best.map50:.3f} | {best.map5095:.3f} |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.data = link_data(arguments.data, Path(folder))
+        for image_size in arguments.imgsz:
+            compare(runners, arguments, image_size, environ)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from trainer.progress import Reporter
 from trainer.run import LoopSettings, Run
 from trainer.schedule import make_recipe
 from trainer.telemetry import FiniteWatch, Heartbeat, ResultsWriter
+from trainer.weights import definition_of, load_weights_into
 
 SUFFICIENT_RECALL = 0.98
 """Anchors that can match this share of the labels are left as they are."""
@@ -29,10 +30,10 @@ SUFFICIENT_RECALL = 0.98
 def make_model(config: TrainConfig, names: Sequence[str], reporter: Reporter) -> DetectionModel:
     """The model with its starting weights, the same on every rank."""
     torch.manual_seed(config.seed)
-    model = build_model(load_definition(config.cfg), num_classes=len(names))
+    takes_model_of_weights = bool(config.weights and not config.cfg)
+    definition = definition_of(Path(config.weights)) if takes_model_of_weights else load_definition(config.model_name)
+    model = build_model(definition, num_classes=len(names))
     if config.weights:
-        from trainer.weights import load_weights_into
-
         reporter.say(load_weights_into(model, Path(config.weights), names).summary())
     return model
 

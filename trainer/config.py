@@ -17,7 +17,7 @@ from trainer.errors import ConfigError
 from trainer.hyperparameters import Hyperparameters, load_hyperparameters, make_hyperparameters
 
 CONFIG_FILE = "config.yaml"
-LARGEST_STRIDE = 64
+DEFAULT_MODEL = "yolov5s"
 
 DATA, MODEL, LEARNING, RUN = "Data", "Model", "Learning", "Run directory"
 
@@ -37,7 +37,12 @@ class TrainConfig(BaseModel):
         16, "--batch", "--batch-size", panel=LEARNING, gt=0, text="total batch over all workers, or 'auto'"
     )
     epochs: int = _option(100, "--epochs", panel=LEARNING, gt=0, text="passes over the training set")
-    cfg: str = _option("yolov5s", "--cfg", panel=MODEL, text="model: a built-in name or a YAML file")
+    cfg: str = _option(
+        "",
+        "--cfg",
+        panel=MODEL,
+        text="model: a built-in name or a YAML file; default: that of the weights, else yolov5s",
+    )
     weights: str = _option("", "--weights", panel=MODEL, text="weights to start from; '' trains from scratch")
     hyp: str = _option(
         "low", "--hyp", panel=LEARNING, text="hyperparameters: low, med, high, none or a YAML in YOLOv5's schema"
@@ -100,18 +105,16 @@ class TrainConfig(BaseModel):
         default_factory=lambda: Hyperparameters(), description="the resolved values of hyp and its overrides"
     )
 
-    @field_validator("cfg")
-    @classmethod
-    def _not_empty(cls, value: str) -> str:
-        if not value:
-            raise ValueError("a model is needed, for example yolov5s")
-        return value
-
     @field_validator("amp", mode="before")
     @classmethod
     def _yaml_off_is_a_word(cls, value: object) -> object:
         # YAML 1.1 reads a bare off as false.
         return "off" if value is False else value
+
+    @property
+    def model_name(self) -> str:
+        """What ``cfg`` comes to: itself, the model of the weights, or yolov5s."""
+        return self.cfg or (f"the model of {Path(self.weights).name}" if self.weights else DEFAULT_MODEL)
 
     def local_batch_size(self, world_size: int) -> int:
         """The images of a full step that the busiest of ``world_size`` ranks takes."""

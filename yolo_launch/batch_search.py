@@ -35,18 +35,18 @@ def search_largest(trial: Callable[[int], int | None], budget_bytes: int, most: 
     while (peak := peak_of(size)) is not None:
         fitting.append((size, peak))
         if size >= most:
-            return BatchSearch(_rounded(size), tuple(tried))
+            return BatchSearch(round_down(size), tuple(tried))
         size = min(2 * size, most)
     if not fitting:
         return BatchSearch(0, tuple(tried))
-    lowest = _rounded(fitting[-1][0])
-    candidate = _rounded(min(size - 1, _predict(fitting, budget_bytes, size)))
+    lowest = round_down(fitting[-1][0])
+    candidate = round_down(min(size - 1, _predict(fitting, budget_bytes, size)))
     for _ in range(MOST_REFINEMENTS):
         if candidate <= lowest:
             break
         if peak_of(candidate) is not None:
             return BatchSearch(candidate, tuple(tried))
-        candidate = _rounded((lowest + candidate) // 2)
+        candidate = round_down((lowest + candidate) // 2)
     return BatchSearch(lowest, tuple(tried))
 
 
@@ -59,5 +59,6 @@ def _predict(fitting: list[tuple[int, int]], budget_bytes: int, too_large: int) 
     return (size + too_large) // 2
 
 
-def _rounded(size: int) -> int:
+def round_down(size: int) -> int:
+    """The next multiple of 8 below, from 8 on; smaller sizes as they are."""
     return size // BATCH_MULTIPLE * BATCH_MULTIPLE if size >= BATCH_MULTIPLE else size

@@ -38,12 +38,15 @@ def check_model(context: Context) -> Iterable[Finding]:
         return
     from trainer.model.definition import load_definition
 
+    if config.weights and not config.cfg:
+        yield Finding("model", "ok", config.model_name)
+        return
     try:
-        load_definition(config.cfg)
+        load_definition(config.model_name)
     except UserError as error:
         yield Finding("model", "failure", _in_one(error), error.next_command)
         return
-    yield Finding("model", "ok", config.cfg)
+    yield Finding("model", "ok", config.model_name)
 
 
 def check_weights(context: Context) -> Iterable[Finding]:

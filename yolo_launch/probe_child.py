@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from trainer.process_guard import PARENT_VARIABLE
 from yolo_launch.causes import describe_exit, is_consequence
-from yolo_launch.spec import LaunchPlan
+from yolo_launch.spec import Device, LaunchPlan
 from yolo_launch.worker_environment import OUTPUT_VARIABLE, is_foreign
 
 WORKER = "yolo_launch.probe_worker"
@@ -58,12 +58,14 @@ def run_processes(
     try:
         for environment in environments:
             children.append(_Child(command, environment))
-        while any(child.is_running() for child in children) and time.monotonic() < deadline:
+        while any([child.is_running() for child in children]) and time.monotonic() < deadline:  # each is looked at
             time.sleep(POLL_S)
             if any(child.has_failed() for child in children):
                 deadline = min(deadline, time.monotonic() + GRACE_S)
     finally:
-        ends = [child.finish(timeout_s) for child in children]
+        another_failed = any(child.has_failed() for child in children)
+        why = "another process failed first" if another_failed else f"it did not end within {timeout_s:g} s"
+        ends = [child.finish(why) for child in children]
     return ends
 
 
@@ -73,6 +75,18 @@ def probe_environment(plan: LaunchPlan | None, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in removed and not is_foreign(name)}
     planned = plan.environment if plan is not None else {}
     return {**kept, **planned, PARENT_VARIABLE: str(os.getpid()), OUTPUT_VARIABLE: "stderr", **more}
+
+
+def alone_on(device: Device, plan: LaunchPlan | None) -> dict[str, str]:
+    """The environment of a process that has one device to itself."""
+    if device.kind != "cuda":
+        return probe_environment(plan)
+    return probe_environment(plan, CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=visible_name(device))
+
+
+def visible_name(device: Device) -> str:
+    """How CUDA_VISIBLE_DEVICES names a device."""
+    return device.uuid or str(device.index)
 
 
 def first_problem(ends: Sequence[ProbeEnd]) -> str:
@@ -87,8 +101,8 @@ class _Child:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         # Files, not pipes: nobody has to read while the process runs, and its own children may hold them open.
-        self._stdout: IO[bytes] = tempfile.TemporaryFile()
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()
+        self._stdout: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- finish() closes both
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._ended: tuple[int, int] | None = None
         self._process = subprocess.Popen(
             list(command),
@@ -111,8 +125,8 @@ class _Child:
         """Whether the process has ended otherwise than with exit code 0."""
         return self._ended is not None and self._ended != (os.CLD_EXITED, 0)
 
-    def finish(self, limit_s: float) -> ProbeEnd:
-        """Kill what is left of the session and say how the process ended."""
+    def finish(self, why_stopped: str) -> ProbeEnd:
+        """Kill what is left of the session and say how the process ended; ``why_stopped`` where it still runs."""
         timed_out = self.is_running()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -122,7 +136,7 @@ class _Child:
         if answer is None or "problem" in answer:
             problem = (answer or {}).get("problem", "")
             if timed_out:
-                return ProbeEnd(problem=f"it did not end within {limit_s:g} s and was stopped", timed_out=True)
+                return ProbeEnd(problem=f"{why_stopped}, and it was stopped", timed_out=True)
             last = next((line.strip() for line in reversed(error_text.splitlines()) if line.strip()), "")
             died = describe_exit(exit_code) + (f"; its last words: {last[:300]}" if last else "")
             return ProbeEnd(problem=problem or died, user_error=(answer or {}).get("user_error"))

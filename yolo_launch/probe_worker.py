@@ -143,7 +143,7 @@ def time_loading(arguments: dict[str, Any]) -> dict[str, Any]:
         loaded += 1
     load_s = (time.monotonic() - began_at) / loaded
     run.model.train()
-    step_s = []
+    step_s: list[float] = []
     began_at = time.monotonic()
     while len(step_s) < 1 + REPEATS and (len(step_s) < 2 or time.monotonic() - began_at < STEPPING_S):
         step_began_at = time.monotonic()
@@ -176,16 +176,16 @@ def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_run(arguments: dict[str, Any]) -> Run:
-    """All that rank 0 of a one-worker job works with, writing to ``folder``."""
+    """All that rank 0 of a one-worker job works with, writing below ``folder``."""
     from trainer.build import build_run
     from trainer.config import TrainConfig
     from trainer.data.demo import default_cache_dir, ensure_demo_dataset
     from trainer.distributed import DistEnv
     from trainer.worker import set_determinism
 
-    folder = Path(arguments["folder"])
+    folder = Path(tempfile.mkdtemp(dir=arguments["folder"]))
     for name in ("weights", "logs"):
-        (folder / name).mkdir(exist_ok=True)
+        (folder / name).mkdir()
     values = dict(arguments["config"])
     values["data"] = values["data"] or str(ensure_demo_dataset(default_cache_dir()))
     config, env = TrainConfig(**values), DistEnv()

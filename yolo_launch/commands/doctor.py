@@ -32,6 +32,7 @@ from yolo_launch.options import (
 from yolo_launch.plan import make_plan
 from yolo_launch.plan_view import show_findings, show_host
 from yolo_launch.preflight import run_checks
+from yolo_launch.probes import run_probes
 from yolo_launch.spec import Finding, Host, LaunchPlan
 
 DOCTOR_OPTIONS = (
@@ -43,7 +44,7 @@ DOCTOR_OPTIONS = (
     WORKERS,
     PORT,
     Option("project", ("--project",), "folder of runs, whose disk is checked", str, LAUNCH, "runs/train"),
-    Option("deep", ("--deep",), "the slower checks too", bool),
+    Option("deep", ("--deep",), "the slower checks too, which start processes: GPUs, links, disk, data", bool),
     JSON,
     DEBUG,
 )
@@ -66,7 +67,7 @@ def doctor(ctx: typer.Context, **values: Any) -> None:
     context = Context(host, plan, config, run_dir)
     findings += run_checks(context)
     if values["deep"]:
-        findings += _probed(context)
+        findings += run_probes(context, console.note)
     if console.json_mode:
         console.json({"host": asdict(host), "findings": [asdict(finding) for finding in findings]})
     else:
@@ -92,12 +93,3 @@ def _planned(values: dict[str, Any], host: Host, typed: tuple[str, ...]) -> tupl
     except LaunchError as error:
         return None, [Finding("plan", "failure", error.what, error.next_command or error.expected)]
     return plan, list(plan.findings)
-
-
-def _probed(context: Context) -> list[Finding]:
-    """The findings of the slower checks, which start processes."""
-    try:
-        from yolo_launch.probes import run_probes
-    except ImportError:
-        return [Finding("deep", "warning", "the slower checks are not part of this version")]
-    return list(run_probes(context))

@@ -148,7 +148,7 @@ def show_dry_run(job: Job, console: Console) -> None:
     else:
         about = {
             "data": DEMO_NAME if job.is_demo else job.config.data,
-            "model": f"{job.config.cfg} at {job.config.imgsz}, {job.config.epochs} epochs",
+            "model": f"{job.config.model_name} at {job.config.imgsz}, {job.config.epochs} epochs",
             "run directory": str(job.run_dir),
         }
         show_differences(job.differences, console)
@@ -180,7 +180,8 @@ def start(job: Job, console: Console, *, inline: bool) -> tuple[Outcome, Job]:
             write_config(config, run_dir / CONFIG_FILE)
         job = replace(job, config=config, run_dir=run_dir)
         chosen = {"gpus": job.request.gpus, "nproc": job.request.nproc}
-        console.line(f"{config.cfg} at {config.imgsz}, batch {config.batch_size}, {config.epochs} epochs -> {run_dir}")
+        size = f"{config.imgsz}, batch {config.batch_size}, {config.epochs} epochs"
+        console.line(f"{config.model_name} at {size} -> {run_dir}")
         run_directory.write_plan(run_dir, {**plan_facts(job.plan, job.command), "request": chosen})
         # Only now is torch loaded, so that everything that can be refused was refused at once.
         from yolo_launch.supervise import launch
