@@ -18,7 +18,7 @@ from yolo_launch.spec import LaunchRequest
 
 DEVICES, LAUNCH = "Devices", "Launch"
 
-DEMO_OPTIONS: dict[str, Any] = {"cfg": "yolov5n", "imgsz": 160, "epochs": 30, "batch_size": 16}
+DEMO_OPTIONS: dict[str, Any] = {"cfg": "yolov5n", "imgsz": 160, "epochs": 18, "batch_size": 16}
 """What suits the embedded data set, where the user says nothing else."""
 
 

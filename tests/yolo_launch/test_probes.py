@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from trainer.config import make_config
-from yolo_launch import batch_probe, probes
+from yolo_launch import batch_probe, probe_child, probes
 from yolo_launch.batch_probe import measure_batch
 from yolo_launch.batch_search import search_largest
 from yolo_launch.check_context import Context
@@ -90,7 +90,8 @@ def test_a_hung_probe_ends_at_its_limit_with_all_it_started():
     assert not [p for p in marked if p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_probe_that_fails_says_why_and_ends_the_others_early():
+def test_a_probe_that_fails_says_why_and_ends_the_others_early(monkeypatch):
+    monkeypatch.setattr(probe_child, "GRACE_S", 0.5)
     code = "import os, time; time.sleep(0.2 if os.environ['RANK'] == '1' else 600); raise OSError('no such wire')"
     environments = [probe_environment(None, RANK=str(rank)) for rank in range(2)]
     began_at = time.monotonic()
