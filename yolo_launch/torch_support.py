@@ -13,7 +13,7 @@ Release = tuple[int, ...]
 
 LAUNCHER_FLOOR: Release = (1, 11)
 """The oldest torch whose elastic agent this launcher drives."""
-TRAINER_FLOOR: Release = (2, 2)
+TRAINER_FLOOR: Release = (2, 4)
 """The oldest torch that the built-in trainer runs on."""
 STATIC_GRAPH_SINCE: Release = (1, 11)
 BROKEN_FOR_DDP: Release = (1, 12, 0)
