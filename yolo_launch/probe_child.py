@@ -58,7 +58,7 @@ def run_processes(
     try:
         for environment in environments:
             children.append(_Child(command, environment))
-        while any([child.is_running() for child in children]) and time.monotonic() < deadline:  # each is looked at
+        while sum(child.is_running() for child in children) and time.monotonic() < deadline:  # each is looked at
             time.sleep(POLL_S)
             if any(child.has_failed() for child in children):
                 deadline = min(deadline, time.monotonic() + GRACE_S)
