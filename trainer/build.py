@@ -55,13 +55,11 @@ def fit_model(config: TrainConfig, model: DetectionModel, data: Data, image_size
     freeze_layers(model, config.freeze)
 
 
-def build_run(config: TrainConfig, env: DistEnv, device: torch.device, run_dir: Path) -> tuple[Run, Data]:
+def build_run(
+    config: TrainConfig, env: DistEnv, device: torch.device, run_dir: Path, reporter: Reporter, heartbeat: Heartbeat
+) -> tuple[Run, Data]:
     """Everything that one rank's training needs, at step 0."""
     peers = Peers(env)
-    logs = run_dir / "logs"
-    heartbeat = Heartbeat(logs / f"rank{env.rank}.heartbeat.json", env.rank)
-    heartbeat.beat("start")
-    reporter = Reporter(enabled=env.is_main, log_path=logs / "rank0.log")
     data = load_data(config.data, single_cls=config.single_cls, peers=peers, reporter=reporter, heartbeat=heartbeat)
     model = make_model(config, data.names, reporter)
     stride = int(model.stride.max())

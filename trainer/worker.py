@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
-import time
-import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,48 +14,52 @@ from trainer.build import build_run
 from trainer.checkpoint import newest_good
 from trainer.config import TrainConfig
 from trainer.distributed import DistEnv, process_group
-from trainer.errors import EXIT_USAGE, UserError
+from trainer.failures import report_failure
 from trainer.finish import draw_start, finish_run
 from trainer.loop import fit
+from trainer.progress import Reporter
 from trainer.run import Run
+from trainer.telemetry import Heartbeat
 
-EXIT_FAILED = 1
 EXIT_SAVED = 75
 """A signal asked to stop and the state is saved."""
 
 
 def main(config: TrainConfig, run_dir: Path) -> int:
     """Train as one rank of the job that the environment describes; the exit code."""
-    env = DistEnv.from_environ()
-    run: Run | None = None
+    env, reporter, heartbeat = DistEnv(), None, None
     try:
-        (run_dir / "weights").mkdir(parents=True, exist_ok=True)
-        (run_dir / "logs").mkdir(exist_ok=True)
+        env = DistEnv.from_environ()
+        for folder in ("weights", "logs"):
+            (run_dir / folder).mkdir(parents=True, exist_ok=True)
+        heartbeat = Heartbeat(run_dir / "logs" / f"rank{env.rank}.heartbeat.json", env.rank)
+        heartbeat.beat("start")
+        reporter = Reporter(enabled=env.is_main, log_path=run_dir / "logs" / "rank0.log")
         device = env.device()
         set_determinism(device, config.deterministic)
         with process_group(env, device):
-            run, data = build_run(config, env, device, run_dir)
-            _stop_on_signals(run)
-            resume(run)
-            draw_start(run, data, run_dir, pictures=config.plots)
-            finished = fit(run)
-            run.checkpoints.flush()
-            if finished:
-                finish_run(run, data, run_dir, pictures=config.plots)
-            run.checkpoints.close()
-            run.results.close()
-        run.heartbeat.beat("done")
+            finished = train(config, env, device, run_dir, reporter, heartbeat)
+        heartbeat.beat("done")
         return 0 if finished else EXIT_SAVED
     except Exception as error:
-        if run is not None:
-            run.reporter.stop()
-        write_error(error, env, run)
-        if isinstance(error, UserError):
-            if "TORCHELASTIC_ERROR_FILE" not in os.environ:
-                print(error, file=sys.stderr)
-            return EXIT_USAGE
-        traceback.print_exc()
-        return EXIT_FAILED
+        return report_failure(error, env, reporter, heartbeat)
+
+
+def train(
+    config: TrainConfig, env: DistEnv, device: torch.device, run_dir: Path, reporter: Reporter, heartbeat: Heartbeat
+) -> bool:
+    """Build, resume, fit and finish; False when a signal asked to stop and the state is saved."""
+    run, data = build_run(config, env, device, run_dir, reporter, heartbeat)
+    _stop_on_signals(run)
+    resume(run)
+    draw_start(run, data, run_dir, pictures=config.plots)
+    finished = fit(run)
+    run.checkpoints.flush()
+    if finished:
+        finish_run(run, data, run_dir, pictures=config.plots)
+    run.checkpoints.close()
+    run.results.close()
+    return finished
 
 
 def resume(run: Run) -> None:
@@ -91,30 +91,6 @@ def set_determinism(device: torch.device, deterministic: bool) -> None:
         # Filling memory that is about to be overwritten anyway costs 6 % of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
-
-
-def write_error(error: BaseException, env: DistEnv, run: Run | None) -> None:
-    """Describe a failure in the file that the launcher named, in the elastic agent's format and a little more."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    progress = run.state.progress if run is not None else None
-    content = {
-        "message": {
-            "message": f"{type(error).__name__}: {error}",
-            "extraInfo": {"py_callstack": traceback.format_exc(), "timestamp": str(int(time.time()))},
-        },
-        "user_error": error.to_dict() if isinstance(error, UserError) else None,
-        "rank": env.rank,
-        "epoch": progress.epoch if progress else None,
-        "step": progress.micro_step if progress else None,
-        "phase": run.heartbeat.phase if run else "start",
-        "time": time.time(),
-    }
-    try:
-        Path(path).write_text(json.dumps(content), encoding="utf-8")
-    except OSError:
-        print(f"could not write {path}", file=sys.stderr)
 
 
 def _stop_on_signals(run: Run) -> None:

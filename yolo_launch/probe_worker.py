@@ -181,6 +181,8 @@ def _make_run(arguments: dict[str, Any]) -> Run:
     from trainer.config import TrainConfig
     from trainer.data.demo import default_cache_dir, ensure_demo_dataset
     from trainer.distributed import DistEnv
+    from trainer.progress import Reporter
+    from trainer.telemetry import Heartbeat
     from trainer.worker import set_determinism
 
     folder = Path(tempfile.mkdtemp(dir=arguments["folder"]))
@@ -191,7 +193,8 @@ def _make_run(arguments: dict[str, Any]) -> Run:
     config, env = TrainConfig(**values), DistEnv()
     device = env.device()
     set_determinism(device, config.deterministic)
-    return build_run(config, env, device, folder)[0]
+    heartbeat = Heartbeat(folder / "logs" / "rank0.heartbeat.json", rank=0)
+    return build_run(config, env, device, folder, Reporter(enabled=False), heartbeat)[0]
 
 
 def _endless(run: Run) -> Iterator[Batch]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +9,9 @@ from pathlib import Path
 import torch
 
 from trainer.distributed import DistEnv, Peers, process_group
-from trainer.errors import EXIT_USAGE, UserError
+from trainer.failures import report_failure
 from trainer.progress import Reporter
 from trainer.telemetry import Heartbeat
-from trainer.worker import EXIT_FAILED, write_error
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ def run_entry(work: Callable[[Session], None], run_dir: Path) -> int:
     A failure is described in the file that the launcher named; without a launcher a mistake of the user's goes to
     stderr. A defect shows its traceback either way.
     """
-    env, reporter = DistEnv(), None
+    env, reporter, heartbeat = DistEnv(), None, None
     try:
         env = DistEnv.from_environ()
         logs = run_dir / "logs"
@@ -49,12 +45,4 @@ def run_entry(work: Callable[[Session], None], run_dir: Path) -> int:
         heartbeat.beat("done")
         return 0
     except Exception as error:
-        if reporter is not None:
-            reporter.stop()
-        write_error(error, env, None)
-        if isinstance(error, UserError):
-            if "TORCHELASTIC_ERROR_FILE" not in os.environ:
-                print(error, file=sys.stderr)
-            return EXIT_USAGE
-        traceback.print_exc()
-        return EXIT_FAILED
+        return report_failure(error, env, reporter, heartbeat)

@@ -9,6 +9,8 @@ import trainer.loop as loop
 from trainer.build import build_run
 from trainer.config import make_config, read_options
 from trainer.distributed import DistEnv, process_group
+from trainer.progress import Reporter
+from trainer.telemetry import Heartbeat
 
 config_path, run_dir, out, dtype, what = sys.argv[1:6]
 env, device = DistEnv.from_environ(), torch.device("cpu")
@@ -16,7 +18,9 @@ env, device = DistEnv.from_environ(), torch.device("cpu")
 (Path(run_dir) / "weights").mkdir(parents=True, exist_ok=True)
 torch.set_default_dtype(getattr(torch, dtype))
 with process_group(env, device):
-    run, _ = build_run(make_config(read_options(Path(config_path))), env, device, Path(run_dir))
+    heartbeat = Heartbeat(Path(run_dir) / "logs" / f"rank{env.rank}.heartbeat.json", env.rank)
+    config = make_config(read_options(Path(config_path)))
+    run, _ = build_run(config, env, device, Path(run_dir), Reporter(enabled=False), heartbeat)
     # Statistics that are not the initial ones, so that eval mode is a real function of them.
     generator = torch.Generator().manual_seed(1)
     for name, buffer in run.state.model.named_buffers():
