@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
-import pynvml
 import psutil
+import pynvml
 import pytest
 
 from yolo_launch.nvml import read_gpus, short_name
