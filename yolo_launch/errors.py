@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from trainer.errors import UserError
+
 
 class ExitCode(IntEnum):
     """Exit codes of `yolo-launch`; 128+n is a signal n without saved state."""
@@ -18,7 +20,7 @@ class ExitCode(IntEnum):
     SAVED_AND_STOPPED = 75
 
 
-class LaunchError(Exception):
+class LaunchError(UserError):
     """Something that cannot work, said before anything is started."""
 
     def __init__(
@@ -30,19 +32,5 @@ class LaunchError(Exception):
         next_command: str = "",
         exit_code: ExitCode = ExitCode.USAGE,
     ) -> None:
-        super().__init__(what)
-        self.what = what
-        self.seen = seen
-        self.expected = expected
-        self.next_command = next_command
+        super().__init__(what, seen=seen, expected=expected, next_command=next_command)
         self.exit_code = exit_code
-
-    def __str__(self) -> str:
-        parts = [self.what]
-        if self.seen:
-            parts.append(f"Seen: {self.seen}")
-        if self.expected:
-            parts.append(f"Expected: {self.expected}")
-        if self.next_command:
-            parts.append(f"Next: {self.next_command}")
-        return "\n".join(parts)

@@ -16,8 +16,9 @@ from typing import IO, Any
 
 from trainer.process_guard import PARENT_VARIABLE
 from yolo_launch.causes import describe_exit, is_consequence
+from yolo_launch.inventory import is_rank_variable
 from yolo_launch.spec import Device, LaunchPlan
-from yolo_launch.worker_environment import OUTPUT_VARIABLE, is_foreign
+from yolo_launch.worker_environment import OUTPUT_VARIABLE
 
 WORKER = "yolo_launch.probe_worker"
 ANSWER = "PROBE "
@@ -72,7 +73,7 @@ def run_processes(
 def probe_environment(plan: LaunchPlan | None, **more: str) -> dict[str, str]:
     """What a probe sees: the plan's variables, nothing of another launcher's, and ``more``."""
     removed = set(plan.removed_environment) if plan is not None else set()
-    kept = {name: value for name, value in os.environ.items() if name not in removed and not is_foreign(name)}
+    kept = {name: value for name, value in os.environ.items() if name not in removed and not is_rank_variable(name)}
     planned = plan.environment if plan is not None else {}
     return {**kept, **planned, PARENT_VARIABLE: str(os.getpid()), OUTPUT_VARIABLE: "stderr", **more}
 

@@ -7,33 +7,12 @@ import os
 from collections.abc import Iterator, Mapping
 
 from trainer.process_guard import LOGS_VARIABLE, PARENT_VARIABLE
+from yolo_launch.inventory import is_rank_variable
 from yolo_launch.spec import LaunchPlan
 from yolo_launch.worker_logs import WorkerFiles
 from yolo_launch.workers import JOB_VARIABLE
 
-FOREIGN_NAMES = frozenset(
-    {
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "NODE_RANK",
-        "GROUP_RANK",
-        "GROUP_WORLD_SIZE",
-        "ROLE_RANK",
-        "ROLE_NAME",
-        "ROLE_WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    }
-)
-FOREIGN_PREFIXES = ("PET_", "TORCHELASTIC_", "TORCH_ELASTIC_")
 OUTPUT_VARIABLE = "YOLO_TRAINER_OUTPUT"
-
-
-def is_foreign(name: str) -> bool:
-    """Whether another launcher set this variable for its own workers or agent."""
-    return name in FOREIGN_NAMES or name.startswith(FOREIGN_PREFIXES)
 
 
 def child_environment(
@@ -44,7 +23,8 @@ def child_environment(
     Raises nothing; a variable that the plan sets wins over one that it removes.
     """
     removed = set(plan.removed_environment)
-    environment = {name: value for name, value in inherited.items() if name not in removed and not is_foreign(name)}
+    removed.update(name for name in inherited if is_rank_variable(name))
+    environment = {name: value for name, value in inherited.items() if name not in removed}
     environment.update(plan.environment)
     environment[PARENT_VARIABLE] = str(os.getpid())
     environment[LOGS_VARIABLE] = str(files.folder.absolute())
