@@ -67,7 +67,7 @@ def run_epoch(run: Run) -> bool:
         pending = 0 if is_update else pending + 1
         progress.batch += 1
         progress.micro_step += 1
-        run.speed.add(run.feed.global_batch_size)
+        run.speed.add(run.feed.images_in(progress.batch - 1))
         run.heartbeat.beat("train", progress.epoch, progress.micro_step)
         if run.reporter.due():
             _show_step(run)

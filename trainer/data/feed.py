@@ -34,6 +34,11 @@ class TrainingFeed:
         """Images of a full step over all ranks."""
         return self._sampler.global_batch_size
 
+    def images_in(self, step: int) -> int:
+        """Images of an epoch's global batch; the last may be smaller."""
+        size = self._sampler.global_batch_size
+        return min(size, self._sampler.num_samples - step * size)
+
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch; the last may be smaller."""

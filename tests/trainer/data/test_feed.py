@@ -42,3 +42,10 @@ def test_rare_and_badly_found_classes_weigh_most(bccd):
     assert even[with_platelets].mean() > even[~with_platelets].mean()
     share = poor_platelets[with_platelets].sum() / poor_platelets.sum()
     assert share > even[with_platelets].sum() / even.sum()
+
+
+def test_the_images_of_an_epochs_steps_add_up(make_feed, bccd):
+    feed = make_feed()
+    steps = [feed.images_in(step) for step in range(feed.steps_per_epoch)]
+    assert sum(steps) == len(bccd)
+    assert set(steps[:-1]) == {feed.global_batch_size}

@@ -94,6 +94,10 @@ def fail(how: str, step: int) -> None:
     time.sleep(60)
 
 
+def peers_have_begun(run_dir: Path) -> bool:
+    return all((run_dir / f"ready{rank}").exists() for rank in range(int(os.environ.get("WORLD_SIZE", "1"))))
+
+
 def hang_in_a_lock() -> None:
     while True:
         time.sleep(3600)
@@ -131,8 +135,9 @@ def main() -> int:
                 (options.run_dir / f"saved{RANK}").write_text(str(step))
                 return 75
             time.sleep(options.step_s)
-            if RANK == 0 and options.fail_times < 100:
-                saved.write_text(str(step + 1))
+            if RANK == 0 and options.fail_times < 100 and peers_have_begun(options.run_dir):
+                # No further, so that a slow peer still finds steps to fail in.
+                saved.write_text(str(min(step + 1, 20)))
     except Exception as error:
         write_error(error, step)
         traceback.print_exc()
