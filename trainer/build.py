@@ -80,7 +80,6 @@ def build_run(
     autocast = pick_autocast(config.amp, device)
     loss = make_loss(config, model, image_size, recipe)
     cached = partial(image_source, config, image_size=image_size, heartbeat=heartbeat)
-    # Loader processes are forked before CUDA is first used and the model is wrapped.
     feed = make_feed(config, data, cached(data.train, training=True), stride, image_size, recipe, peers, device)
     validator = make_validator(config, data, cached(data.val, training=False), stride, loss, image_size, peers, device)
     run = Run(

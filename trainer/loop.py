@@ -77,6 +77,8 @@ def run_epoch(run: Run) -> bool:
             return False
         if is_update and wishes.checkpoint:
             save_checkpoint(run)
+    if pending:  # the batch that would have ended the epoch was left out, and what was gathered before it with it
+        run.state.optimizer.zero_grad(set_to_none=True)
     return True
 
 
@@ -156,7 +158,7 @@ def finish_epoch(run: Run) -> None:
     progress.history.append(row)
     progress.epoch, progress.batch = progress.epoch + 1, 0
     run.state.loss_sums.zero_()
-    _keep_epoch(run, row, is_best=is_best, is_final=is_final)
+    _keep_epoch(run, row, is_best=is_best, is_final=is_final or out_of_patience(run))
 
 
 def _keep_epoch(run: Run, row: dict[str, float], *, is_best: bool, is_final: bool) -> None:
@@ -165,7 +167,8 @@ def _keep_epoch(run: Run, row: dict[str, float], *, is_best: bool, is_final: boo
         run.results.write(progress.history)
         run.reporter.end_epoch(settings.epochs, row, is_best=is_best)
         periodic = settings.save_period > 0 and progress.epoch % settings.save_period == 0
-        names = [BEST] * (is_best and (settings.save or is_final)) + [f"epoch{progress.epoch}.pt"] * periodic
+        keeps_best = is_best if settings.save else is_final  # --nosave keeps the last epoch alone
+        names = [BEST] * keeps_best + [f"epoch{progress.epoch}.pt"] * periodic
         for name in names:
             run.checkpoints.submit(name, inference_content(run))
     if settings.save or is_final:

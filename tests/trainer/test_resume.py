@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import signal
 import time
@@ -102,3 +103,20 @@ def test_losses_of_a_fixed_run_are_the_recorded_ones(run_ranks, run_config, tmp_
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     recorded = json.loads((golden_dir / "run_losses.json").read_text())
     assert {name: row[name] for name in recorded} == pytest.approx(recorded, rel=1e-4)
+
+
+def test_nosave_keeps_the_last_epoch_alone(run_ranks, run_config, tmp_path):
+    train(run_ranks, run_config(save=False), tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "weights").iterdir()) == ["best.pt", "last.pt"]
+    assert torch.load(tmp_path / "run" / "weights" / "best.pt", weights_only=True)["epoch"] == 1
+
+
+def test_patience_ends_a_run_that_does_not_improve(run_ranks, run_config, tmp_path):
+    output = train(run_ranks, run_config(epochs=6, patience=1, hyp="none"), tmp_path / "run")[0]
+    rows = results(tmp_path / "run")
+    fitness = [0.1 * float(row["metrics/mAP_0.5"]) + 0.9 * float(row["metrics/mAP_0.5:0.95"]) for row in rows]
+    if len(rows) < 6:
+        assert "stopping early" in output
+        assert fitness[-1] <= max(fitness[:-1])
+    else:
+        assert all(later > earlier for earlier, later in itertools.pairwise(fitness))
