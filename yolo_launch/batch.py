@@ -60,7 +60,8 @@ def _does_not_divide(
 ) -> LaunchError:
     totals = " or ".join(str(total) for total in nearest_totals(batch, shares))
     if request.nnodes > 1:
-        what = f"--batch {batch} cannot be split evenly over {shares} workers on {request.nnodes} machines."
+        machines = " + ".join(map(str, request.nproc_by_node or (len(devices),) * request.nnodes))
+        what = f"--batch {batch} cannot be split evenly over the {shares} workers of all machines ({machines})."
         command = retype(request.typed, {"--batch": str(nearest_totals(batch, shares)[-1])})
         return LaunchError(f"{what} Use --batch {totals}.", next_command=command)
     count = largest_fitting_count(batch, len(devices))

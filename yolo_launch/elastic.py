@@ -1,7 +1,9 @@
 """A plan for several workers -> torch's elastic agent. The only module of the launcher that imports torch.
 
 One code path serves torch 1.11 to 2.15: LaunchConfig takes the fields that it has. Each attempt is an agent of its own
-that never restarts workers: a second round inside one agent meets the first one's keys in the store.
+that never restarts workers: a second round inside one agent meets the first one's keys in the store. On several
+machines each has its own agent; ranks and meeting place come from the plan and the lobby, so that no agent ever waits
+for another inside torch.
 """
 
 from __future__ import annotations
@@ -18,16 +20,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import Std
 from torch.distributed.elastic.multiprocessing import api as multiprocessing_api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
+from yolo_launch import rendezvous
 from yolo_launch.signals import note_signal
-from yolo_launch.spec import LaunchPlan, WorkerCommand
+from yolo_launch.spec import LaunchPlan, Meeting, WorkerCommand
 from yolo_launch.worker_logs import WorkerFiles
 
-LOOPBACK = "127.0.0.1"
 SHUTDOWN_S = 30
 MONITOR_INTERVAL_S = 0.2
 """Slower than the watcher, so that the watcher sees exit codes first."""
@@ -56,12 +59,19 @@ class RankLogs(_LogsSpecs):  # type: ignore[misc]
     """
 
     def __init__(
-        self, files: WorkerFiles, *, rank0_to_stderr: bool, port: int | None, before: Callable[[], None]
+        self,
+        plan: LaunchPlan,
+        meeting: Meeting,
+        files: WorkerFiles,
+        *,
+        rank0_to_stderr: bool,
+        before: Callable[[], None],
     ) -> None:
         super().__init__(log_dir=str(files.folder))
+        self._plan = plan
+        self._meeting = meeting
         self._files = files
         self._rank0_to_stderr = rank0_to_stderr
-        self._port = port
         self._before = before
 
     @property
@@ -76,23 +86,35 @@ class RankLogs(_LogsSpecs):  # type: ignore[misc]
         stderrs: dict[int, Any] = {}
         errors: dict[int, str] = {}
         for local_rank, env in envs.items():
-            rank = int(env["RANK"])
+            rank = self._plan.first_rank + local_rank
+            env.update(self._place_of(rank))
             errors[local_rank] = env["TORCHELASTIC_ERROR_FILE"] = str(self._files.error(rank))
-            # Before torch 2.5 the agent publishes the host's name, whatever local_addr says.
-            env["MASTER_ADDR"] = LOOPBACK
-            if self._port is not None:
-                env["MASTER_PORT"] = str(self._port)
             if rank > 0:
                 stdouts[local_rank], stderrs[local_rank] = self._files.open_log(rank), self._files.open_log(rank)
             else:
                 stdouts[local_rank], stderrs[local_rank] = os.dup(2) if self._rank0_to_stderr else "", ""
         return multiprocessing_api.LogsDest(stdouts, stderrs, {}, {}, errors)
 
+    def _place_of(self, rank: int) -> dict[str, str]:
+        """What the agent, which knows one machine, cannot tell a rank."""
+        plan, meeting = self._plan, self._meeting
+        world = {"RANK": rank, "ROLE_RANK": rank, "WORLD_SIZE": plan.world_size, "ROLE_WORLD_SIZE": plan.world_size}
+        place = {name: str(value) for name, value in world.items()}
+        place |= {"GROUP_RANK": str(plan.node_rank), "GROUP_WORLD_SIZE": str(plan.nnodes)}
+        # Before torch 2.5 the agent publishes the host's name, whatever local_addr says.
+        place["MASTER_ADDR"] = meeting.address
+        if meeting.port is not None:
+            place["MASTER_PORT"] = str(meeting.port)
+        if meeting.is_served:
+            place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        return place
+
 
 def run_agent(
     plan: LaunchPlan,
     command: WorkerCommand,
     files: WorkerFiles,
+    meeting: Meeting,
     *,
     rank0_to_stderr: bool,
     before: Callable[[], None],
@@ -101,14 +123,15 @@ def run_agent(
 
     ``before`` runs right before the workers start and may raise StartCancelled, which passes through.
     """
-    config = make_config(plan, files, rank0_to_stderr=rank0_to_stderr, before=before)
+    config = make_config(plan, files, meeting, rank0_to_stderr=rank0_to_stderr, before=before)
     if _LogsSpecs is object:
         before()
     with _quiet_agent(files), _agent_ignores_signals():
         try:
             launch_agent(config, sys.executable, ["-u", *command.arguments])
         except ChildFailedError as failed:
-            return AgentResult({rank: failure.exitcode for rank, failure in failed.failures.items()})
+            # The agent numbers the workers of its one machine.
+            return AgentResult({plan.first_rank + local: one.exitcode for local, one in failed.failures.items()})
         except StartCancelled:
             raise
         except Exception as error:  # a damaged error file, or the rendezvous itself; the watcher knows the exit codes
@@ -119,26 +142,33 @@ def run_agent(
     return AgentResult()
 
 
+def serve_store() -> tuple[Any, int]:
+    """A store for the workers of one attempt and its port. It is served from this process while it is referenced."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    return store, int(store.port)
+
+
 def make_config(
-    plan: LaunchPlan, files: WorkerFiles, *, rank0_to_stderr: bool, before: Callable[[], None]
+    plan: LaunchPlan, files: WorkerFiles, meeting: Meeting, *, rank0_to_stderr: bool, before: Callable[[], None]
 ) -> LaunchConfig:
     """Every field that this torch's LaunchConfig has, for one machine."""
     count = plan.nproc_per_node
+    rendezvous.register()
     values: dict[str, Any] = {
         "min_nodes": 1,
         "max_nodes": 1,
         "nproc_per_node": count,
         "run_id": f"yolo-launch-{uuid.uuid4().hex}",
         "role": "worker",
-        "rdzv_backend": "c10d",
-        "rdzv_endpoint": f"{LOOPBACK}:0",
-        "rdzv_configs": {"is_host": True, "timeout": 60},
+        "rdzv_backend": rendezvous.BACKEND,
+        "rdzv_endpoint": meeting.address,
+        "rdzv_configs": {"address": meeting.address, "port": meeting.port, "timeout": 60},
         "rdzv_timeout": -1,
         "max_restarts": 0,
         "monitor_interval": MONITOR_INTERVAL_S,
         "start_method": "spawn",
         "metrics_cfg": {},
-        "local_addr": LOOPBACK,
+        "local_addr": meeting.address,
         "log_line_prefix_template": None,
         "event_log_handler": "null",
         "numa_options": None,
@@ -151,7 +181,7 @@ def make_config(
     }
     fields = {field.name for field in dataclasses.fields(LaunchConfig)}
     if "logs_specs" in fields:
-        values["logs_specs"] = RankLogs(files, rank0_to_stderr=rank0_to_stderr, port=plan.port, before=before)
+        values["logs_specs"] = RankLogs(plan, meeting, files, rank0_to_stderr=rank0_to_stderr, before=before)
     else:
         values["log_dir"] = str(_old_log_dir(files))
         values["redirects"] = dict.fromkeys(range(1, count), Std.ALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from yolo_launch.heartbeats import Heartbeat
 from yolo_launch.spec import RankFailure
 from yolo_launch.worker_logs import WorkerFiles
 from yolo_launch.workers import Worker
+
+OrderKey = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,15 @@ class WorkerEnd:
     by_us: bool = False
 
 
-def worker_ends(workers: Mapping[int, Worker], agent_exit_codes: Mapping[int, int], world_size: int) -> list[WorkerEnd]:
-    """Every rank's end. The watcher's exit codes go first, then the agent's; a rank nobody saw failing ended well."""
+def worker_ends(
+    workers: Mapping[int, Worker], agent_exit_codes: Mapping[int, int], ranks: Iterable[int]
+) -> list[WorkerEnd]:
+    """The end of each of this machine's ranks.
+
+    The watcher's exit codes go first, then the agent's; a rank nobody saw failing ended well.
+    """
     ends = []
-    for rank in range(world_size):
+    for rank in ranks:
         worker = workers.get(rank)
         code = worker.exit_code if worker is not None else None
         if code is None:
@@ -78,32 +85,37 @@ def failure_of(end: WorkerEnd, files: WorkerFiles, heartbeat: Heartbeat | None) 
 
 
 def first_failure(ends: list[WorkerEnd], files: WorkerFiles, heartbeats: Mapping[int, Heartbeat]) -> RankFailure | None:
-    """The failure that the others follow from: an own exception before a lost peer, then the earlier one.
+    """The failure that the others follow from, or None where every rank ended well."""
+    return min(rank_failures(ends, files, heartbeats), default=(None, None), key=lambda pair: pair[0] or ())[1]
+
+
+def rank_failures(
+    ends: list[WorkerEnd], files: WorkerFiles, heartbeats: Mapping[int, Heartbeat]
+) -> list[tuple[OrderKey, RankFailure]]:
+    """Every failure with a key, the smallest of which is the cause: an own exception before a lost peer, then time.
 
     Times are file times, far finer than the whole seconds that torch's agent compares. A rank that the launcher or
-    the agent ended is no cause, unless nothing else is left to name.
+    the agent ended is no cause, unless nothing else is left to name. The keys of several machines compare where their
+    clocks agree.
     """
     failed = [end for end in ends if end.exit_code not in (0, ExitCode.SAVED_AND_STOPPED)]
-    if not failed:
-        return None
     failures = [(end, failure_of(end, files, heartbeats.get(end.rank))) for end in failed]
     told_something = any(_is_own(end, failure) for end, failure in failures)
 
-    def order(pair: tuple[WorkerEnd, RankFailure]) -> tuple[bool, bool, bool, float, int]:
-        end, failure = pair
+    def order(end: WorkerEnd, failure: RankFailure) -> OrderKey:
         # When one worker fails, the agent sends SIGTERM to the others.
         by_agent = told_something and end.exit_code == -signal.SIGTERM
         content, _ = read_error(files, end.rank)
         silent_abort = told_something and end.exit_code == -signal.SIGABRT and not content
         return (
-            (end.by_us and not content) or by_agent,
-            is_consequence(failure.message),
-            silent_abort,
+            float((end.by_us and not content) or by_agent),
+            float(is_consequence(failure.message)),
+            float(silent_abort),
             failure.timestamp_s,
-            failure.rank,
+            float(failure.rank),
         )
 
-    return min(failures, key=order)[1]
+    return [(order(end, failure), failure) for end, failure in failures]
 
 
 def _is_own(end: WorkerEnd, failure: RankFailure) -> bool:

@@ -39,12 +39,13 @@ def make_plan(request: LaunchRequest, host: Host) -> LaunchPlan:
         request, host, ranks=nproc, on_cpu=devices[0].kind == "cpu", local_batch_size=split.local_batch_size
     )
     findings += worker_findings + _mode_findings(request, mode, devices) + _device_findings(devices, mode)
+    by_node = (1,) if mode == "dp" else _nproc_by_node(request, devices)
     return LaunchPlan(
         mode=mode,
-        nnodes=request.nnodes,
+        nnodes=len(by_node),
         node_rank=request.node_rank,
         nproc_per_node=nproc,
-        world_size=nproc * request.nnodes,
+        world_size=sum(by_node),
         global_batch_size=split.global_batch_size,
         local_batch_size=split.global_batch_size if mode == "dp" else split.local_batch_size,
         devices=devices,
@@ -58,6 +59,7 @@ def make_plan(request: LaunchRequest, host: Host) -> LaunchPlan:
         stall_timeout_s=request.stall_timeout_s,
         findings=tuple(findings),
         batch_is_auto=is_auto,
+        first_rank=sum(by_node[: request.node_rank]),
     )
 
 
@@ -70,10 +72,9 @@ def rank_lines(plan: LaunchPlan) -> list[str]:
     """'rank 0 -> GPU 2 (RTX 3090, GPU-ab12…, 23.5 GB free)', one line a worker."""
     if plan.mode == "dp":
         return [f"rank 0 -> {', '.join(describe_device(device) for device in plan.devices)}"]
-    first = plan.node_rank * plan.nproc_per_node
     share = f" ({plan.threads_per_rank} thread{'s' * (plan.threads_per_rank > 1)})"
     return [
-        f"rank {first + local} -> {describe_device(device)}{share * (device.kind == 'cpu')}"
+        f"rank {plan.first_rank + local} -> {describe_device(device)}{share * (device.kind == 'cpu')}"
         for local, device in enumerate(plan.devices)
     ]
 
@@ -110,7 +111,11 @@ def _choose_mode(request: LaunchRequest, devices: Sequence[Device], findings: li
         return "dp"
     if devices[0].kind == "mps" and len(devices) > 1:
         raise LaunchError("An Apple GPU takes one worker.", seen=f"{len(devices)} workers", expected="--nproc 1")
-    return "ddp" if len(devices) * request.nnodes > 1 else "single"
+    return "ddp" if sum(_nproc_by_node(request, devices)) > 1 else "single"
+
+
+def _nproc_by_node(request: LaunchRequest, devices: Sequence[Device]) -> tuple[int, ...]:
+    return request.nproc_by_node or (len(devices),) * request.nnodes
 
 
 def _refuse_bad_torch(
@@ -134,7 +139,7 @@ def _refuse_bad_torch(
 
 def _split(request: LaunchRequest, host: Host, devices: Sequence[Device], mode: Mode, *, is_auto: bool) -> BatchSplit:
     # DataParallel scatters over its devices, so there too the total has to divide.
-    shares = len(devices) * request.nnodes
+    shares = sum(_nproc_by_node(request, devices))
     if not request.builtin_trainer:
         return BatchSplit(shares, 1)
     if is_auto:

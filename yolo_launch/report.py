@@ -79,17 +79,22 @@ def traceback_text(outcome: Outcome) -> str:
     return failure.traceback if failure.rank != 0 or outcome.kind == "stalled" else ""
 
 
-def _where(failure: RankFailure, plan: LaunchPlan) -> str:
-    place = f"rank {failure.rank} of {plan.world_size}"
-    devices = plan.devices if plan.mode == "dp" else plan.devices[failure.local_rank : failure.local_rank + 1]
+def device_text(plan: LaunchPlan, local_rank: int) -> str:
+    """What a rank of this machine trains on, such as 'GPU 2 (RTX 3090)'."""
     names = []
-    for device in devices:
+    for device in plan.devices if plan.mode == "dp" else plan.devices[local_rank : local_rank + 1]:
         if device.kind == "cuda":
             names.append(f"GPU {device.index}" + (f" ({device.name})" if device.name else ""))
         else:
             names.append(device.kind.upper())
-    if names:
-        place += " on " + ", ".join(names)
+    return ", ".join(names)
+
+
+def _where(failure: RankFailure, plan: LaunchPlan) -> str:
+    place = f"rank {failure.rank} of {plan.world_size}"
+    device = failure.device or device_text(plan, failure.local_rank)
+    if device:
+        place += f" on {device}"
     if plan.nnodes > 1 and failure.host:
         place += f" of {failure.host}"
     if failure.epoch is not None and failure.step is not None:

@@ -115,6 +115,9 @@ class LaunchRequest:
     workers: int | None = None
     nnodes: int = 1
     node_rank: int = 0
+    """Place of this machine among those of the job, counted without gaps."""
+    nproc_by_node: tuple[int, ...] = ()
+    """Workers of each machine of the job, by node rank; empty where all machines are like this one."""
     port: int | None = None
     max_restarts: int = 3
     stall_timeout_s: float = 300.0
@@ -160,10 +163,29 @@ class LaunchPlan:
     findings: tuple[Finding, ...] = ()
     batch_is_auto: bool = False
     """The batch is still to be measured on the devices; until then the batch sizes are those of one image each."""
+    first_rank: int = 0
+    """Global rank of this machine's local rank 0."""
+
+    @property
+    def ranks(self) -> range:
+        """The global ranks of this machine."""
+        return range(self.first_rank, self.first_rank + self.nproc_per_node)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the workers of one attempt find one another."""
+
+    address: str = "127.0.0.1"
+    """Of rank 0's machine, as this machine reaches it."""
+    port: int | None = None
+    """None: a free one is chosen."""
+    is_served: bool = False
+    """True where a launcher keeps the store, and rank 0 joins it like any other; else rank 0 serves it."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +204,8 @@ class RankFailure:
     phase: str = ""
     log_path: str = ""
     host: str = ""
+    device: str = ""
+    """What it trained on, in words."""
     timestamp_s: float = 0.0
     hint: str = ""
     """One sentence on what to do about it; empty for an unknown cause."""

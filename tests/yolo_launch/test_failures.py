@@ -89,7 +89,7 @@ def test_saving_and_success_are_no_failures(files):
 def test_exit_codes_come_from_the_watcher_then_from_the_agent():
     seen = Worker(0, 10, exit_code=-9, ended_at=5.0, killed_by_us=True)
     unseen = Worker(1, 11, reaped_unseen=True)
-    ends = worker_ends({0: seen, 1: unseen}, {0: 1, 1: 3}, 3)
+    ends = worker_ends({0: seen, 1: unseen}, {0: 1, 1: 3}, range(3))
     assert [(end.exit_code, end.by_us) for end in ends] == [(-9, True), (3, False), (0, False)]
 
 

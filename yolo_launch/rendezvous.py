@@ -1,0 +1,75 @@
+"""The elastic agent's rendezvous of one: each agent looks after one machine and meets no other.
+
+Who takes part and with which ranks is the launcher's own knowledge, on several machines the lobby's. So the agent's
+store lives in memory. torch's own c10d handler would open a server on every interface of the machine, and unpickle
+what any stranger writes into it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.elastic import rendezvous
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters, rendezvous_handler_registry
+from torch.distributed.elastic.utils.distributed import get_free_port
+
+BACKEND = "yolo-launch"
+
+
+class OneMachine(RendezvousHandler):
+    """Answers at once: one agent, rank 0 of 1. ``address`` is where rank 0 serves the workers' store."""
+
+    def __init__(self, run_id: str, address: str, port: int | None) -> None:
+        self._run_id = run_id
+        self._address = address
+        self._port = port
+        self._closed = False
+
+    def get_backend(self) -> str:
+        """The name that it is registered under."""
+        return BACKEND
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Workers do not share the agent's store: it is in memory."""
+        return False
+
+    def next_rendezvous(self) -> Any:
+        """The store, rank 0 and size 1; from torch 2.4 on with the address where workers meet."""
+        store = dist.HashStore()
+        if not hasattr(rendezvous, "RendezvousInfo"):
+            return store, 0, 1
+        meeting = rendezvous.RendezvousStoreInfo(self._address, self._port or get_free_port())
+        return rendezvous.RendezvousInfo(store, 0, 1, meeting)
+
+    def is_closed(self) -> bool:
+        """Whether the agent has ended."""
+        return self._closed
+
+    def set_closed(self) -> None:
+        """The agent has ended."""
+        self._closed = True
+
+    def num_nodes_waiting(self) -> int:
+        """Nobody else ever joins."""
+        return 0
+
+    def get_run_id(self) -> str:
+        """The name of the attempt."""
+        return self._run_id
+
+    def shutdown(self) -> bool:
+        """There is nothing to shut down."""
+        return True
+
+
+def _create(parameters: RendezvousParameters) -> RendezvousHandler:
+    port = parameters.get_as_int("port")
+    return OneMachine(parameters.run_id, str(parameters.get("address")), port)
+
+
+def register() -> None:
+    """Make the handler known to torch, once."""
+    if BACKEND not in rendezvous_handler_registry._registry:
+        rendezvous_handler_registry.register(BACKEND, _create)
