@@ -105,19 +105,25 @@ def stall_failure(ranks: list[StalledRank], files: WorkerFiles) -> RankFailure:
     """The culprit as a failure, with the main thread of every rank as its traceback; the files hold all threads."""
     first = culprit(ranks)
     beat = first.heartbeat
-    stacks = []
-    for stalled in sorted(ranks, key=lambda one: one is not first):
-        shown = [f'  File "{frame.path}", line {frame.line} in {frame.function}' for frame in stalled.stack]
-        stacks += [f"Stack of rank {stalled.rank}:", *(shown or ["  (none: the worker did not answer)"])]
     return RankFailure(
         rank=first.rank,
         local_rank=first.rank,
         exit_code=-9,
         message=describe_stall(ranks),
-        traceback="\n".join(stacks),
+        traceback=stall_traceback(ranks),
         epoch=beat.epoch if beat else None,
         step=beat.step if beat else None,
         phase=first.phase,
         log_path=str(files.stacks(first.rank)),
         hint=stall_hint(first),
     )
+
+
+def stall_traceback(ranks: list[StalledRank]) -> str:
+    """The main thread of every rank, the culprit's first."""
+    first = culprit(ranks)
+    stacks = []
+    for stalled in sorted(ranks, key=lambda one: one is not first):
+        shown = [f'  File "{frame.path}", line {frame.line} in {frame.function}' for frame in stalled.stack]
+        stacks += [f"Stack of rank {stalled.rank}:", *(shown or ["  (none: the worker did not answer)"])]
+    return "\n".join(stacks)

@@ -1,0 +1,196 @@
+"""What machines and the lobby say to each other: validated, size-limited values, never code."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from yolo_launch.lobby.wire import WireError
+from yolo_launch.spec import Outcome, RankFailure
+from yolo_launch.stalls import StalledRank
+
+MOST_TEXT = 20_000
+MOST_MACHINES = 4096
+StopKind = Literal["failed", "lost", "stalled", "join"]
+
+
+class Message(BaseModel):
+    """One frame. ``type`` is the class's name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=MOST_TEXT)
+
+    def pack(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"type": type(self).__name__, **self.model_dump(mode="json")}
+
+
+class Claim(Message):
+    """A machine asks for its rank and says what it is."""
+
+    session: str
+    """Of this launcher process, so that it is known again after its connection broke."""
+    rank: int = Field(ge=0)
+    host: str
+    address: str = ""
+    interface: str = ""
+    devices: tuple[str, ...] = Field((), max_length=256)
+    nproc: int = Field(ge=1, le=1024)
+    torch: str = ""
+    cuda: str = ""
+    nccl: str = ""
+    code: str = ""
+    """Version and hash of yolo-launch itself."""
+    nodes: str = ""
+    """'2' or '1:4' as typed there, or nothing."""
+    job_id: str = ""
+    """The scheduler's, or nothing."""
+    clock: float = 0.0
+    """Seconds since the epoch when it was sent."""
+
+    @property
+    def label(self) -> str:
+        """'1 gpu-b (10.0.0.2, 2x A100)'."""
+        kinds = {name: self.devices.count(name) for name in self.devices}
+        facts = [self.address] * bool(self.address) + [f"{count}x {name}" for name, count in kinds.items()]
+        return f"{self.rank} {self.host}" + (f" ({', '.join(facts)})" if facts else "")
+
+
+class Ready(Message):
+    """The machine has looked at the job and at its own copy of the data."""
+
+    fingerprint: str = ""
+
+
+class Cannot(Message):
+    """The machine cannot do the job, in the four parts of an error."""
+
+    what: str
+    seen: str = ""
+    expected: str = ""
+    next_command: str = ""
+    exit_code: int = 2
+
+
+class Beat(Message):
+    """A sign of life with where the machine's first rank is."""
+
+    phase: str = ""
+    epoch: int = 0
+    step: int = 0
+
+
+class StoreOpen(Message):
+    """Machine 0 serves the store of a round at this port."""
+
+    round: int
+    port: int = Field(ge=1, le=65535)
+
+
+class Trouble(Message):
+    """Something ends a round on this machine; its report follows when its workers are gone."""
+
+    round: int
+    kind: Literal["failed", "stalled"]
+
+
+class Report(Message):
+    """How a round ended on one machine."""
+
+    round: int
+    kind: Literal["done", "failed", "stalled", "saved", "stopped", "ended"]
+    failure: RankFailure | None = None
+    key: tuple[float, ...] = ()
+    """Puts the cause first among all machines; its fourth number is a time."""
+    signal: int | None = None
+    """The signal that this machine's launcher got."""
+    saved: bool = False
+    stalled: tuple[StalledRank, ...] = ()
+    finished_a_step: bool = False
+    ran_s: float = 0.0
+
+
+class Leave(Message):
+    """The machine goes on purpose."""
+
+    reason: str = ""
+
+
+class Joined(Message):
+    """The rank is the machine's; this is the job."""
+
+    job: dict[str, Any]
+
+
+class Roster(Message):
+    """Who is there and who is waited for."""
+
+    text: str
+    left_s: float = 0.0
+
+
+class Round(Message):
+    """Start the workers."""
+
+    number: int
+    members: tuple[tuple[int, int], ...] = Field(max_length=MOST_MACHINES)
+    """Machine rank and number of workers, in order."""
+    batch_size: int = Field(ge=1)
+    even: bool
+    """Whether the batch has to divide: at a fresh start."""
+
+
+class Store(Message):
+    """Where the workers of a round meet, on the master."""
+
+    round: int
+    port: int
+
+
+class Stop(Message):
+    """End the round's workers: because of a failure or a loss elsewhere, for a look at a stall, or to let others in."""
+
+    round: int
+    kind: StopKind
+    reason: str = ""
+
+
+class Note(Message):
+    """One line for every console."""
+
+    text: str
+
+
+class End(Message):
+    """The job is over."""
+
+    outcome: Outcome
+
+
+class Pulse(Message):
+    """The master lives."""
+
+
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind
+    for kind in (
+        *(Claim, Ready, Cannot, Beat, StoreOpen, Trouble, Report, Leave),
+        *(Joined, Roster, Round, Store, Stop, Note, End, Pulse),
+    )
+}
+
+
+def parse(frame: dict[str, Any]) -> Message:
+    """The message in a frame. Raises WireError for anything else."""
+    kind = _KINDS.get(str(frame.get("type", "")))
+    if kind is None:
+        raise WireError(f"an unknown message {str(frame.get('type'))[:40]!r}")
+    try:
+        return kind.model_validate({name: value for name, value in frame.items() if name != "type"})
+    except ValidationError as error:
+        raise WireError(f"a {kind.__name__} that is not valid: {error.errors()[0]['msg']}") from None
+
+
+def clipped(text: str) -> str:
+    """The end of a long text, which is where an exception is."""
+    return text if len(text) <= MOST_TEXT else "..." + text[-MOST_TEXT + 3 :]

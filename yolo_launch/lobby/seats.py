@@ -1,0 +1,95 @@
+"""Who sits where: the machines of a job, and what is to be said to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from yolo_launch.lobby.messages import Beat, Claim, Message, Note, Report
+from yolo_launch.lobby.terms import Terms
+
+MOST_LABELS = 4
+
+
+@dataclass
+class Seat:
+    """One machine that was taken."""
+
+    claim: Claim
+    connection: int
+    heard_at: float
+    """Monotonic seconds of its last word."""
+    clock_ahead_s: float = 0.0
+    """Its clock less the master's."""
+    ready: bool = False
+    in_round: bool = False
+    report: Report | None = None
+    beat: Beat | None = None
+
+    @property
+    def label(self) -> str:
+        """The machine in words."""
+        return self.claim.label
+
+
+@dataclass
+class Table:
+    """The seats by rank, and the words that wait to be sent."""
+
+    seats: dict[int, Seat] = field(default_factory=dict)
+    outbox: list[tuple[int, Message]] = field(default_factory=list)
+    """(connection, message)"""
+    closing: list[int] = field(default_factory=list)
+    """Connections to close once their messages are sent."""
+    said: list[str] = field(default_factory=list)
+    """Lines for the master's console."""
+
+    def seat_of(self, connection: int) -> Seat | None:
+        """Who speaks over a connection."""
+        return next((seat for seat in self.seats.values() if seat.connection == connection), None)
+
+    def in_round(self) -> list[int]:
+        """The machines of the current round, by rank."""
+        return sorted(rank for rank, seat in self.seats.items() if seat.in_round)
+
+    def reports(self) -> dict[int, tuple[Seat, Report]]:
+        """What has come in about the round that ended."""
+        return {rank: (seat, seat.report) for rank, seat in self.seats.items() if seat.in_round and seat.report}
+
+    def tell(self, ranks: Iterable[int], message: Message) -> None:
+        """A message for some machines."""
+        self.outbox += [(self.seats[rank].connection, message) for rank in ranks if rank in self.seats]
+
+    def tell_all(self, message: Message) -> None:
+        """A message for every machine."""
+        self.tell(list(self.seats), message)
+
+    def say(self, text: str) -> None:
+        """A line for every console."""
+        self.said.append(text)
+        self.tell([rank for rank in self.seats if rank != 0], Note(text=text))
+
+    def dismiss(self, connection: int, message: Message) -> None:
+        """Send a last word, then close."""
+        self.outbox.append((connection, message))
+        self.closing.append(connection)
+
+    def forgive(self, seconds: float) -> None:
+        """This process slept: nobody was silent for so long."""
+        for seat in self.seats.values():
+            seat.heard_at += seconds
+
+
+def roster_text(seats: dict[int, Seat], terms: Terms) -> str:
+    """'1/2 machines: 0 gpu-a (192.168.1.1, 2x A100) - waiting for 1'."""
+    present = sorted(seats)
+    labels = [seats[rank].label + "" * seats[rank].ready + ", checking" * (not seats[rank].ready) for rank in present]
+    shown = ", ".join(labels[:MOST_LABELS])
+    if len(labels) > MOST_LABELS:
+        shown += f" and {len(labels) - MOST_LABELS} others"
+    missing = [str(rank) for rank in range(terms.max_nodes) if rank not in seats]
+    waiting = ""
+    if missing:
+        more = f" and {len(missing) - MOST_LABELS} others" * (len(missing) > MOST_LABELS)
+        waiting = f" - waiting for {', '.join(missing[:MOST_LABELS])}{more}"
+    return f"{len(present)}/{terms.nodes} machines: {shown or 'none yet'}{waiting}"

@@ -1,0 +1,138 @@
+"""Frames between a machine and the lobby: length-limited JSON, sealed with HMAC-SHA256 where a token is set.
+
+A frame is a length (4 bytes, big endian), a seal (32 bytes, only with a token) and the JSON of one object. The seal
+covers direction, a counter and the JSON, so that a stranger can neither alter, replay nor invent a frame. Nothing is
+encrypted and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+PROTOCOL = 1
+MAX_FRAME_BYTES = 1 << 20
+MAX_HELLO_BYTES = 1 << 12
+"""Before a peer has shown who it is."""
+_LENGTH = struct.Struct(">I")
+_SEAL_BYTES = 32
+
+
+class WireError(Exception):
+    """Bytes that are no frame of ours: another program, another token, or a stranger."""
+
+
+def new_nonce() -> str:
+    """A number that was never used before, as hex."""
+    return secrets.token_hex(16)
+
+
+def proof(token: str, who: str, server_nonce: str, client_nonce: str) -> str:
+    """What only a holder of the token can say about both nonces."""
+    return _hmac(token.encode(), f"{who} {server_nonce} {client_nonce}".encode()).hex()
+
+
+def is_proof(stated: object, token: str, who: str, server_nonce: str, client_nonce: str) -> bool:
+    """Whether ``stated`` is that proof, compared in constant time."""
+    return isinstance(stated, str) and hmac.compare_digest(
+        stated.encode(), proof(token, who, server_nonce, client_nonce).encode()
+    )
+
+
+def _hmac(key: bytes, text: bytes) -> bytes:
+    return hmac.new(key, text, hashlib.sha256).digest()
+
+
+@dataclass
+class Seal:
+    """One direction of a connection; without a key frames are sent as they are."""
+
+    key: bytes | None = None
+    count: int = 0
+
+    @classmethod
+    def of(cls, token: str | None, direction: str, server_nonce: str, client_nonce: str) -> Seal:
+        """The seal of a connection whose two ends have agreed on nonces."""
+        if not token:
+            return cls()
+        return cls(_hmac(token.encode(), f"key {direction} {server_nonce} {client_nonce}".encode()))
+
+    @property
+    def overhead(self) -> int:
+        """Bytes between length and JSON."""
+        return _SEAL_BYTES if self.key is not None else 0
+
+    def pack(self, message: dict[str, Any]) -> bytes:
+        """One frame."""
+        text = json.dumps(message, separators=(",", ":")).encode()
+        return _LENGTH.pack(len(text) + self.overhead) + self._mark(text) + text
+
+    def unpack(self, body: bytes) -> dict[str, Any]:
+        """The object of a frame whose length was read. Raises WireError."""
+        text = body[self.overhead :]
+        if self.key is not None and not hmac.compare_digest(body[: self.overhead], self._mark(text)):
+            raise WireError("a frame without the right seal")
+        try:
+            message = json.loads(text)
+        except (ValueError, RecursionError):
+            raise WireError("a frame that is not JSON") from None
+        if not isinstance(message, dict):
+            raise WireError("a frame that is not an object")
+        return message
+
+    def _mark(self, text: bytes) -> bytes:
+        if self.key is None:
+            return b""
+        self.count += 1
+        return _hmac(self.key, struct.pack(">Q", self.count) + text)
+
+
+def frame_length(head: bytes, limit: int) -> int:
+    """The length that four bytes announce. Raises WireError where it cannot be one of ours."""
+    (length,) = _LENGTH.unpack(head)
+    if not 0 < length <= limit:
+        raise WireError(f"a frame of {length} bytes, at most {limit} are taken")
+    return int(length)
+
+
+class Channel:
+    """A member's end of a connection. Sending is safe from several threads, receiving from one."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.outgoing, self.incoming = Seal(), Seal()
+        self._sending = threading.Lock()
+        self._buffer = b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one frame. Raises OSError where the connection is gone or takes nothing."""
+        with self._sending:
+            self.connection.sendall(self.outgoing.pack(message))
+
+    def receive(self, timeout_s: float, limit: int = MAX_FRAME_BYTES) -> dict[str, Any] | None:
+        """The next frame, or None where none is complete in time. Raises WireError, and EOFError at the end."""
+        self.connection.settimeout(timeout_s)
+        while True:
+            if len(self._buffer) >= _LENGTH.size:
+                end = _LENGTH.size + frame_length(self._buffer[: _LENGTH.size], limit)
+                if len(self._buffer) >= end:
+                    body, self._buffer = self._buffer[_LENGTH.size : end], self._buffer[end:]
+                    return self.incoming.unpack(body)
+            try:
+                received = self.connection.recv(65536)
+            except TimeoutError:
+                return None
+            if not received:
+                raise EOFError
+            self._buffer += received
+
+    def close(self) -> None:
+        """End the connection."""
+        self.connection.close()
