@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal
 
 from yolo_launch.errors import ExitCode
 from yolo_launch.heartbeats import StallWatch
@@ -60,6 +61,8 @@ class Watcher:
         self.stop_signal: signal.Signals | None = None
         """The first signal that asked the job to stop."""
         self.stall: list[StalledRank] | None = None
+        self.on_trouble: Callable[[Literal["failed", "stalled"]], None] = lambda kind: None
+        """Hears, in this thread, that an attempt is coming to its end, before its workers are gone."""
         self._inbox = inbox
         self._say = say
         self._interrupt_as = interrupt_as
@@ -73,6 +76,7 @@ class Watcher:
         self._kill_at: float | None = None
         self._stacks_at: float | None = None
         self._failing = False
+        self._ended = False
         self._looked_at = 0.0
         self._said_blind = False
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -95,13 +99,38 @@ class Watcher:
         """Whether no new worker may start."""
         return self.stop_signal is not None or self._problem is not None
 
+    @property
+    def round_ended(self) -> bool:
+        """Whether ``end_round`` was called since the round began."""
+        return self._ended
+
+    def begin_round(self) -> None:
+        """Workers may start again after ``end_round``."""
+        with self._lock:
+            self._ended = False
+            if not self.stopping:
+                self._kill_at = self._forward = None
+
+    def end_round(self, grace_s: float, *, tell: int | None = None) -> None:
+        """End the workers within so many seconds, after a signal if one is given, and start none; from any thread."""
+        with self._lock:
+            self._ended = True
+            self._forward = self._forward or tell
+            self._end_within(grace_s)
+
+    def look_around(self) -> None:
+        """Another machine has stalled: ask the workers here where they are, then end them; from any thread."""
+        with self._lock:
+            if self._stacks_at is None and self.stall is None:
+                self._ask_for_stacks(time.monotonic())
+
     def begin(self, workers: Workers, files: WorkerFiles, stall_watch: StallWatch) -> None:
         """Put the workers of a new attempt under watch, before they are started."""
         with self._lock:
             self._workers, self._files, self._stall_watch = workers, files, stall_watch
             self._stacks_at = None
             self._failing = False
-            if not self.stopping:
+            if not self.stopping and not self._ended:
                 self._kill_at = None
 
     def workers_start(self, count: int) -> bool:
@@ -109,7 +138,7 @@ class Watcher:
         with self._lock:
             if self._workers is not None:
                 self._workers.expect(count)
-            return not self.stopping
+            return not self.stopping and not self._ended
 
     def worker_started(self, rank: int, pid: int) -> None:
         """Name a worker that the caller started itself."""
@@ -187,13 +216,20 @@ class Watcher:
             saved = worker.exit_code == ExitCode.SAVED_AND_STOPPED
             # Rank 0 may still be writing the checkpoint that its peers have agreed on.
             self._end_within(self.limits.save_s if saved else self.limits.linger_s)
+            if not saved:
+                self._report_trouble("failed")
 
     def _notice_failing(self, workers: Workers) -> None:
         """A worker that wrote its error file has failed, though it may still wait for a loader process or a peer."""
         files = self._files
         if not self._failing and files is not None and any(files.error(rank).exists() for rank in workers.by_rank):
-            self._failing = True
             self._end_within(self.limits.linger_s)
+            self._report_trouble("failed")
+
+    def _report_trouble(self, kind: Literal["failed", "stalled"]) -> None:
+        if not self._failing:
+            self._failing = True
+            self.on_trouble(kind)
 
     def _end_within(self, seconds: float) -> None:
         kill_at = time.monotonic() + seconds
@@ -220,7 +256,12 @@ class Watcher:
             self._say("this script writes no heartbeats (logs/rank*.heartbeat.json), so a hang will not be noticed")
         if watch.look([w.rank for w in workers.living()], now):
             self._say("no rank has moved for too long: asking the workers where they are")
-            workers.tell(signal.SIGUSR2)
+            self._ask_for_stacks(now)
+            self._report_trouble("stalled")
+
+    def _ask_for_stacks(self, now: float) -> None:
+        if self._workers is not None:
+            self._workers.tell(signal.SIGUSR2)
             self._stacks_at = now + self.limits.stacks_s
 
 

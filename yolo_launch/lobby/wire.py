@@ -7,6 +7,7 @@ encrypted and nothing is ever unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -21,6 +22,8 @@ PROTOCOL = 1
 MAX_FRAME_BYTES = 1 << 20
 MAX_HELLO_BYTES = 1 << 12
 """Before a peer has shown who it is."""
+SEND_S = 10.0
+"""A peer that takes nothing for so long is gone."""
 _LENGTH = struct.Struct(">I")
 _SEAL_BYTES = 32
 
@@ -107,14 +110,22 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
+        # A time-out of its own: one that is meant for receiving must not cut a frame that is being sent.
+        self._sender = connection.dup()
+        self._sender.settimeout(SEND_S)
         self.outgoing, self.incoming = Seal(), Seal()
         self._sending = threading.Lock()
         self._buffer = b""
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one frame. Raises OSError where the connection is gone or takes nothing."""
+        """Send one frame. Raises OSError where the connection is gone or takes nothing, and ends it then."""
         with self._sending:
-            self.connection.sendall(self.outgoing.pack(message))
+            try:
+                self._sender.sendall(self.outgoing.pack(message))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._sender.shutdown(socket.SHUT_RDWR)
+                raise
 
     def receive(self, timeout_s: float, limit: int = MAX_FRAME_BYTES) -> dict[str, Any] | None:
         """The next frame, or None where none is complete in time. Raises WireError, and EOFError at the end."""
@@ -135,4 +146,7 @@ class Channel:
 
     def close(self) -> None:
         """End the connection."""
+        with contextlib.suppress(OSError):
+            self._sender.shutdown(socket.SHUT_RDWR)
+        self._sender.close()
         self.connection.close()

@@ -1,0 +1,210 @@
+"""A machine's end of the lobby: dialling, the claim, signs of life, and the master's words in a queue."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.lobby.messages import Beat, Cannot, Claim, Joined, Message, Pulse, Stop, parse
+from yolo_launch.lobby.wire import MAX_HELLO_BYTES, PROTOCOL, Channel, Seal, WireError, is_proof, new_nonce, proof
+from yolo_launch.network import dial_problem
+
+DIAL_S = 3.0
+"""How long one attempt to connect may take."""
+HELLO_S = 5.0
+BEAT_S = 1.0
+SILENT_S = 8.0
+"""A master that says nothing for so long is lost."""
+ASLEEP_S = 2.0
+
+Explain = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where the lobby is, and what opens it."""
+
+    address: str
+    port: int
+    token: str | None = None
+
+
+class NoLobby(Exception):
+    """No lobby answered in time; the text is the last problem."""
+
+
+class MasterGone(Message):
+    """Put into the inbox by the member itself: the connection to the master is lost."""
+
+    reason: str
+
+
+def dial(door: Door, timeout_s: float, explain: Explain, should_stop: Callable[[], bool] = lambda: False) -> Channel:
+    """Connect, again and again until the time is up, saying why it did not work yet. Raises NoLobby."""
+    deadline = time.monotonic() + timeout_s
+    problem = "no attempt was made"
+    while not should_stop():
+        try:
+            return Channel(socket.create_connection((door.address, door.port), DIAL_S))
+        except OSError as error:
+            problem = dial_problem(error, door.address, door.port)
+        if time.monotonic() >= deadline:
+            break
+        explain(problem)
+        time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
+    raise NoLobby(problem)
+
+
+def greet(channel: Channel, door: Door) -> str:
+    """Exchange nonces and, where a token is set, proofs; the lobby's id. Raises LaunchError for another program."""
+    try:
+        greeting = _expect(channel)
+        lobby_id, theirs = greeting.get("lobby"), greeting.get("nonce")
+        if greeting.get("protocol") != PROTOCOL or not isinstance(theirs, str):
+            raise WireError(f"protocol {greeting.get('protocol')}, this one speaks {PROTOCOL}")
+        wants_token = bool(greeting.get("token"))
+        if wants_token != bool(door.token):
+            raise _refused(door, "a token" if wants_token else "no token", "a token" if door.token else "none")
+        mine = new_nonce()
+        shown = proof(door.token, "member", theirs, mine) if door.token else ""
+        channel.send({"protocol": PROTOCOL, "nonce": mine, "proof": shown})
+        answer = _expect(channel)
+        if door.token and not is_proof(answer.get("proof"), door.token, "lobby", theirs, mine):
+            raise _refused(door, "the master's own token", "another one")
+    except (WireError, EOFError, OSError) as error:
+        raise LaunchError(
+            f"What listens on {door.address}:{door.port} is no lobby of this yolo-launch.",
+            seen=str(error) or type(error).__name__,
+            expected="a master of the same version, on its --port",
+            exit_code=ExitCode.NOT_JOINED,
+        ) from None
+    channel.outgoing = Seal.of(door.token, "member", theirs, mine)
+    channel.incoming = Seal.of(door.token, "lobby", theirs, mine)
+    return str(lobby_id)
+
+
+def claim_rank(channel: Channel, claim: Claim) -> dict[str, Any]:
+    """Ask for the rank; the job's description. Raises LaunchError with the lobby's refusal."""
+    try:
+        channel.send(claim.pack())
+        while True:
+            message = parse(_expect(channel, limit=1 << 20))
+            if isinstance(message, Joined):
+                return message.job
+            if isinstance(message, Cannot):
+                raise refusal_error(message)
+    except (WireError, EOFError, OSError) as error:
+        raise LaunchError(
+            "The lobby closed the connection.",
+            seen=str(error) or type(error).__name__,
+            exit_code=ExitCode.NOT_JOINED,
+        ) from None
+
+
+def refusal_error(message: Cannot) -> LaunchError:
+    """A refusal as an error of this machine."""
+    return LaunchError(
+        message.what,
+        seen=message.seen,
+        expected=message.expected,
+        next_command=message.next_command,
+        exit_code=ExitCode(message.exit_code),
+    )
+
+
+@dataclass
+class Member:
+    """A taken seat. Two threads keep it: one hears, one gives signs of life.
+
+    ``on_stop`` is called from the hearing thread as soon as a round is to end, while the main thread may be in C++;
+    ``beat`` says where this machine's first rank is.
+    """
+
+    channel: Channel
+    beat: Callable[[], Beat] = Beat
+    on_stop: Callable[[Stop | MasterGone], None] = lambda message: None
+    inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
+    gone: str = ""
+    heard_at: float = field(default_factory=time.monotonic)
+    _closed: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Begin to hear and to beat."""
+        for target in (self._hear, self._live):
+            threading.Thread(target=target, name=f"member{target.__name__}", daemon=True).start()
+
+    def send(self, message: Message) -> None:
+        """Say something; a connection that is gone is noticed by the hearing thread."""
+        with contextlib.suppress(OSError):
+            self.channel.send(message.pack())
+
+    def next(self, timeout_s: float) -> Message | None:
+        """The master's next word that is more than a pulse."""
+        with contextlib.suppress(queue.Empty):
+            return self.inbox.get(timeout=timeout_s)
+        return None
+
+    def close(self) -> None:
+        """Leave the connection."""
+        self._closed.set()
+        self.channel.close()
+
+    def _live(self) -> None:
+        while not self._closed.wait(BEAT_S):
+            self.send(self.beat())
+
+    def _hear(self) -> None:
+        looked_at = self.heard_at = time.monotonic()
+        while not self._closed.is_set():
+            try:
+                frame = self.channel.receive(0.5)
+                message = parse(frame) if frame is not None else None
+            except EOFError:
+                return self._lose("the master closed the connection")
+            except (OSError, WireError) as error:
+                return self._lose(f"the connection to the master broke: {error}")
+            now = time.monotonic()
+            if now - looked_at > ASLEEP_S:  # this process slept; the master is not to blame
+                self.heard_at += now - looked_at
+            looked_at = now
+            if message is not None:
+                self.heard_at = now
+                if isinstance(message, Stop):
+                    self.on_stop(message)
+                elif not isinstance(message, Pulse):
+                    self.inbox.put(message)
+            elif now - self.heard_at > SILENT_S:
+                return self._lose(f"no word from the master for {SILENT_S:g} s")
+        return None
+
+    def _lose(self, reason: str) -> None:
+        if self._closed.is_set():
+            return
+        self.gone = reason
+        gone = MasterGone(reason=reason)
+        self.on_stop(gone)
+        self.inbox.put(gone)
+
+
+def _expect(channel: Channel, limit: int = MAX_HELLO_BYTES) -> dict[str, Any]:
+    frame = channel.receive(HELLO_S, limit)
+    if frame is None:
+        raise WireError(f"nothing within {HELLO_S:g} s")
+    return frame
+
+
+def _refused(door: Door, expected: str, seen: str) -> LaunchError:
+    return LaunchError(
+        f"The master at {door.address}:{door.port} does not take this machine's token.",
+        seen=seen,
+        expected=expected,
+        next_command="--token-file FILE with the master's token, or YOLO_LAUNCH_TOKEN",
+        exit_code=ExitCode.NOT_JOINED,
+    )

@@ -1,0 +1,224 @@
+"""One machine's part in a job of several: round after round as the lobby says, until there is an Outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from yolo_launch import report
+from yolo_launch.attempt import Attempt, AttemptRunner
+from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.heartbeats import read_heartbeat
+from yolo_launch.lobby.member import MasterGone, Member, refusal_error
+from yolo_launch.lobby.messages import (
+    Beat,
+    Cannot,
+    End,
+    Leave,
+    Note,
+    Report,
+    Roster,
+    Round,
+    Stop,
+    Store,
+    StoreOpen,
+    Trouble,
+    clipped,
+)
+from yolo_launch.node_line import NodeLine
+from yolo_launch.spec import Meeting, Outcome, RankFailure
+from yolo_launch.watcher import Watcher
+
+POLL_S = 0.1
+LINGER_S = 1.0
+"""What workers get to end once another machine has failed."""
+STORE_S = 90.0
+"""How long the master may take to load torch and open the round's store."""
+
+MakeRunner = Callable[[Round], AttemptRunner]
+Reconnect = Callable[[str], Member | None]
+"""Takes the reason of the loss; a new seat at the same lobby, or None where the master is gone."""
+
+
+@dataclass
+class NodeJob:
+    """Everything that one machine keeps for the length of a job."""
+
+    rank: int
+    address: str
+    """The master's, as this machine reaches it."""
+    member: Member
+    make_runner: MakeRunner
+    reconnect: Reconnect
+    line: NodeLine
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._round = 0
+        self._runner: AttemptRunner | None = None
+        self._store: Any = None
+        self._watcher: Watcher | None = None
+
+    def run(self, watcher: Watcher) -> Outcome:
+        """Follow the lobby to the job's end. Call it in the main thread."""
+        self._watcher = watcher
+        watcher.on_trouble = lambda kind: self.member.send(Trouble(round=self._round, kind=kind))
+        self._listen(self.member)
+        try:
+            while True:
+                outcome = self._step(watcher)
+                if outcome is not None:
+                    return outcome
+        finally:
+            self._store = None
+            self.line.close()
+
+    def _listen(self, member: Member) -> None:
+        member.beat, member.on_stop = self._beat, self._on_stop
+
+    def _step(self, watcher: Watcher) -> Outcome | None:
+        message = self.member.next(POLL_S)
+        if watcher.stop_signal is not None:
+            return self._leave(watcher.stop_signal)
+        if isinstance(message, Round):
+            self._play(message, watcher)
+        elif isinstance(message, End):
+            return message.outcome
+        elif isinstance(message, Cannot):
+            raise refusal_error(message)
+        elif isinstance(message, Note):
+            self.line.over(message.text)
+        elif isinstance(message, Roster):
+            self.line.roster(message.text, message.left_s)
+        elif isinstance(message, MasterGone):
+            return self._find_again(message.reason)
+        self.line.tick()
+        return None
+
+    def _leave(self, number: signal.Signals) -> Outcome:
+        """A signal while no workers run here. The job's own end may already be on its way."""
+        deadline = time.monotonic() + (2.0 if self._round else 0.0)
+        while time.monotonic() < deadline and not self.member.gone:
+            message = self.member.next(POLL_S)
+            if isinstance(message, End):
+                return message.outcome
+        name = "Ctrl-C" if number == signal.SIGINT else number.name
+        self.member.send(Leave(reason=f"it left ({name})"))
+        return Outcome("interrupted", 128 + number, signal=number)
+
+    def _find_again(self, reason: str) -> Outcome | None:
+        found = self.reconnect(reason)
+        if found is None:
+            return Outcome("master_lost", ExitCode.MASTER_LOST, detail=reason)
+        self.member = found
+        self._listen(found)
+        return None
+
+    # ---- a round
+
+    def _play(self, start: Round, watcher: Watcher) -> None:
+        self._round = start.number
+        watcher.begin_round()
+        runner = self._runner = self.make_runner(start)
+        self.line.round(runner.plan, runner.files)
+        self._store = None
+        meeting = self._meet(start, watcher)
+        if meeting is None:
+            self.member.send(Report(round=start.number, kind="ended"))
+            return
+        attempt = runner.run(watcher, start.number - 1, meeting)
+        self.member.send(self._report(attempt, watcher, runner))
+        self.line.waiting()
+
+    def _meet(self, start: Round, watcher: Watcher) -> Meeting | None:
+        """Where this round's workers meet; None where the round is over before they could."""
+        if self.rank == 0:
+            from yolo_launch import elastic  # imports torch
+
+            self._store, port = elastic.serve_store()
+            self.member.send(StoreOpen(round=start.number, port=port))
+            return Meeting(self.address, port, is_served=True)
+        deadline = time.monotonic() + STORE_S
+        while time.monotonic() < deadline and not watcher.stopping and not watcher.round_ended:
+            message = self.member.next(POLL_S)
+            if isinstance(message, Store) and message.round == start.number:
+                return Meeting(self.address, message.port, is_served=True)
+            if isinstance(message, (End, MasterGone)):
+                self.member.inbox.put(message)
+                return None
+            if isinstance(message, Note):
+                self.line.over(message.text)
+        return None
+
+    def _on_stop(self, message: Stop | MasterGone) -> None:
+        """In the member's thread, while the main thread may be inside C++."""
+        watcher = self._watcher
+        if watcher is None:
+            return
+        if isinstance(message, MasterGone):
+            watcher.end_round(0.0)
+        elif message.round != self._round:
+            return
+        elif message.kind == "stalled":
+            watcher.look_around()
+        elif message.kind == "join":
+            watcher.end_round(watcher.limits.save_s, tell=signal.SIGUSR1)
+        else:
+            watcher.end_round(LINGER_S if message.kind == "failed" else 0.0)
+
+    def _report(self, attempt: Attempt, watcher: Watcher, runner: AttemptRunner) -> Report:
+        heard = attempt.stall_watch
+        facts: dict[str, Any] = {
+            "round": self._round,
+            "finished_a_step": heard.finished_a_step,
+            "ran_s": attempt.ran_s,
+            "saved": attempt.saved,
+        }
+        if watcher.stall:
+            return Report(kind="stalled", stalled=tuple(watcher.stall), **facts)
+        if watcher.stop_signal is not None and not attempt.all_done:
+            return Report(kind="stopped", signal=int(watcher.stop_signal), **facts)
+        if attempt.failures:
+            key, failure = min(attempt.failures, key=lambda pair: pair[0])
+            # Workers that were ended because of another machine are no failure of this one.
+            kind = "ended" if watcher.round_ended and key[0] else "failed"
+            return Report(kind=kind, failure=self._told(failure, runner), key=key, **facts)
+        if attempt.saved:
+            return Report(kind="saved", **facts)
+        if attempt.agent_error is not None:
+            error = runner.agent_failed(attempt)
+            failure = RankFailure(runner.plan.first_rank, 0, int(error.exit_code), f"{error.what}: {error.seen}")
+            return Report(kind="failed", failure=self._told(failure, runner), key=(0, 0, 0, time.time(), 0), **facts)
+        return Report(kind="done" if attempt.all_done else "ended", **facts)
+
+    def _told(self, failure: RankFailure, runner: AttemptRunner) -> RankFailure:
+        """A failure with what only this machine knows: the device, the hint, its own name."""
+        failure = runner.with_hint(failure)
+        return replace(
+            failure,
+            message=clipped(failure.message),
+            traceback=clipped(failure.traceback),
+            device=failure.device or report.device_text(runner.plan, failure.local_rank),
+            host=socket.gethostname(),
+        )
+
+    def _beat(self) -> Beat:
+        """Where this machine's first rank is, from its heartbeat file."""
+        if self._runner is None:
+            return Beat()
+        beat = read_heartbeat(self._runner.files, self._runner.plan.first_rank)
+        self.line.beat(beat)
+        return Beat(phase=beat.phase[:100], epoch=beat.epoch, step=beat.step) if beat is not None else Beat()
+
+
+def refuse_part(member: Member, error: LaunchError) -> None:
+    """Tell the lobby that this machine cannot do the job; the error itself is the caller's to raise."""
+    text = {"what": error.what, "seen": error.seen, "expected": error.expected, "next_command": error.next_command}
+    member.send(Cannot(**{name: clipped(value) for name, value in text.items()}, exit_code=int(error.exit_code)))
+    with contextlib.suppress(OSError):
+        time.sleep(0.2)  # the connection closes after this; let the word go first
