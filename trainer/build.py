@@ -27,14 +27,18 @@ SUFFICIENT_RECALL = 0.98
 """Anchors that can match this share of the labels are left as they are."""
 
 
-def make_model(config: TrainConfig, names: Sequence[str], reporter: Reporter) -> DetectionModel:
-    """The model with its starting weights, the same on every rank."""
+def make_model(config: TrainConfig, names: Sequence[str], peers: Peers, reporter: Reporter) -> DetectionModel:
+    """The model with its starting weights, the same on every rank: rank 0 alone reads files, and sends what is in them."""
     torch.manual_seed(config.seed)
-    takes_model_of_weights = bool(config.weights and not config.cfg)
-    definition = definition_of(Path(config.weights)) if takes_model_of_weights else load_definition(config.model_name)
-    model = build_model(definition, num_classes=len(names))
+
+    def read_definition() -> Any:
+        takes_model_of_weights = bool(config.weights and not config.cfg)
+        return definition_of(Path(config.weights)) if takes_model_of_weights else load_definition(config.model_name)
+
+    model = build_model(peers.from_main(read_definition), num_classes=len(names))
     if config.weights:
-        reporter.say(load_weights_into(model, Path(config.weights), names).summary())
+        peers.from_main(lambda: reporter.say(load_weights_into(model, Path(config.weights), names).summary()))
+        peers.broadcast_tensors(list(model.state_dict().values()))
     return model
 
 
@@ -61,7 +65,7 @@ def build_run(
     """Everything that one rank's training needs, at step 0."""
     peers = Peers(env)
     data = load_data(config.data, single_cls=config.single_cls, peers=peers, reporter=reporter, heartbeat=heartbeat)
-    model = make_model(config, data.names, reporter)
+    model = make_model(config, data.names, peers, reporter)
     stride = int(model.stride.max())
     image_size = rounded_image_size(config.imgsz, stride)
     fit_model(config, model, data, image_size, reporter)

@@ -121,6 +121,20 @@ class Peers:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def from_main(self, action: Callable[[], T]) -> T:
+        """What ``action`` gives on rank 0, on every rank; where it fails there, the same exception everywhere."""
+        result: T | None = None
+        failure: Exception | None = None
+        if self.env.is_main:
+            try:
+                result = action()
+            except Exception as error:
+                failure = error
+        result, failure = self.broadcast((result, failure))
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[return-value]
+
     def broadcast_tensors(self, tensors: list[Tensor]) -> None:
         """Overwrite the tensors of every rank with those of rank 0."""
         if self.env.world_size > 1:

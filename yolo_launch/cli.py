@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 from trainer.errors import EXIT_USAGE, UserError
-from yolo_launch.commands import doctor, export, plan, predict, run, train, val, weights
+from yolo_launch.commands import doctor, export, node, plan, predict, run, train, val, weights
 from yolo_launch.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
 
-COMMANDS = (train, val, predict, export, weights, plan, run, doctor)
+COMMANDS = (train, node, val, predict, export, weights, plan, run, doctor)
 DEBUG_VARIABLE = "YOLO_LAUNCH_DEBUG"
 
 app = typer.Typer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import signal
 import socket
 import time
@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trainer.errors import EXIT_USAGE, UserError
 from yolo_launch import report
 from yolo_launch.attempt import Attempt, AttemptRunner
-from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.errors import ExitCode
 from yolo_launch.heartbeats import read_heartbeat
 from yolo_launch.lobby.member import MasterGone, Member, refusal_error
 from yolo_launch.lobby.messages import (
@@ -56,7 +57,6 @@ class NodeJob:
     make_runner: MakeRunner
     reconnect: Reconnect
     line: NodeLine
-    say: Callable[[str], None]
 
     def __post_init__(self) -> None:
         self._round = 0
@@ -138,6 +138,8 @@ class NodeJob:
     def _meet(self, start: Round, watcher: Watcher) -> Meeting | None:
         """Where this round's workers meet; None where the round is over before they could."""
         if self.rank == 0:
+            # Where no name server answers, torch warns of each worker that joins; that is nothing to act on.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
             from yolo_launch import elastic  # imports torch
 
             self._store, port = elastic.serve_store()
@@ -216,9 +218,9 @@ class NodeJob:
         return Beat(phase=beat.phase[:100], epoch=beat.epoch, step=beat.step) if beat is not None else Beat()
 
 
-def refuse_part(member: Member, error: LaunchError) -> None:
+def refuse_part(member: Member, error: UserError) -> None:
     """Tell the lobby that this machine cannot do the job; the error itself is the caller's to raise."""
-    text = {"what": error.what, "seen": error.seen, "expected": error.expected, "next_command": error.next_command}
-    member.send(Cannot(**{name: clipped(value) for name, value in text.items()}, exit_code=int(error.exit_code)))
-    with contextlib.suppress(OSError):
-        time.sleep(0.2)  # the connection closes after this; let the word go first
+    exit_code = int(getattr(error, "exit_code", EXIT_USAGE))
+    parts = {name: clipped(value) for name, value in error.to_dict().items() if name != "kind"}
+    member.send(Cannot(**parts, exit_code=exit_code))
+    time.sleep(0.2)  # the connection closes after this; let the word go first

@@ -29,17 +29,18 @@ class NodeLine:
         self._is_terminal = self._stream.isatty()
         self._shows_progress = shows_progress
         self._lock = threading.RLock()
-        self._roster, self._until = "", 0.0
+        self._roster, self._until, self._counts_down = "", 0.0, False
         self._plan: LaunchPlan | None = None
         self._positions: deque[tuple[float, int]] = deque()
         self._beat: Heartbeat | None = None
         self._in_round = False
         self._shown, self._shown_at, self._drawn = "", -REPEAT_S, False
 
-    def roster(self, text: str, left_s: float) -> None:
-        """Who is there, and how long the others are waited for."""
+    def roster(self, text: str, left_s: float, *, counts_down: bool = False) -> None:
+        """Who is there, and how long the others are waited for, which is shown where somebody is missing."""
         with self._lock:
             self._roster, self._until = text, time.monotonic() + left_s
+            self._counts_down = counts_down or " - waiting for" in text
             self._in_round = False
         self.tick()
 
@@ -82,7 +83,7 @@ class NodeLine:
                     self._draw(self._progress(), PROGRESS_S, changes_count=False)
             elif self._roster:
                 left_s = max(0, int(self._until - time.monotonic()))
-                left = f", {left_s // 60}m{left_s % 60:02d}s left" * (" - waiting for" in self._roster)
+                left = f", {left_s // 60}m{left_s % 60:02d}s left" * self._counts_down
                 if self._is_terminal:
                     self._draw(self._roster + left, 0.0)
                 elif self._roster != self._shown or time.monotonic() - self._shown_at >= REPEAT_S:

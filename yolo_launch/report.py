@@ -19,6 +19,12 @@ _PHASES = {
     "done": "after training",
 }
 
+_WITHOUT_FAILURE = {
+    "not_joined": "not all machines are there",
+    "master_lost": "the master is lost",
+    "worker_failed": "the job failed",
+}
+
 
 def render(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) -> str:
     """The whole report as plain lines, the title first."""
@@ -44,8 +50,10 @@ def title(outcome: Outcome, plan: LaunchPlan) -> str:
         return f"stopped by {_signal_name(outcome.signal)} {saved}"
     if outcome.kind == "stalled":
         return f"stalled: rank {failure.rank} holds the job up" if failure is not None else "stalled"
-    if failure is None or failure.user_error is not None:
-        return "the worker refused its input" if failure is not None else outcome.kind.replace("_", " ")
+    if failure is not None and failure.user_error is not None:
+        return "the job cannot start" if failure.rank < 0 else "the worker refused its input"
+    if failure is None:
+        return _WITHOUT_FAILURE.get(outcome.kind, outcome.kind.replace("_", " "))
     return f"rank {failure.rank} failed first" if plan.world_size > 1 else "the worker failed"
 
 
@@ -62,7 +70,9 @@ def lines(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) 
     if failure is not None:
         rows += [_where(failure, plan), *_cause(outcome, failure)]
         rows.append(_labelled("Hint", failure.hint))
-    if outcome.detail and outcome.kind == "worker_failed":
+    if failure is None and outcome.kind not in ("interrupted", "saved_and_stopped"):
+        rows.append(outcome.detail)
+    elif outcome.detail and outcome.kind == "worker_failed":
         rows.append(_labelled("Restarts", outcome.detail))
     if failure is not None:
         rows.append(_labelled("Log", failure.log_path or str(run_dir / "logs")))

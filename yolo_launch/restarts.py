@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 
 from yolo_launch.causes import PORT_CLASH
 from yolo_launch.errors import ExitCode
-from yolo_launch.spec import RankFailure
+from yolo_launch.spec import Outcome, RankFailure
 
 UNWATCHED_START_S = 60.0
 """A script without heartbeats counts as started once it has run this long."""
@@ -63,3 +64,11 @@ def decide(
     if progress.restarts >= max_restarts:
         return Decision(False, f"all {max_restarts} restarts are used up")
     return Decision(True, f"restart {progress.restarts + 1} of {max_restarts}")
+
+
+def stopped_by(by: signal.Signals, saved: bool, failure: RankFailure | None = None) -> Outcome:
+    """The outcome of a job that a signal to a launcher ended."""
+    if saved and by != signal.SIGINT:
+        return Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED, signal=by)
+    # 75 would make a scheduler start the job again, which is not what Ctrl-C asks for.
+    return Outcome("interrupted", 128 + by, failure=failure, signal=by, detail="the state was saved" if saved else "")

@@ -193,6 +193,7 @@ class RankFailure:
     """How one worker ended."""
 
     rank: int
+    """-1 for a job that was refused before it had workers."""
     local_rank: int
     exit_code: int
     """Negative: killed by that signal."""

@@ -13,7 +13,7 @@ from yolo_launch import one_worker, ports
 from yolo_launch.attempt import Attempt, AttemptRunner, Say
 from yolo_launch.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.restarts import Progress, decide
+from yolo_launch.restarts import Progress, decide, stopped_by
 from yolo_launch.signals import SignalInbox
 from yolo_launch.spec import LaunchPlan, Meeting, Outcome, RankFailure, WorkerCommand
 from yolo_launch.stalls import stall_failure
@@ -94,7 +94,7 @@ class Job:
             return Outcome("stalled", ExitCode.STALLED, failure=stalled)
         if watcher.stop_signal is not None and not attempt.all_done:
             told = failure is not None and self.runner.told_why(failure)
-            return stopped(watcher.stop_signal, saved, failure if told and not saved else None)
+            return stopped_by(watcher.stop_signal, saved, failure if told and not saved else None)
         if saved and failure is None:
             # A scheduler may signal the workers themselves.
             return Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED)
@@ -127,8 +127,9 @@ class Job:
             self.say(decision.why)
             return None
         progress.restarts += 1
+        source = source_of_restart(self.runner.files.run_dir, foreign=self.runner.command.foreign)
         last_line = failure.message.strip().split("\n")[-1][:200]
-        self.say(f"rank {failure.rank} failed ({last_line}); {decision.why}, {source_of_restart(self.runner)}")
+        self.say(f"rank {failure.rank} failed ({last_line}); {decision.why}, {source}")
         return None
 
 
@@ -146,25 +147,11 @@ def run_inline(runner: AttemptRunner) -> Outcome:
         return one_worker.run_inline(runner.command)
 
 
-def source_of_restart(runner: AttemptRunner) -> str:
+def source_of_restart(run_dir: Path, *, foreign: bool = False) -> str:
     """Where a restarted job goes on from, in words."""
-    if runner.command.foreign:
+    if foreign:
         return "the script starts again"
-    weights = runner.files.run_dir / "weights"
+    weights = run_dir / "weights"
     if any(weights.glob("*.pt")):
         return f"going on from the newest good checkpoint in {weights}"
     return "from the first step: no checkpoint was written yet"
-
-
-def stopped(by: signal.Signals, saved: bool, failure: RankFailure | None) -> Outcome:
-    """The outcome of a job that a signal to the launcher ended."""
-    if saved and by != signal.SIGINT:
-        return Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED, signal=by)
-    # 75 would make a scheduler start the job again, which is not what Ctrl-C asks for.
-    return Outcome(
-        "interrupted",
-        128 + by,
-        failure=failure,
-        signal=by,
-        detail="the state was saved" if saved else "",
-    )

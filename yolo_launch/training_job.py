@@ -183,12 +183,14 @@ def with_measured_batch(job: Job) -> Job:
 
 def with_data(job: Job) -> Job:
     """The job with the embedded data set drawn, where no other was given."""
-    if not job.is_demo:
-        return job
+    return replace(job, config=with_demo_data(job.config)) if job.is_demo else job
+
+
+def with_demo_data(config: TrainConfig) -> TrainConfig:
+    """The configuration with the path of the embedded data set, drawn where it is not there yet."""
     from trainer.data.demo import default_cache_dir, ensure_demo_dataset
 
-    data = str(ensure_demo_dataset(default_cache_dir()))
-    return replace(job, config=job.config.model_copy(update={"data": data}))
+    return config.model_copy(update={"data": str(ensure_demo_dataset(default_cache_dir()))})
 
 
 @contextmanager

@@ -207,7 +207,7 @@ class Control:
             try:
                 self._batch_size = self.job.settle(by_node)
             except LaunchError as error:
-                failure = RankFailure(0, 0, int(error.exit_code), error.what, user_error=error.to_dict())
+                failure = RankFailure(-1, 0, int(error.exit_code), error.what, user_error=error.to_dict())
                 self.end(Outcome("worker_failed", error.exit_code, failure=failure), now)
                 return
         even = self.job.even and self.round == 0

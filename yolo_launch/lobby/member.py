@@ -46,20 +46,22 @@ class MasterGone(Message):
     reason: str
 
 
-def dial(door: Door, timeout_s: float, explain: Explain, should_stop: Callable[[], bool] = lambda: False) -> Channel:
-    """Connect, again and again until the time is up, saying why it did not work yet. Raises NoLobby."""
+def dial(door: Door, timeout_s: float, explain: Explain, *, patient: bool = True) -> Channel:
+    """Connect, again and again until the time is up, saying why it did not work yet. Raises NoLobby.
+
+    Not ``patient``, a machine that answers that nobody listens is believed at once.
+    """
     deadline = time.monotonic() + timeout_s
-    problem = "no attempt was made"
-    while not should_stop():
+    while True:
+        left_s = deadline - time.monotonic()
         try:
-            return Channel(socket.create_connection((door.address, door.port), DIAL_S))
+            return Channel(socket.create_connection((door.address, door.port), min(DIAL_S, max(0.2, left_s))))
         except OSError as error:
             problem = dial_problem(error, door.address, door.port)
-        if time.monotonic() >= deadline:
-            break
+            if time.monotonic() >= deadline or (isinstance(error, ConnectionRefusedError) and not patient):
+                raise NoLobby(problem) from None
         explain(problem)
         time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
-    raise NoLobby(problem)
 
 
 def greet(channel: Channel, door: Door) -> str:

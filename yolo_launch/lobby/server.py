@@ -44,10 +44,13 @@ class Lobby:
     def __init__(self, control: Control, lobby_id: str, token: str | None, say: Callable[[str], None]) -> None:
         self.control = control
         self.port = 0
+        self.own_address = ""
+        """Where this machine itself reaches the lobby."""
         self._id = lobby_id
         self._token = token
         self._say = say
         self._loop = asyncio.new_event_loop()
+        self._ticking: asyncio.Task[None] | None = None
         self._listening: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="lobby", daemon=True)
         self._writers: dict[int, tuple[asyncio.StreamWriter, Seal]] = {}
@@ -75,6 +78,7 @@ class Lobby:
         listening.setblocking(False)
         self._listening = listening
         self.port = int(listening.getsockname()[1])
+        self.own_address = address or "127.0.0.1"
         self._thread.start()
 
     def end(self, outcome: Outcome) -> None:
@@ -93,12 +97,16 @@ class Lobby:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.create_task(self._tick())
+            self._ticking = self._loop.create_task(self._tick())
             self._loop.run_until_complete(asyncio.start_server(self._welcome, sock=self._listening))
             self._loop.run_forever()
         finally:
-            for writer, _ in self._writers.values():
+            if self._ticking is not None:
+                self._ticking.cancel()
+            # Conversations end by themselves once their connection has; asyncio complains of cancelled ones.
+            for writer in [*self._strangers.values(), *(writer for writer, _ in self._writers.values())]:
                 writer.transport.abort()
+            self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
             if self._listening is not None:
                 self._listening.close()
             self._loop.close()

@@ -10,7 +10,7 @@ from yolo_launch.errors import ExitCode
 from yolo_launch.lobby.messages import Claim, Report
 from yolo_launch.lobby.seats import Seat
 from yolo_launch.lobby.terms import Terms
-from yolo_launch.restarts import Progress, decide
+from yolo_launch.restarts import Progress, decide, stopped_by
 from yolo_launch.spec import Outcome, RankFailure
 from yolo_launch.stalls import culprit, describe_stall, stall_hint, stall_traceback
 
@@ -101,11 +101,7 @@ def _stopped(reports: Reports, progress: Progress, terms: Terms) -> Verdict:
     number = report.signal or signal.SIGTERM
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     text = f"{name} on machine {seat.label}"
-    if saved:
-        outcome = Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED, signal=number, detail=text)
-    else:
-        outcome = Outcome("interrupted", 128 + number, signal=number)
-    outcome = replace(outcome, restarts=progress.restarts)
+    outcome = replace(stopped_by(signal.Signals(number), saved), restarts=progress.restarts)
     left = [rank for rank in reports if rank not in signalled]
     if terms.is_elastic and 0 in left and len(left) >= terms.min_nodes:
         return Verdict(note=f"{text}; going on without it", leaving=dict.fromkeys(signalled, outcome))

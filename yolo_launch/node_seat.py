@@ -1,0 +1,146 @@
+"""A machine's seat in a job of several: taken, kept over a broken connection, and played to the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from yolo_launch.attempt import AttemptRunner
+from yolo_launch.console import Console
+from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.lobby.member import Door, Member, NoLobby, claim_rank, dial, greet
+from yolo_launch.lobby.messages import Claim, Leave, Ready, Round
+from yolo_launch.node_job import NodeJob
+from yolo_launch.node_line import NodeLine
+from yolo_launch.node_master import round_request
+from yolo_launch.node_place import Place
+from yolo_launch.plan import make_plan, rank_lines
+from yolo_launch.spec import Host, LaunchPlan, LaunchRequest, Outcome, WorkerCommand
+from yolo_launch.supervise import watching
+from yolo_launch.watcher import Limits
+from yolo_launch.worker_logs import WorkerFiles
+
+LOST_S = 9.0
+"""How long a machine looks for a master that it has lost, counted from the master's last word."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What every machine of a job starts from."""
+
+    values: dict[str, Any]
+    typed: tuple[str, ...]
+    host: Host
+    place: Place
+    variables: dict[str, str]
+    """What keeps the workers' networks on the right interface."""
+    console: Console
+    line: NodeLine
+
+    def plan(self, request: LaunchRequest, start: Round) -> LaunchPlan:
+        """The plan of a round here."""
+        plan = make_plan(round_request(request, start, self.place.rank), self.host)
+        return replace(plan, environment={**plan.environment, **self.variables})
+
+    def runner(self, plan: LaunchPlan, command: WorkerCommand, run_dir: Path, start: Round) -> AttemptRunner:
+        """The workers of a round, with their devices shown once."""
+        if start.number == 1:
+            for text in rank_lines(plan):
+                self.line.over(text)
+        return AttemptRunner(
+            plan, command, WorkerFiles(run_dir.absolute()), console_json=self.console.json_mode
+        )
+
+
+class Seat:
+    """One rank of the job's machines, held by this launcher."""
+
+    def __init__(self, machine: Machine, claim: Claim, door: Door) -> None:
+        self._machine = machine
+        self._claim = claim
+        self._door = door
+        self._lobby_id = ""
+        self._fingerprint = ""
+        self._member: Member | None = None
+
+    def take(self, patience_s: float) -> dict[str, Any]:
+        """Find the lobby and claim the rank; the job's description. Raises LaunchError where that fails."""
+        began_at = time.monotonic()
+
+        def explain(problem: str) -> None:
+            self._machine.line.roster(problem, patience_s - (time.monotonic() - began_at), counts_down=True)
+
+        try:
+            channel = dial(self._door, patience_s, explain)
+        except NoLobby as error:
+            raise LaunchError(
+                f"The master did not answer within {patience_s:g} s.",
+                seen=str(error),
+                expected=f"a lobby at {self._door.address}:{self._door.port}",
+                next_command=f"yolo-launch doctor --master {self._door.address} --rank {self._claim.rank}",
+                exit_code=ExitCode.NOT_JOINED,
+            ) from None
+        self._lobby_id = greet(channel, self._door)
+        description = claim_rank(channel, self._claim_now())
+        self._member = Member(channel)
+        self._member.start()
+        return description
+
+    @property
+    def member(self) -> Member:
+        """The connection of a seat that was taken."""
+        if self._member is None:
+            raise AssertionError("the seat is not taken yet")
+        return self._member
+
+    def ready(self, fingerprint: str) -> None:
+        """Say that this machine can do the job."""
+        self._fingerprint = fingerprint
+        self.member.send(Ready(fingerprint=fingerprint))
+
+    def leave(self, reason: str) -> None:
+        """Give the seat back."""
+        if self._member is not None:
+            self._member.send(Leave(reason=reason))
+            self._member.close()
+
+    def play(self, make_runner: Callable[[Round], AttemptRunner]) -> Outcome:
+        """Take part until the job is over. Call it in the main thread."""
+        machine = self._machine
+        with watching(WorkerCommand(()), Limits(), machine.line.over) as watcher:
+            job = NodeJob(
+                rank=self._claim.rank,
+                address=self._door.address,
+                member=self.member,
+                make_runner=make_runner,
+                reconnect=self._reconnect,
+                line=machine.line,
+            )
+            outcome = job.run(watcher)
+        self.member.close()
+        return outcome
+
+    def _claim_now(self) -> Claim:
+        return self._claim.model_copy(update={"clock": time.time()})
+
+    def _reconnect(self, reason: str) -> Member | None:
+        """The same seat over a new connection, where the same lobby still answers."""
+        lost = self.member
+        lost.close()
+        self._machine.line.over(f"{reason}; looking for it")
+        deadline = lost.heard_at + LOST_S
+        try:
+            channel = dial(self._door, max(0.5, deadline - time.monotonic()), lambda problem: None, patient=False)
+            if greet(channel, self._door) != self._lobby_id:
+                return None  # another job has taken its place
+            claim_rank(channel, self._claim_now())
+        except (NoLobby, LaunchError):
+            return None
+        self._member = Member(channel)
+        self._member.start()
+        self.member.send(Ready(fingerprint=self._fingerprint))
+        self._machine.line.over("the master answers again")
+        return self._member
