@@ -28,7 +28,10 @@ SUFFICIENT_RECALL = 0.98
 
 
 def make_model(config: TrainConfig, names: Sequence[str], peers: Peers, reporter: Reporter) -> DetectionModel:
-    """The model with its starting weights, the same on every rank: rank 0 alone reads files, and sends what is in them."""
+    """The model with its starting weights, the same on every rank.
+
+    Rank 0 alone reads files, and sends what is in them: other machines need not have them.
+    """
     torch.manual_seed(config.seed)
 
     def read_definition() -> Any:

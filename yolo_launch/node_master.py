@@ -12,10 +12,10 @@ from typing import Any
 from trainer.config import CONFIG_FILE, write_config
 from yolo_launch import run_directory
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.lobby.control import Control, JobFacts
+from yolo_launch.lobby.control import Control
 from yolo_launch.lobby.messages import Claim, Round
 from yolo_launch.lobby.server import Lobby
-from yolo_launch.lobby.terms import Terms
+from yolo_launch.lobby.terms import JobFacts, Terms
 from yolo_launch.node_place import Place, listening_address
 from yolo_launch.plan import make_plan
 from yolo_launch.spec import LaunchPlan, LaunchRequest, Outcome

@@ -7,9 +7,7 @@ Events come in (``on_...``, ``tick``); what is to be said collects at the table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.lobby.messages import (
@@ -32,7 +30,7 @@ from yolo_launch.lobby.messages import (
     Trouble,
 )
 from yolo_launch.lobby.seats import Seat, Table, roster_text
-from yolo_launch.lobby.terms import Terms, refusal_of
+from yolo_launch.lobby.terms import JobFacts, Terms, refusal_of
 from yolo_launch.lobby.verdict import Verdict, judge
 from yolo_launch.restarts import Progress
 from yolo_launch.spec import Outcome, RankFailure
@@ -41,23 +39,6 @@ PULSE_S = 1.0
 ASLEEP_S = 2.0
 """A gap of so much between two ticks was this process's own: nobody else is to blame for the silence."""
 FAREWELL_S = 10.0
-
-Settle = Callable[[tuple[int, ...]], int]
-"""The global batch for so many workers on each machine. Raises LaunchError where it does not divide."""
-
-
-@dataclass(frozen=True)
-class JobFacts:
-    """What the master knows of the job it offers."""
-
-    own: Claim
-    description: dict[str, Any]
-    fingerprint: str
-    settle: Settle
-    source_of_restart: Callable[[], str] = lambda: ""
-    even: bool = True
-    """Whether the batch has to divide at the first round: not on a resume."""
-
 
 class Control:
     """One job's lobby."""

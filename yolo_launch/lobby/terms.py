@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from yolo_launch.errors import LaunchError
 from yolo_launch.lobby.messages import Cannot, Claim
@@ -36,6 +37,23 @@ class Terms:
     def nodes(self) -> str:
         """As typed: '2' or '1:4'."""
         return f"{self.min_nodes}:{self.max_nodes}" if self.is_elastic else str(self.max_nodes)
+
+
+Settle = Callable[[tuple[int, ...]], int]
+"""The global batch for so many workers on each machine. Raises LaunchError where it does not divide."""
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What the master knows of the job it offers."""
+
+    own: Claim
+    description: dict[str, Any]
+    fingerprint: str
+    settle: Settle
+    source_of_restart: Callable[[], str] = lambda: ""
+    even: bool = True
+    """Whether the batch has to divide at the first round: not on a resume."""
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
