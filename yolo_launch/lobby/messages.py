@@ -14,6 +14,7 @@ from yolo_launch.stalls import StalledRank
 
 MOST_TEXT = 20_000
 MOST_MACHINES = 4096
+MOST_DEVICES = 1024
 MOST_KINDS = 4
 StopKind = Literal["failed", "lost", "stalled", "join", "save"]
 Short = Annotated[str, Field(max_length=300)]
@@ -39,8 +40,8 @@ class Claim(Message):
     host: Short
     address: Short = ""
     interface: Short = ""
-    devices: tuple[Short, ...] = Field((), max_length=1024)
-    nproc: int = Field(ge=1, le=1024)
+    devices: tuple[Short, ...] = Field((), max_length=MOST_DEVICES)
+    nproc: int = Field(ge=1, le=MOST_DEVICES)
     torch: Short = ""
     cuda: Short = ""
     nccl: Short = ""
