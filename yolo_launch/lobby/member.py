@@ -236,8 +236,10 @@ class Member:
             return
         self.gone = reason
         gone = MasterGone(reason=reason)
-        self.on_stop(gone)
-        self.inbox.put(gone)
+        try:
+            self.on_stop(gone)
+        finally:
+            self.inbox.put(gone)
 
 
 def _expect(channel: Channel, timeout_s: float, limit: int = MAX_HELLO_BYTES) -> dict[str, Any]:

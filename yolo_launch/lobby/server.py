@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
@@ -88,7 +89,8 @@ class Lobby:
 
     def end(self, outcome: Outcome) -> None:
         """End the job for every machine, from any thread."""
-        self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.end(outcome, now)))
+        with contextlib.suppress(RuntimeError):  # closed already: everybody has heard, or nobody is left
+            self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.end(outcome, now)))
 
     def close(self, timeout_s: float = 15.0) -> None:
         """Wait until everybody has heard the end, then stop listening."""
