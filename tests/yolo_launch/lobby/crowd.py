@@ -35,7 +35,7 @@ def main(port: int, first: int, count: int) -> None:
     sys.stdin.readline()  # all processes begin together
     for thread in threads:
         thread.start()
-    while len(found) < count:
+    while len(found) < count and any(thread.is_alive() for thread in threads):
         time.sleep(0.02)
     print(json.dumps(found), flush=True)
     for thread in threads:

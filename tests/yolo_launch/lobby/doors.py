@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import time
 
@@ -48,10 +49,10 @@ def knock(door: Door, rank: int, timeout_s: float = 10.0, **more) -> Member:
         try:
             with closing_on_failure(channel):
                 greet(channel, door)
-                claim_rank(channel, make_claim(rank, **more))
+                claim_rank(channel, door, make_claim(rank, **more))
             break
         except NoLobby:
-            time.sleep(0.5)
+            time.sleep(random.uniform(0.2, 1.0))
     member = Member(channel)
     member.start()
     return member

@@ -62,7 +62,7 @@ def test_the_job_is_handed_out_with_the_seat():
     with opened(2) as it:
         channel = dial(it.door, 5, lambda problem: None)
         assert greet(channel, it.door) == "this-lobby"
-        assert claim_rank(channel, make_claim(1)) == {"config": {"epochs": 3}}
+        assert claim_rank(channel, it.door, make_claim(1)) == {"config": {"epochs": 3}}
         channel.close()
 
 
@@ -305,7 +305,7 @@ def test_a_thousand_held_connections_disturb_nobody():
         assert len(it.lobby._strangers) <= MOST_STRANGERS
         began_at = time.monotonic()
         second = it.sit(1)
-        assert time.monotonic() - began_at < 3
+        assert time.monotonic() - began_at < 5
         assert soon(lambda: first.stop is not None)
         assert first.stop.kind == "join"
         first.send(Report(round=1, kind="saved"))
@@ -497,7 +497,7 @@ def test_a_member_that_slept_does_not_blame_the_master(monkeypatch):
     with opened(2) as it:
         channel = dial(it.door, 5, lambda problem: None)
         greet(channel, it.door)
-        claim_rank(channel, make_claim(1))
+        claim_rank(channel, it.door, make_claim(1))
         member, receive, calls = Member(channel), channel.receive, []
 
         def sleepy(timeout_s: float, *more):
