@@ -13,11 +13,11 @@ import typer
 
 from trainer.config import CONFIG_FILE, TrainConfig, make_config, read_config, read_options, write_config
 from yolo_launch import run_directory
-from yolo_launch.arguments import NEWEST_RUN, retype
+from yolo_launch.arguments import NEWEST_RUN
 from yolo_launch.check_context import Context
 from yolo_launch.commands.typed import TrainCommand, typed_in
 from yolo_launch.console import Console
-from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.errors import LaunchError
 from yolo_launch.inventory import inspect_host
 from yolo_launch.options import (
     DEMO_OPTIONS,
@@ -251,15 +251,8 @@ def _check(job: Job) -> list[Finding]:
 def _with_measured_batch(job: Job) -> Job:
     if not job.plan.batch_is_auto:
         return job
-    try:
-        from yolo_launch.probes import measure_batch
-    except ImportError:
-        raise LaunchError(
-            "--batch auto cannot measure this GPU yet.",
-            expected="a number",
-            next_command=retype(job.request.typed, {"--batch": "16"}),
-            exit_code=ExitCode.ENVIRONMENT,
-        ) from None
+    from yolo_launch.batch_probe import measure_batch
+
     batch = measure_batch(job.plan, job.config)
     plan = make_plan(replace(job.request, global_batch_size=batch), job.host)
     return replace(job, plan=plan, config=_settled(job.config, plan))
