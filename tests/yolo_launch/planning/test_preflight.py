@@ -119,10 +119,27 @@ def test_an_image_size_that_is_rounded_says_so(context):
 
 
 @pytest.mark.parametrize(
-    ("script", "fails"), [("missing.py", True), ("-m json.tool", False), ("-m no_such_module_here", True)]
+    ("script", "fails"),
+    [
+        ("missing.py", True),
+        ("-m json.tool", False),
+        ("-m json.toool", True),
+        ("-m no_such_module_here", True),
+        ("-m .json", True),
+        ("-m sys", False),
+    ],
 )
 def test_scripts(context, script, fails):
     assert bool(found(input_checks.check_script, replace(context, script=script))) is fails
+
+
+def test_a_module_in_the_working_folder_is_found_and_not_imported(context, tmp_path, monkeypatch):
+    (tmp_path / "their_package").mkdir()
+    (tmp_path / "their_package" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "their_package" / "train.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for script, count in (("-m their_package.train", 0), ("-m their_package.trian", 1)):
+        assert len(found(input_checks.check_script, replace(context, script=script))) == count
 
 
 def test_a_run_directory_below_a_file_or_without_permission(context, tmp_path, monkeypatch):
