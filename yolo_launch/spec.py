@@ -187,6 +187,12 @@ class RankFailure:
     """One sentence on what to do about it; empty for an unknown cause."""
 
 
+STATE_SAVED = "the state was saved"
+"""Detail of an interrupted job whose workers had time to save."""
+LEFT_TO_SCRIPT = "what was saved is the script's own affair"
+"""Detail of an interrupted job of a script."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended."""

@@ -18,7 +18,7 @@ from yolo_launch.failures import first_failure, read_error, worker_ends
 from yolo_launch.heartbeats import StallWatch
 from yolo_launch.restarts import Progress, decide
 from yolo_launch.signals import SignalInbox
-from yolo_launch.spec import LaunchPlan, Outcome, RankFailure, WorkerCommand
+from yolo_launch.spec import LEFT_TO_SCRIPT, STATE_SAVED, LaunchPlan, Outcome, RankFailure, WorkerCommand
 from yolo_launch.stalls import stall_failure
 from yolo_launch.watcher import Limits, Watcher
 from yolo_launch.worker_environment import applied, child_environment
@@ -175,7 +175,8 @@ class Job:
         saved = any(end.exit_code == ExitCode.SAVED_AND_STOPPED for end in ends)
         if watcher.stop_signal is not None and not (attempt.workers.by_rank and all(e.exit_code == 0 for e in ends)):
             told = failure is not None and bool(read_error(self.files, failure.rank)[0])
-            return _stopped(watcher.stop_signal, saved, failure if told and not saved else None)
+            shown = failure if told and not saved else None
+            return _stopped(watcher.stop_signal, saved, shown, foreign=self.command.foreign)
         if saved and failure is None:
             # A scheduler may signal the workers themselves.
             return Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED)
@@ -231,7 +232,7 @@ class Job:
         return hint_for(failure, look_up_facts(failure, self.plan, self._oom_kills_before))
 
 
-def _stopped(by: signal.Signals, saved: bool, failure: RankFailure | None) -> Outcome:
+def _stopped(by: signal.Signals, saved: bool, failure: RankFailure | None, *, foreign: bool) -> Outcome:
     if saved and by != signal.SIGINT:
         return Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED, signal=by)
     # 75 would make a scheduler start the job again, which is not what Ctrl-C asks for.
@@ -240,5 +241,5 @@ def _stopped(by: signal.Signals, saved: bool, failure: RankFailure | None) -> Ou
         128 + by,
         failure=failure,
         signal=by,
-        detail="the state was saved" if saved else "",
+        detail=STATE_SAVED if saved else LEFT_TO_SCRIPT if foreign else "",
     )
