@@ -118,9 +118,9 @@ def _is_module(name: str) -> bool:
 
 
 def check_memory_for_cache(context: Context) -> Iterable[Finding]:
-    """Memory against ``--cache ram``, where images take at most imgsz x imgsz x 3 bytes each, once per machine."""
+    """Memory against ``--cache ram``, asked for or not: imgsz x imgsz x 3 bytes at most an image, once a machine."""
     config = context.config
-    if config is None or config.cache != "ram" or not config.data:
+    if config is None or not config.data:
         return
     try:
         counts = _count_data(config.data)
@@ -128,9 +128,11 @@ def check_memory_for_cache(context: Context) -> Iterable[Finding]:
         return
     images = counts.training + counts.validation
     need, free = images * config.imgsz**2 * 3, context.host.memory_available_bytes
-    if need > free:
-        text = f"--cache ram needs up to {need / 2**30:.1f} GB for {images} images; {free / 2**30:.1f} GB are free"
+    text = f"{free / 2**30:.1f} GB are free; --cache ram needs up to {need / 2**30:.1f} GB for {images} images"
+    if config.cache == "ram" and need > free:
         yield Finding("memory", "warning", text, "--cache disk")
+    else:
+        yield Finding("memory", "ok", text + " and would not fit" * (need > free))
 
 
 class _DataCounts(NamedTuple):

@@ -52,6 +52,8 @@ def run_probes(context: Context, say: Say | None = None, limits: ProbeLimits | N
     """
     found: list[Finding] = []
     for what, probe in PROBES:
+        if what in ("gpu", "links") and not _gpus(context):
+            continue
         if say is not None:
             say(f"looking at {what} ...")
         try:

@@ -83,6 +83,8 @@ class Host:
     shm_free_bytes: int
     open_file_limit: int
     driver_version: str = ""
+    driver_cuda_version: str = ""
+    """The newest CUDA that the NVIDIA driver knows, for example 12.4."""
     visible_devices: str | None = None
     """CUDA_VISIBLE_DEVICES as inherited; None where it is not set."""
     addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -181,7 +181,9 @@ def test_what_the_doctor_writes_can_be_planned_for(here, capsys):
 
 def test_the_doctor_fails_with_the_environments_code(here, capsys):
     assert run_program(["doctor", "--data", "nope.yaml"]) == ExitCode.ENVIRONMENT
-    assert "FAILURE data" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "FAILURE data" in out
+    assert out.splitlines()[-1].startswith("1 failure")
     assert run_program(["doctor", "--gpus", "3"]) == ExitCode.ENVIRONMENT
 
 
