@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, TextIO
 
 
@@ -39,10 +39,12 @@ def main() -> None:
             runpy.run_module(target, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(target, run_name="__main__")
-    except (SystemExit, KeyboardInterrupt):
+    except SystemExit:
         raise
     except BaseException as error:
-        _write_error(error)
+        _begin_traceback_in_script(error)
+        if not isinstance(error, KeyboardInterrupt):
+            _write_error(error)
         raise
 
 
@@ -55,6 +57,24 @@ def _load_guard() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _begin_traceback_in_script(error: BaseException) -> None:
+    """Leave this file's and runpy's frames out of what is shown: they have no bearing on the script."""
+    own_files = {main.__code__.co_filename, runpy.run_path.__code__.co_filename}
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in own_files:
+        frames = frames.tb_next
+    error.__traceback__ = frames
+    show = sys.excepthook
+
+    def show_script_only(kind: type[BaseException], shown: BaseException, trace: TracebackType | None) -> None:
+        # Raising it again has put this file's frame back.
+        if shown is error:
+            shown.__traceback__ = trace = frames
+        show(kind, shown, trace)
+
+    sys.excepthook = show_script_only
 
 
 def _write_error(error: BaseException) -> None:

@@ -66,15 +66,28 @@ def doctor(ctx: typer.Context, **values: Any) -> None:
     run_dir = Path(values["project"] or "runs/train") / "exp"
     context = Context(host, plan, config, run_dir)
     findings += run_checks(context)
+    if not console.json_mode:
+        show_host(host, console)
+        show_findings(findings, console)
     if values["deep"]:
-        findings += run_probes(context, console.note)
+        deeper = run_probes(context, console.note)
+        findings += deeper
+        if not console.json_mode:
+            show_findings(deeper, console)
     if console.json_mode:
         console.json({"host": asdict(host), "findings": [asdict(finding) for finding in findings]})
     else:
-        show_host(host, console)
-        show_findings(findings, console)
+        console.line(_verdict(findings, is_deep=bool(values["deep"])))
     if any(finding.level == "failure" for finding in findings):
         raise typer.Exit(ExitCode.ENVIRONMENT)
+
+
+def _verdict(findings: list[Finding], *, is_deep: bool) -> str:
+    """The last line: how much was found, and where there is more to look at."""
+    failures, warnings = (sum(f.level == level for f in findings) for level in ("failure", "warning"))
+    parts = [f"{count} {word}{'s' * (count > 1)}" for count, word in ((failures, "failure"), (warnings, "warning"))]
+    told = ", ".join(part for part in parts if not part.startswith("0 ")) or "nothing stands in the way"
+    return told + ("" if is_deep else "; --deep looks at GPUs, links, disk and data at work")
 
 
 def _planned(values: dict[str, Any], host: Host, typed: tuple[str, ...]) -> tuple[LaunchPlan | None, list[Finding]]:
