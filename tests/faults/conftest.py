@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,9 +19,11 @@ import pytest
 import torch
 import yaml
 
-from trainer.telemetry import TIME_COLUMNS
+from tests.faults.comparison import result_of
 
 EPOCHS = 3
+PROJECT_DIR = Path(__file__).resolve().parents[2]
+Hook = tuple[Callable[..., None], tuple[Any, ...]]
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +49,18 @@ def fault_data(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def run_worker(config: dict[str, Any], run_dir: str, environ: dict[str, str], log: str) -> None:
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """yolov5n with a quarter of its channels, whose checkpoints are quickly written."""
+    definition = yaml.safe_load((PROJECT_DIR / "trainer" / "model" / "zoo" / "yolov5n.yaml").read_text())
+    path = tmp_path_factory.mktemp("model") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**definition, "width_multiple": 0.0625}))
+    return path
+
+
+def run_worker(
+    config: dict[str, Any], run_dir: str, environ: dict[str, str], log: str, hooks: tuple[Hook, ...] = ()
+) -> None:
     """The body of a forked worker: what ``python -m trainer`` does after its imports."""
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -58,6 +71,8 @@ def run_worker(config: dict[str, Any], run_dir: str, environ: dict[str, str], lo
     from trainer.config import make_config
     from trainer.worker import main
 
+    for hook, arguments in hooks:
+        hook(*arguments)
     sys.stdout.flush()
     os._exit(main(make_config(config), Path(run_dir)))
 
@@ -70,6 +85,8 @@ class Training:
     config: dict[str, Any]
     run_dir: Path
     world_size: int = 1
+    hooks: tuple[Hook, ...] = ()
+    """Called in each worker before it trains."""
     ranks: list[BaseProcess] = field(default_factory=list)
 
     def start(self) -> None:
@@ -84,7 +101,8 @@ class Training:
                 environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world_size)}
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
             log = str(self.run_dir / f"rank{rank}.out")
-            process = self.context.Process(target=run_worker, args=(self.config, str(self.run_dir), environ, log))
+            arguments = (self.config, str(self.run_dir), environ, log, self.hooks)
+            process = self.context.Process(target=run_worker, args=arguments)
             process.start()
             self.ranks.append(process)
 
@@ -116,44 +134,63 @@ class Training:
 
     def result(self) -> dict[str, Any]:
         """Everything that must be equal to the bit."""
-        content = torch.load(self.run_dir / "weights" / "last.pt", weights_only=True)
-        history = [
-            {name: value for name, value in row.items() if name not in TIME_COLUMNS}
-            for row in content["progress"]["history"]
-        ]
-        return {
-            "model": content["model"],
-            "ema": content["ema"],
-            "optimizer": content["optimizer"],
-            "history": history,
-            "updates": content["progress"]["updates"],
-            "results": (self.run_dir / "results.csv").read_text(),
-        }
+        return result_of(self.run_dir)
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for process in self.ranks:
+            if process.exitcode is None:
+                process.kill()
+                process.join(5)
+
+
+def tiny_config(data: Path, model: Path, **options: Any) -> dict[str, Any]:
+    """A configuration whose run takes seconds and writes a checkpoint at almost every step."""
+    return {
+        "data": str(data),
+        "cfg": str(model),
+        "imgsz": 64,
+        "epochs": EPOCHS,
+        "batch_size": 4,
+        "workers": 0,
+        "plots": False,
+        "checkpoint_interval_s": 0.05,
+        **options,
+    }
 
 
 @pytest.fixture
-def training(forkserver: Any, fault_data: Path, tmp_path: Path) -> Iterator[Any]:
+def training(forkserver: Any, fault_data: Path, tiny_model: Path, tmp_path: Path) -> Iterator[Any]:
     """Makes a Training in a folder of its own; all of them are ended with the test."""
     made: list[Training] = []
 
-    def make(name: str, world_size: int = 1, **options: Any) -> Training:
-        config = {
-            "data": str(fault_data),
-            "cfg": "yolov5n",
-            "imgsz": 64,
-            "epochs": EPOCHS,
-            "batch_size": 4,
-            "workers": 0,
-            "plots": False,
-            "checkpoint_interval_s": 0.05,
-            **options,
-        }
-        made.append(Training(forkserver, config, tmp_path / name, world_size))
+    def make(name: str, world_size: int = 1, hooks: tuple[Hook, ...] = (), **options: Any) -> Training:
+        config = tiny_config(fault_data, tiny_model, **options)
+        made.append(Training(forkserver, config, tmp_path / name, world_size, hooks))
         return made[-1]
 
     yield make
     for one in made:
-        for process in one.ranks:
-            if process.exitcode is None:
-                process.kill()
-                process.join(5)
+        one.end()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    forkserver: Any, fault_data: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, Any]]:
+    """The result of a run that nobody disturbs; each is trained once a session."""
+    results: dict[str, dict[str, Any]] = {}
+
+    def train(world_size: int = 1, **options: Any) -> dict[str, Any]:
+        key = f"{world_size} {sorted(options.items())}"
+        if key not in results:
+            folder = tmp_path_factory.mktemp("undisturbed") / "run"
+            run = Training(forkserver, tiny_config(fault_data, tiny_model, **options), folder, world_size)
+            try:
+                run.finish()
+            finally:
+                run.end()
+            results[key] = run.result()
+        return results[key]
+
+    return train
