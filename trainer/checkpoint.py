@@ -179,10 +179,16 @@ class CheckpointWriter:
     def __init__(self, weights_dir: Path, retry_s: float = RETRY_S) -> None:
         self.weights_dir = weights_dir
         self.failures = 0
+        self.last_error = ""
         self._retry_s = retry_s
         self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=1)
         self._unwritten: dict[str, _Job] = {}
         self._thread: threading.Thread | None = None
+
+    @property
+    def unwritten(self) -> list[str]:
+        """The files that could not be written so far; final once the writer is closed."""
+        return sorted(self._unwritten)
 
     def submit(self, name: str, content: dict[str, Any], *, keep_previous: bool = False) -> None:
         """Queue a file of the weights folder; waits only while an earlier one is still waiting."""
@@ -226,7 +232,7 @@ class CheckpointWriter:
         try:
             write_checkpoint(path, job.content, self.weights_dir / PREVIOUS if job.keep_previous else None)
         except OSError as error:
-            self.failures += 1
+            self.failures, self.last_error = self.failures + 1, error.strerror or str(error)
             if not is_retry:
                 _log.warning("could not write %s (%s); training goes on with the last good one", path, error)
             if job.name in (LAST, BEST):

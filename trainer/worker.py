@@ -13,7 +13,7 @@ from trainer.build import build_run
 from trainer.config import TrainConfig
 from trainer.distributed import DistEnv, Peers, process_group
 from trainer.failures import report_failure
-from trainer.finish import draw_start, finish_run
+from trainer.finish import draw_start, finish_run, keep_weights
 from trainer.loop import fit
 from trainer.progress import Reporter
 from trainer.resume import find_saved, resume
@@ -55,10 +55,9 @@ def train(
     del saved
     draw_start(run, data, run_dir, pictures=config.plots)
     finished = fit(run)
-    run.checkpoints.flush()
+    keep_weights(run)
     if finished:
         finish_run(run, data, run_dir, pictures=config.plots)
-    run.checkpoints.close()
     run.results.close()
     return finished
 

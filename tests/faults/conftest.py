@@ -87,6 +87,8 @@ class Training:
     world_size: int = 1
     hooks: tuple[Hook, ...] = ()
     """Called in each worker before it trains."""
+    output_dir: Path | None = None
+    """Where the output of the ranks goes; the run directory, unless something happens to its disk."""
     ranks: list[BaseProcess] = field(default_factory=list)
 
     def start(self) -> None:
@@ -100,7 +102,7 @@ class Training:
             if self.world_size > 1:
                 environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world_size)}
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-            log = str(self.run_dir / f"rank{rank}.out")
+            log = str((self.output_dir or self.run_dir) / f"rank{rank}.out")
             arguments = (self.config, str(self.run_dir), environ, log, self.hooks)
             process = self.context.Process(target=run_worker, args=arguments)
             process.start()
@@ -130,7 +132,7 @@ class Training:
         assert [process.exitcode for process in self.ranks] == [0] * self.world_size, self.output()
 
     def output(self) -> str:
-        return "\n".join(path.read_text() for path in sorted(self.run_dir.glob("rank*.out")))
+        return "\n".join(path.read_text() for path in sorted((self.output_dir or self.run_dir).glob("rank*.out")))
 
     def result(self) -> dict[str, Any]:
         """Everything that must be equal to the bit."""
@@ -165,7 +167,7 @@ def training(forkserver: Any, fault_data: Path, tiny_model: Path, tmp_path: Path
     made: list[Training] = []
 
     def make(name: str, world_size: int = 1, hooks: tuple[Hook, ...] = (), **options: Any) -> Training:
-        config = tiny_config(fault_data, tiny_model, **options)
+        config = {**tiny_config(fault_data, tiny_model), **options}
         made.append(Training(forkserver, config, tmp_path / name, world_size, hooks))
         return made[-1]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.trainer.conftest import start_ranks
+from trainer.data.sampler import epoch_order
 
 NAN_WORKER = str(Path(__file__).parent / "workers" / "nan_loss.py")
 
@@ -72,15 +73,24 @@ def test_one_rank_stopped_by_a_signal_stops_all_with_the_state_saved_and_another
         assert float(row["train/box_loss"]) == pytest.approx(float(expected["train/box_loss"]), rel=0.05)
 
 
-def test_a_loss_that_is_not_finite_goes_back_and_leaves_the_batch_out(run_ranks, run_config, tmp_path):
+# Step 4 is in the middle of the second epoch; 5 is the last of the run, after which no step would notice.
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_loss_that_is_not_finite_goes_back_and_leaves_the_batch_out(
+    run_ranks, run_config, small_bccd, tmp_path, step
+):
     config, run_dir = run_config(epochs=2), tmp_path / "run"
-    output = run_ranks([NAN_WORKER, str(config), str(run_dir), "4"], 1)[0]
-    assert "the loss of step 4 was not finite" in output
-    assert ".jpg" in output
-    progress = torch.load(run_dir / "weights" / "last.pt", weights_only=True)["progress"]
-    assert progress["skipped_steps"] == [4]
+    output = run_ranks([NAN_WORKER, str(config), str(run_dir), str(step)], 1)[0]
+    files = sorted(path.name for path in (small_bccd.parent / "images" / "train").iterdir())
+    learned = epoch_order(0, 1, 22)[(step - 3) * 8 : (step - 2) * 8]
+    images = ", ".join(files[index] for index in learned)
+    assert f"the loss of step {step} was not finite (NaN or infinite); its images: {images}." in output
+    content = torch.load(run_dir / "weights" / "last.pt", weights_only=True)
+    progress = content["progress"]
+    assert progress["skipped_steps"] == [step]
     assert progress["rollbacks"] == 1
+    assert [row["epoch"] for row in progress["history"]] == [0, 1]
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in progress["history"])
+    assert all(tensor.isfinite().all() for tensor in content["model"].values())
 
 
 def test_ranks_agree_on_a_loss_that_is_not_finite_on_one_of_them(run_ranks, run_config, tmp_path):
@@ -94,7 +104,7 @@ def test_it_gives_up_after_three_and_says_why(run_ranks, run_config, tmp_path):
     config, run_dir = run_config(epochs=2), tmp_path / "run"
     output = run_ranks([NAN_WORKER, str(config), str(run_dir), "1,2,3,4,5"], 1, expected=1)[0]
     assert "TrainingDiverged" in output
-    assert "not finite" in output
+    assert "Gave up after 3 returns to a checkpoint" in output
 
 
 def test_losses_of_a_fixed_run_are_the_recorded_ones(run_ranks, run_config, tmp_path, golden_dir):
