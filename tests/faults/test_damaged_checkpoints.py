@@ -56,7 +56,7 @@ def test_it_is_refused_by_name_and_the_one_before_is_used(killed, tmp_path, how)
     assert "the one before it is used" in passed_over[0]
 
 
-@pytest.mark.parametrize("how", ["tensor", "newer"])
+@pytest.mark.parametrize("how", ["tensor", pytest.param("newer", marks=pytest.mark.slow)])
 def test_the_run_goes_on_from_the_one_before_to_the_same_bits(training, undisturbed, killed, how):
     run = training("damaged")
     shutil.copytree(killed, run.run_dir)
@@ -78,6 +78,7 @@ def test_a_resume_may_move_the_data_and_load_in_another_way(training, undisturbe
     assert differences(run.result(), undisturbed()) == []
 
 
+@pytest.mark.slow
 def test_more_epochs_keep_the_optimizer_that_the_run_began_with(training):
     """A schedule long enough for another recipe must not change the recipe under way."""
     run = training(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 
 import pytest
 
 from tests.faults.budget import SEED, WORKER_KILLS
 from tests.faults.comparison import differences
+from tests.faults.hooks import record_samples
 
 
 def wait_for(condition, run, timeout_s=120, pause_s=0.0005):
@@ -67,6 +70,38 @@ def test_killed_while_checkpoints_are_being_written(training, undisturbed):
     run.finish()
     assert differences(run.result(), undisturbed()) == []
     assert not list(folder.glob(".*")), "what the killed writers left is gone"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_weights": True, "multi_scale": True, "hyp": "high", "recipe": "yolov5", "workers": 1},
+        {"rect": True, "optimizer": "Adam", "amp": "bf16", "save_period": 1, "cache": "ram"},
+    ],
+)
+def test_killed_with_what_depends_on_results_and_steps(training, undisturbed, tmp_path, options):
+    run = training("killed", 1, ((record_samples, (str(tmp_path), 9)),), **options)
+    run.start()
+    run.wait(60)
+    assert run.ranks[0].exitcode == -9, run.output()
+    run.hooks = ()
+    run.finish()
+    assert "resumed at epoch 2" in run.output()
+    assert differences(run.result(), undisturbed(**options)) == []
+
+
+@pytest.mark.slow
+def test_stopped_by_an_early_warning_to_one_rank_it_goes_on_to_the_same_bits(training, undisturbed):
+    run = training("stopped", 2, checkpoint_interval_s=600)
+    run.start()
+    wait_for((run.run_dir / "weights" / "last.pt").exists, run)
+    os.kill(run.ranks[1].pid, signal.SIGUSR1)
+    assert run.wait(60)
+    assert [process.exitcode for process in run.ranks] == [75, 75], run.output()
+    run.finish()
+    assert "resumed at epoch" in run.output()
+    assert differences(run.result(), undisturbed(2)) == []
 
 
 @pytest.mark.slow

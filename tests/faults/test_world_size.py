@@ -28,7 +28,7 @@ def test_the_samples_of_an_undisturbed_run_are_each_there_once_an_epoch(samples_
     assert [sample[0] for step in range(7) for sample in samples_of_one[step]] == list(range(26))
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_another_number_of_workers_learns_from_the_same_samples(training, samples_of_one, tmp_path, before, after):
     folders = [tmp_path / name for name in ("killed", "resumed")]
     for folder in folders:

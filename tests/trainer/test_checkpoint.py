@@ -159,6 +159,18 @@ def test_a_newer_checkpoint_takes_the_place_of_one_that_could_not_be_written(tmp
     assert step_of(tmp_path / LAST) == 2
 
 
+def test_a_slow_disk_keeps_no_step_waiting(tmp_path, monkeypatch):
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: time.sleep(0.4) or sync(descriptor))
+    writer, started_at = CheckpointWriter(tmp_path), time.monotonic()
+    for name in (BEST, LAST):  # an epoch's end: one is being written, the other is queued
+        writer.submit(name, content(1))
+    waited_s = time.monotonic() - started_at
+    writer.close()
+    assert waited_s < 0.3 < time.monotonic() - started_at
+    assert step_of(tmp_path / LAST) == 1
+
+
 def test_a_refused_file_does_not_replace_the_good_one_before_it(tmp_path):
     write_checkpoint(tmp_path / PREVIOUS, content(1))
     (tmp_path / LAST).write_bytes(b"broken")

@@ -46,6 +46,8 @@ def test_the_same_command_twice_gives_the_same_results(run_ranks, run_config, tm
         train(run_ranks, config, tmp_path / name)
     assert (tmp_path / "a" / "results.csv").read_text() == (tmp_path / "b" / "results.csv").read_text()
     assert len(results(tmp_path / "a")) == 2
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < row["checkpoint_wait"] < 1 for row in rows), "the wait for checkpoints is measured"
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert set(summary) == {
         *("run_dir", "epochs", "best_epoch", "precision", "recall", "map50", "map5095", "images_per_second"),
@@ -66,11 +68,6 @@ def test_one_rank_stopped_by_a_signal_stops_all_with_the_state_saved_and_another
     assert f"step {step}" in output
     rows = results(run_dir)
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
-    reference = tmp_path / "reference"
-    train(run_ranks, config, reference, world_size=1)
-    # Other ranks, the same samples: losses agree up to the batch-norm statistics of half batches.
-    for row, expected in zip(rows, results(reference), strict=True):
-        assert float(row["train/box_loss"]) == pytest.approx(float(expected["train/box_loss"]), rel=0.05)
 
 
 # Step 4 is in the middle of the second epoch; 5 is the last of the run, after which no step would notice.

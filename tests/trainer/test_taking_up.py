@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.build import settle_recipe
-from trainer.config import make_config
+from trainer.config import make_config, read_config, write_config
 from trainer.ema import ModelEma
 from trainer.optim import make_optimizer
 from trainer.resume import changes_since
@@ -38,6 +38,21 @@ def test_what_differs_from_the_run_as_it_was_is_said(changed, world_size, expect
 
 def test_a_checkpoint_of_an_earlier_version_is_taken_without_comparison():
     assert changes_since({"loss_sums_by_rank": torch.zeros(1, 3)}, HEADER, 1) == []
+
+
+def test_a_configuration_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    write_config(make_config({"seed": 1}), path)
+
+    def half(values, file, **options):
+        file.write("seed: 2")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.config.yaml.safe_dump", half)
+    with pytest.raises(OSError, match="No space"):
+        write_config(make_config({"seed": 2}), path)
+    assert read_config(path).seed == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def saved_with(config):
