@@ -29,7 +29,7 @@ Hook = tuple[Callable[..., None], tuple[Any, ...]]
 @pytest.fixture(scope="session")
 def forkserver() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.worker"])
+    context.set_forkserver_preload(["trainer.worker", "torch._dynamo"])  # what the first optimizer step imports
     return context
 
 
