@@ -32,6 +32,7 @@ from yolo_launch.lobby.messages import (
     clipped,
 )
 from yolo_launch.node_line import NodeLine
+from yolo_launch.node_place import quiet_variables
 from yolo_launch.spec import Meeting, Outcome, RankFailure
 from yolo_launch.watcher import Watcher
 
@@ -138,8 +139,7 @@ class NodeJob:
     def _meet(self, start: Round, watcher: Watcher) -> Meeting | None:
         """Where this round's workers meet; None where the round is over before they could."""
         if self.rank == 0:
-            # Where no name server answers, torch warns of each worker that joins; that is nothing to act on.
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+            os.environ.update(quiet_variables(os.environ))
             from yolo_launch import elastic  # imports torch
 
             self._store, port = elastic.serve_store()

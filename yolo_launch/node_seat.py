@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,14 +17,14 @@ from yolo_launch.lobby.messages import Claim, Leave, Ready, Round
 from yolo_launch.node_job import NodeJob
 from yolo_launch.node_line import NodeLine
 from yolo_launch.node_master import round_request
-from yolo_launch.node_place import Place
+from yolo_launch.node_place import Place, quiet_variables
 from yolo_launch.plan import make_plan, rank_lines
 from yolo_launch.spec import Host, LaunchPlan, LaunchRequest, Outcome, WorkerCommand
 from yolo_launch.supervise import watching
 from yolo_launch.watcher import Limits
 from yolo_launch.worker_logs import WorkerFiles
 
-LOST_S = 9.0
+LOST_S = 8.0
 """How long a machine looks for a master that it has lost, counted from the master's last word."""
 
 
@@ -43,16 +44,12 @@ class Machine:
     def plan(self, request: LaunchRequest, start: Round) -> LaunchPlan:
         """The plan of a round here."""
         plan = make_plan(round_request(request, start, self.place.rank), self.host)
-        return replace(plan, environment={**plan.environment, **self.variables})
+        return replace(plan, environment={**plan.environment, **self.variables, **quiet_variables(os.environ)})
 
-    def runner(self, plan: LaunchPlan, command: WorkerCommand, run_dir: Path, start: Round) -> AttemptRunner:
-        """The workers of a round, with their devices shown once."""
-        if start.number == 1:
-            for text in rank_lines(plan):
-                self.line.over(text)
-        return AttemptRunner(
-            plan, command, WorkerFiles(run_dir.absolute()), console_json=self.console.json_mode
-        )
+    def runner(self, plan: LaunchPlan, command: WorkerCommand, run_dir: Path) -> AttemptRunner:
+        """The workers of a round, with their devices shown where they are not the last round's."""
+        self.line.ranks(rank_lines(plan))
+        return AttemptRunner(plan, command, WorkerFiles(run_dir.absolute()), console_json=self.console.json_mode)
 
 
 class Seat:
@@ -131,10 +128,14 @@ class Seat:
         lost = self.member
         lost.close()
         self._machine.line.over(f"{reason}; looking for it")
-        deadline = lost.heard_at + LOST_S
+
+        def left_s() -> float:
+            return max(0.5, lost.heard_at + LOST_S - time.monotonic())
+
         try:
-            channel = dial(self._door, max(0.5, deadline - time.monotonic()), lambda problem: None, patient=False)
-            if greet(channel, self._door) != self._lobby_id:
+            channel = dial(self._door, left_s(), lambda problem: None, patient=False)
+            # A frozen master's kernel still takes connections.
+            if greet(channel, self._door, left_s()) != self._lobby_id:
                 return None  # another job has taken its place
             claim_rank(channel, self._claim_now())
         except (NoLobby, LaunchError):

@@ -108,7 +108,7 @@ def _where(failure: RankFailure, plan: LaunchPlan) -> str:
         place += f" on {device}"
     if plan.nnodes > 1 and failure.host:
         place += f" of {failure.host}"
-    if failure.epoch is not None and failure.step is not None:
+    if failure.epoch is not None and failure.step is not None and failure.phase not in ("start", "scan"):
         place += f", epoch {failure.epoch + 1}, step {failure.step}"
     return f"{place}, {_PHASES[failure.phase]}" if failure.phase in _PHASES else place
 

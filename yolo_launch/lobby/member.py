@@ -20,7 +20,7 @@ DIAL_S = 3.0
 """How long one attempt to connect may take."""
 HELLO_S = 5.0
 BEAT_S = 1.0
-SILENT_S = 8.0
+SILENT_S = 6.0
 """A master that says nothing for so long is lost."""
 ASLEEP_S = 2.0
 
@@ -64,10 +64,10 @@ def dial(door: Door, timeout_s: float, explain: Explain, *, patient: bool = True
         time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
 
 
-def greet(channel: Channel, door: Door) -> str:
+def greet(channel: Channel, door: Door, timeout_s: float = HELLO_S) -> str:
     """Exchange nonces and, where a token is set, proofs; the lobby's id. Raises LaunchError for another program."""
     try:
-        greeting = _expect(channel)
+        greeting = _expect(channel, timeout_s)
         lobby_id, theirs = greeting.get("lobby"), greeting.get("nonce")
         if greeting.get("protocol") != PROTOCOL or not isinstance(theirs, str):
             raise WireError(f"protocol {greeting.get('protocol')}, this one speaks {PROTOCOL}")
@@ -77,7 +77,7 @@ def greet(channel: Channel, door: Door) -> str:
         mine = new_nonce()
         shown = proof(door.token, "member", theirs, mine) if door.token else ""
         channel.send({"protocol": PROTOCOL, "nonce": mine, "proof": shown})
-        answer = _expect(channel)
+        answer = _expect(channel, timeout_s)
         if door.token and not is_proof(answer.get("proof"), door.token, "lobby", theirs, mine):
             raise _refused(door, "the master's own token", "another one")
     except (WireError, EOFError, OSError) as error:
@@ -97,7 +97,7 @@ def claim_rank(channel: Channel, claim: Claim) -> dict[str, Any]:
     try:
         channel.send(claim.pack())
         while True:
-            message = parse(_expect(channel, limit=1 << 20))
+            message = parse(_expect(channel, HELLO_S, limit=1 << 20))
             if isinstance(message, Joined):
                 return message.job
             if isinstance(message, Cannot):
@@ -195,10 +195,10 @@ class Member:
         self.inbox.put(gone)
 
 
-def _expect(channel: Channel, limit: int = MAX_HELLO_BYTES) -> dict[str, Any]:
-    frame = channel.receive(HELLO_S, limit)
+def _expect(channel: Channel, timeout_s: float, limit: int = MAX_HELLO_BYTES) -> dict[str, Any]:
+    frame = channel.receive(timeout_s, limit)
     if frame is None:
-        raise WireError(f"nothing within {HELLO_S:g} s")
+        raise WireError(f"nothing within {timeout_s:.1f} s")
     return frame
 
 

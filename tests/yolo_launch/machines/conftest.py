@@ -65,10 +65,10 @@ class Machine:
     def node(self, *arguments: str, workers: int = 1, nodes: str = "2", epochs: int = 3, **environment: str) -> Machine:
         """Its ``yolo-launch node`` with small options."""
         place = ("node", "--rank", str(self.rank), "--master", self.net.machines[0].address, *CPU, str(workers))
+        data = ("--data", "data/data.yaml")  # each machine its own copy
         if self.rank == 0:
-            data = "data/data.yaml"
-            place = (*place, "--nodes", nodes, "--data", data, "--epochs", str(epochs), *TRAINING)
-        return self.start(*place, *arguments, **environment)
+            place = (*place, "--nodes", nodes, "--epochs", str(epochs), *TRAINING)
+        return self.start(*place, *(data if "--data" not in arguments else ()), *arguments, **environment)
 
     @property
     def mark(self) -> str:
@@ -107,8 +107,10 @@ class Machine:
         """The furthest step in this machine's heartbeats."""
         steps = [0]
         for path in self.folder.glob("runs/train/*/logs/rank*.heartbeat.json"):
-            with contextlib.suppress(OSError, ValueError):
-                steps.append(int(json.loads(path.read_text()).get("step") or 0))
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                beat = json.loads(path.read_text())
+                if beat["phase"] in ("train", "val", "save", "done"):  # a scan counts files
+                    steps.append(int(beat["step"]))
         return max(steps)
 
     def signal(self, number: int) -> float:

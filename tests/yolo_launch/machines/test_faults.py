@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 
@@ -37,10 +38,9 @@ def test_a_worker_that_is_killed_on_another_machine(network, record):
 
 def test_a_machine_that_dies_and_comes_back(network, record):
     a, b = start_two(network, master=("--rejoin-timeout", "100"))
-    left = b.processes()
     since = b.kill()
-    wait_until(lambda: not any(p.is_running() and p.status() != "zombie" for p in left), 5, lambda: "left on gpu-b")
     record("machine killed, the master knows", a.wait_for("machine 1 gpu-b (10.77.0.2, 1x CPU) is lost") - since)
+    wait_until(lambda: not b.processes(), 5, lambda: f"left on gpu-b: {b.processes()}")
     a.wait_for("restart 1 of 3 when it is back (within 100 s), going on from the newest good checkpoint")
     a.wait_for("waiting for 1")
     back = time.monotonic()
@@ -116,8 +116,8 @@ def test_a_master_that_falls_silent(network, record):
     assert b.wait(20) == 6, b.output
     seconds = time.monotonic() - since
     record("master frozen, the other machine has ended", seconds)
-    assert seconds < 11
-    assert "no word from the master for 8 s" in b.output
+    assert seconds < 10
+    assert "no word from the master for 6 s" in b.output
 
 
 def test_sigterm_on_one_machine_saves_the_job_of_all(network, record):
@@ -134,15 +134,12 @@ def test_an_own_error_is_told_on_every_machine(network):
     a, b = network(2)
     a.node(epochs=2)
     b.node()
-    for machine in (a, b):
-        machine.wait_for("2/2 machines")
+    b.wait_for("rank 1 -> CPU")
     # Its images vanish after the machines have agreed on them.
-    for image in sorted((b.folder / "data" / "images" / "train").iterdir()):
-        image.unlink()
-    codes = (a.wait(), b.wait())
-    assert codes in ((1, 1), (2, 2)), a.net.outputs()
+    shutil.rmtree(b.folder / "data" / "images")
+    assert (a.wait(), b.wait()) == (2, 2), a.net.outputs()
     for machine in (a, b):
-        assert "images" in machine.output.rsplit("Hint", 1)[0][-1500:], machine.output
+        assert f"'train' images of {b.folder}/data/data.yaml were not found" in machine.output, machine.output
 
 
 def test_a_job_that_may_shrink_goes_on_with_the_rest_and_takes_the_machine_back(network, record):

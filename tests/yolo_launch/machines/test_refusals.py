@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import socket
+import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
-
-from tests.yolo_launch.machines.conftest import wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
 
@@ -124,8 +121,6 @@ def test_a_busy_port_names_its_holder(network):
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_ctrl_c_while_waiting_works_at_once(network, which, record):
-    import signal
-
     machines = network(3)
     a, b, _ = machines
     a.node(nodes="3")
@@ -206,8 +201,6 @@ class Bomb:
 
 def test_a_pickle_planted_by_a_stranger_is_never_executed(network, tmp_path):
     """In every store that a job opens, under every key that is in it."""
-    import torch.distributed as dist
-
     a, b = network(2)
     a.node(epochs=4)
     b.node()
@@ -246,7 +239,3 @@ def test_a_pickle_planted_by_a_stranger_is_never_executed(network, tmp_path):
     b.worker(1).kill()
     a.wait(), b.wait()
     assert not bomb.exists(), "a stranger's pickle was executed"
-    assert dist.is_available()
-
-
-__all__ = ["socket", "threading", "wait_until"]
