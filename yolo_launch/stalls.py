@@ -108,7 +108,10 @@ def stall_failure(ranks: list[StalledRank], files: WorkerFiles) -> RankFailure:
     stacks = []
     for stalled in sorted(ranks, key=lambda one: one is not first):
         shown = [f'  File "{frame.path}", line {frame.line} in {frame.function}' for frame in stalled.stack]
-        stacks += [f"Stack of rank {stalled.rank}:", *(shown or ["  (none: the worker did not answer)"])]
+        stacks += [
+            f"Stack of rank {stalled.rank}, innermost call first:",
+            *(shown or ["  (none: the worker did not answer)"]),
+        ]
     return RankFailure(
         rank=first.rank,
         local_rank=first.rank,
