@@ -14,6 +14,7 @@ from typing import NamedTuple
 from trainer.config import rounded_image_size
 from trainer.errors import UserError
 from yolo_launch.check_context import Context
+from yolo_launch.loaders import size_text
 from yolo_launch.spec import Finding
 
 SMALLEST_STRIDE = 32
@@ -128,7 +129,7 @@ def check_memory_for_cache(context: Context) -> Iterable[Finding]:
         return
     images = counts.training + counts.validation
     need, free = images * config.imgsz**2 * 3, context.host.memory_available_bytes
-    text = f"{free / 2**30:.1f} GB are free; --cache ram needs up to {need / 2**30:.1f} GB for {images} images"
+    text = f"{free / 2**30:.1f} GB are free; --cache ram needs up to {size_text(need)} for {images} images"
     if config.cache == "ram" and need > free:
         yield Finding("memory", "warning", text, "--cache disk")
     else:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from yolo_launch import ports
 from yolo_launch.check_context import Context
-from yolo_launch.loaders import shared_memory_need
+from yolo_launch.loaders import shared_memory_need, size_text
 from yolo_launch.spec import Finding
 from yolo_launch.torch_support import check_torch, check_torchvision
 
@@ -111,7 +111,7 @@ def check_shared_memory(context: Context) -> Iterable[Finding]:
         yield Finding("shm", "ok", f"{seen}; what the loaders need depends on the measured batch")
     elif need:
         count = f"{plan.nproc_per_node * plan.workers_per_rank} loader processes"
-        yield Finding("shm", "ok", f"{seen}; {count} of this run need at most {need / 2**30:.2f} GB")
+        yield Finding("shm", "ok", f"{seen}; {count} of this run need at most {size_text(need)}")
     else:
         yield Finding("shm", "ok", f"{seen}; this run has no loader processes and needs none")
 

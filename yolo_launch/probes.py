@@ -204,7 +204,7 @@ def _judge_disk(folder: Path, end: ProbeEnd) -> Finding:
     if end.answer is None:
         return Finding("disk", "failure", f"{folder} cannot be written: {end.problem}", "choose another: --project DIR")
     speed = end.answer["bytes"] / max(end.answer["seconds"], 1e-6)
-    seen = f"{folder} takes {speed / 1e6:.0f} MB/s, a checkpoint of yolov5s about {CHECKPOINT_BYTES / speed:.1f} s"
+    seen = f"{folder} takes {speed / 1e6:.0f} MB/s, a checkpoint of yolov5s about {CHECKPOINT_BYTES / speed:.2f} s"
     if speed < SLOW_DISK_BYTES_S:
         return Finding("disk", "warning", seen, "a local disk (--project DIR), or a longer --checkpoint-interval")
     return Finding("disk", "ok", seen)

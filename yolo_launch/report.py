@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import Literal
@@ -76,7 +77,7 @@ def lines(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) 
     elif outcome.detail and outcome.kind == "worker_failed":
         rows.append(_labelled("Restarts", outcome.detail))
     if failure is not None:
-        rows.append(_labelled("Log", failure.log_path or str(run_dir / "logs")))
+        rows.append(_labelled("Log", from_here(failure.log_path or str(run_dir / "logs"))))
     if outcome.kind != "done":
         rows.append(_labelled("Next", next_command))
     return [row for row in rows if row]
@@ -126,6 +127,13 @@ def _cause(outcome: Outcome, failure: RankFailure) -> list[str]:
     elif ended in failure.message and failure.traceback:
         shown += ["Its last lines:", *(f"  {line}" for line in failure.traceback.split("\n")[-4:])]
     return shown
+
+
+def from_here(path: str) -> str:
+    """A path as one would type it: without the working folder, where it lies inside."""
+    with contextlib.suppress(ValueError, OSError):
+        return str(Path(path).relative_to(Path.cwd()))
+    return path
 
 
 def _labelled(label: str, text: str) -> str:

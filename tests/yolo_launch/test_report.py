@@ -97,6 +97,15 @@ def test_a_worker_that_only_printed_why_shows_it():
     assert shown[2:5] == ["ended with exit code 2", "Its last lines:", "  usage: train.py"]
 
 
+def test_a_log_below_the_working_folder_is_named_as_one_would_type_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inside = replace(FAILURE, log_path=str(tmp_path / "runs" / "rank1.log"))
+    assert "Log:      runs/rank1.log" in render(Outcome("worker_failed", 1, failure=inside))
+    assert "Log:      /elsewhere/rank1.log" in render(
+        Outcome("worker_failed", 1, failure=replace(FAILURE, log_path="/elsewhere/rank1.log"))
+    )
+
+
 def test_a_long_message_is_cut():
     long = replace(FAILURE, message="\n".join(f"line {n}" for n in range(40)))
     shown = render(Outcome("worker_failed", 1, failure=long))

@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -169,6 +169,21 @@ def test_a_plan_for_another_machine(here, capsys, make_host):
     proposed = "yolo-launch plan --host server.json --gpus 0,1 --batch 256"
     assert proposed in capsys.readouterr().err
     assert run_program(proposed.split()[1:]) == 0
+
+
+def test_a_plan_for_a_machine_whose_gpu_is_in_parts(here, capsys, make_host, make_gpu):
+    parts = [replace(make_gpu(i), uuid=f"MIG-{i}aaa", is_mig=True, name="A100 MIG 3g.20gb") for i in range(2)]
+    (here / "mig.json").write_text(json.dumps({"host": asdict(make_host(tuple(parts)))}))
+    assert run_program(["plan", "--host", "mig.json", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["mode"], facts["world_size"], facts["environment"]["CUDA_VISIBLE_DEVICES"]) == (
+        "single",
+        1,
+        "MIG-0aaa",
+    )
+    assert any("one of 2 MIG instances" in finding["seen"] for finding in facts["findings"])
+    assert run_program(["plan", "--host", "mig.json", "--gpus", "0,1"]) in (ExitCode.USAGE, ExitCode.ENVIRONMENT)
+    assert "one MIG instance" in capsys.readouterr().err
 
 
 def test_what_the_doctor_writes_can_be_planned_for(here, capsys):

@@ -167,7 +167,7 @@ def test_a_cache_larger_than_memory(context):
     small = replace(context, host=replace(context.host, memory_available_bytes=1 << 20))
     assert found(input_checks.check_memory_for_cache, configured(small, cache="ram"))[0][0] == "warning"
     level, seen = found(input_checks.check_memory_for_cache, configured(context, cache="ram"))[0]
-    assert (level, seen) == ("ok", "100.0 GB are free; --cache ram needs up to 0.0 GB for 2 images")
+    assert (level, seen) == ("ok", "100.0 GB are free; --cache ram needs up to 2 MB for 2 images")
     level, seen = found(input_checks.check_memory_for_cache, small)[0]
     assert (level, "would not fit" in seen) == ("ok", True)
 
@@ -192,9 +192,9 @@ def test_the_driver_against_torchs_cuda(make_host, driver_cuda, torch_cuda, leve
 def test_shared_memory_against_what_this_run_needs(context, make_host):
     ((level, seen),) = found(machine_checks.check_shared_memory, context)
     workers = context.plan.workers_per_rank
-    need_gb = workers * 3 * 16 * 3 * 640 * 640 / 2**30
+    need_mb = workers * 3 * 16 * 3 * 640 * 640 / 2**20
     assert level == "ok"
-    assert seen == f"/dev/shm has 64.0 GB free; {workers} loader processes of this run need at most {need_gb:.2f} GB"
+    assert seen == f"/dev/shm has 64.0 GB free; {workers} loader processes of this run need at most {need_mb:.0f} MB"
     host = make_host(1, shm_free_bytes=1 << 30, shm_total_bytes=1 << 30)
     small = make_plan(LaunchRequest(global_batch_size=256), host)
     assert [finding.check for finding in small.findings if finding.level == "warning"] == ["shm"]

@@ -83,7 +83,7 @@ def test_a_frozen_rank_is_named_with_what_the_others_wait_for(training):
     assert "the process is stopped (SIGSTOP or a debugger)" in report
     assert "rank 0 has been in 'train'" in report or "rank 0 has been in 'val'" in report
     assert "waiting for the other ranks in" in report
-    assert "Stack of rank 0:" in job.stderr
+    assert "Stack of rank 0, innermost call first:" in job.stderr
 
 
 def test_every_rank_says_where_it_is(training):

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 import pytest
 
@@ -82,3 +83,46 @@ def test_nohup_is_obeyed_with_torchs_agent_too(job):
     assert job.wait() == 0
     assert "to its end" in job.stdout
     assert "to its end" in (job.run_dir / "runs/run/exp/logs/rank1.log").read_text()
+
+
+LOADERS = """
+import multiprocessing, os, pathlib, threading, time
+
+def stuck(name):
+    pathlib.Path(name).touch()
+    time.sleep(600)
+
+def start(name):
+    multiprocessing.get_context("fork").Process(target=stuck, args=(name,), daemon=True).start()
+
+start("ready.loader")
+passing = threading.Thread(target=start, args=("ready.passing",))
+passing.start()
+passing.join()
+while not (os.path.exists("ready.loader") and os.path.exists("ready.passing")):
+    time.sleep(0.01)
+time.sleep(0.5)
+pathlib.Path(f"count{len(multiprocessing.active_children())}").touch()
+time.sleep(600)
+"""
+
+
+def test_a_scripts_stuck_loaders_die_with_a_killed_launcher(job):
+    with_script(job, LOADERS, "load.py")
+    job.start_program("run", "load.py", "--gpus", "cpu")
+    job.wait_for("count2")  # the one that a passing thread started has outlived that thread
+    assert len(job.loaders()) == 2
+    since = job.signal(signal.SIGKILL)
+    job.wait()
+    assert job.seconds_until_nothing_is_left(since) < 2.7
+
+
+def test_a_scripts_stuck_loaders_die_with_a_killed_worker(job):
+    with_script(job, LOADERS, "load.py")
+    job.start_program("run", "load.py", "--gpus", "cpu")
+    job.wait_for("count2")
+    job.worker().kill()
+    since = time.monotonic()
+    assert job.seconds_until_nothing_is_left(since) < 2.2
+    assert job.wait() == 1
+    assert "killed by SIGKILL" in job.stderr
