@@ -2,8 +2,8 @@
 
     python benchmarks/checkpoints.py --data bccd.yaml [--epochs 3] [--imgsz 320] [--batch 16]
 
-One rank on the CPU. The wait is what ``metrics.jsonl`` holds as ``checkpoint_wait``: copying the state and handing it to
-the writer. The last checkpoint of a run, after which no step waits, is not in it.
+One rank on the CPU. The wait is what ``metrics.jsonl`` holds as ``checkpoint_wait``: copying the state and handing it
+to the writer. The last checkpoint of a run, after which no step waits, is not in it.
 """
 
 from __future__ import annotations
