@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint import newest_good
 from trainer.telemetry import TIME_COLUMNS
 
 
@@ -23,6 +24,13 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
             return [f"{path}: {len(a)} and {len(b)} entries"]
         return [found for i, (x, y) in enumerate(zip(a, b, strict=True)) for found in differences(x, y, f"{path}/{i}")]
     return [] if a == b else [f"{path}: {a} and {b}"]
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step that a resume would go on from; -1 before the first checkpoint. A damaged file is an error."""
+    content, passed_over = newest_good(run_dir / "weights")
+    assert not passed_over, passed_over
+    return -1 if content is None else int(content["progress"]["micro_step"])
 
 
 def result_of(run_dir: Path) -> dict[str, Any]:

@@ -146,7 +146,11 @@ class Killer:
     """How long a run takes from the first sign of its workers."""
     tally: dict[str, int] = field(default_factory=dict)
 
-    KINDS = ("launcher", "rank", "loader", "rank while saving", "launcher while saving", "rank in validation")
+    KINDS = (
+        *("launcher", "launcher in training", "launcher while saving"),
+        *("rank", "rank in training", "rank while saving", "rank in validation"),
+        "loader in training",
+    )
 
     @property
     def kills(self) -> int:
@@ -178,14 +182,16 @@ class Killer:
         if not self._wait(run, lambda: bool(run.ranks()), 60):
             return False
         before = run.temporaries()
-        if kind == "rank in validation":
+        if "validation" in kind:
             return self._wait(run, lambda: run.phase() == "val", 60, 0.005)
-        # Half of what is left of the run, on average; saves and loaders are there once the model is built.
+        if "training" in kind:
+            if not self._wait(run, lambda: run.phase() == "train", 60):
+                return False
+            time.sleep(self.rng.uniform(0, self.span_s / 4))
+            return run.is_running
         time.sleep(self.rng.uniform(0, self.span_s))
         if "saving" in kind:
             return self._wait(run, lambda: bool(run.temporaries() - before), 20, 0.0005)
-        if kind == "loader":
-            return self._wait(run, lambda: bool(run.loaders()), 60)
         return run.is_running
 
     def _victim(self, run: LaunchedRun, kind: str) -> psutil.Process | None:
@@ -194,7 +200,7 @@ class Killer:
         ranks = run.ranks()
         if kind == "rank while saving":
             return ranks.get(0)  # the one that writes
-        candidates = run.loaders() if kind == "loader" else list(ranks.values())
+        candidates = run.loaders() if "loader" in kind else list(ranks.values())
         return self.rng.choice(candidates) if candidates else None
 
     @staticmethod

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.faults.budget import SEED, WORKER_KILLS
-from tests.faults.comparison import differences
+from tests.faults.comparison import differences, newest_step
 from tests.faults.hooks import record_samples
 
 
@@ -24,7 +24,7 @@ def wait_for(condition, run, timeout_s=120, pause_s=0.0005):
 
 def kill_until(run, kills, rng, duration_s):
     """Kill random ranks at random moments, resuming each time; returns how many kills hit a live run."""
-    done = 0
+    done, reached = 0, -1
     while done < kills:
         run.start()
         time.sleep(rng.uniform(0.1, duration_s))
@@ -34,6 +34,8 @@ def kill_until(run, kills, rng, duration_s):
             return done
         run.kill(rng.sample(range(run.world_size), rng.randint(1, run.world_size)))
         done += 1
+        assert newest_step(run.run_dir) >= reached, f"a checkpoint was lost; seed {SEED}"
+        reached = newest_step(run.run_dir)
     return done
 
 
@@ -62,11 +64,16 @@ def test_killed_once_in_the_middle_of_an_epoch(training, undisturbed):
 def test_killed_while_checkpoints_are_being_written(training, undisturbed):
     run = training("killed")
     folder = run.run_dir / "weights"
-    for _ in range(3):
+    reached = -1
+    for number in range(3):
         run.start()
         before = set(folder.glob(".*.tmp"))
+        if number == 0:
+            wait_for((folder / "last.previous.pt").exists, run)
         wait_for(lambda before=before: set(folder.glob(".last.pt.*.tmp")) - before, run)
         run.kill([0])
+        assert newest_step(run.run_dir) >= max(reached, 0), "the good one stays while the next is written"
+        reached = newest_step(run.run_dir)
     run.finish()
     assert differences(run.result(), undisturbed()) == []
     assert not list(folder.glob(".*")), "what the killed writers left is gone"

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.faults.budget import LAUNCHER_KILLS, SEED
-from tests.faults.comparison import differences, result_of
+from tests.faults.comparison import differences, newest_step, result_of
 from tests.faults.launched import Killer, LaunchedRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
@@ -67,7 +67,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(launched, expected)
         run, killer = launched(f"killed{round_number}", nproc), Killer(rng, span_s * 0.8)
         started_at = time.monotonic()
         run.start()
+        reached = -1
         while killer.kills < min(KILLS_PER_RUN, LAUNCHER_KILLS - kills):
+            assert newest_step(run.run_dir) >= reached, f"a checkpoint was lost; seed {SEED}"
+            reached = newest_step(run.run_dir)
             if not killer.strike(run) and not run.is_running:
                 if run.is_finished:
                     break
