@@ -120,7 +120,8 @@ def _planned(
     facts: dict[str, Any] = {}
     if place is not None:
         values = {**values, "port": None}
-        facts["nnodes"] = place.nodes[1] if place.nodes else 2
+        # How the batch divides is known once all workers are.
+        facts = {"nnodes": place.nodes[1] if place.nodes else 2, "uneven_batch_ok": True}
     batch = values["batch_size"]
     request = launch_request(
         values,
@@ -135,4 +136,4 @@ def _planned(
         plan = make_plan(request, host)
     except LaunchError as error:
         return None, [Finding("plan", "failure", error.what, error.next_command or error.expected)]
-    return plan, list(plan.findings)
+    return plan, [found for found in plan.findings if place is None or found.check != "batch"]
