@@ -23,6 +23,7 @@ from yolo_launch.lobby.messages import (
     Report,
     Roster,
     Round,
+    Seen,
     Stop,
     StopKind,
     Store,
@@ -86,6 +87,8 @@ class Control:
         seat.heard_at = now
         if isinstance(message, Beat):
             seat.beat = message
+        elif isinstance(message, Seen):
+            seat.seen = message
         elif isinstance(message, Ready):
             self._on_ready(seat, message, now)
         elif isinstance(message, Cannot):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.lobby.messages import Beat, Cannot, Claim, Joined, Message, Pulse, Stop, parse
+from yolo_launch.lobby.messages import Beat, Cannot, Claim, Joined, Message, Pulse, Seen, Stop, parse
 from yolo_launch.lobby.wire import MAX_HELLO_BYTES, PROTOCOL, Channel, Seal, WireError, is_proof, new_nonce, proof
 from yolo_launch.network import dial_problem
 
@@ -126,12 +126,14 @@ class Member:
     """A taken seat. Two threads keep it: one hears, one gives signs of life.
 
     ``on_stop`` is called from the hearing thread as soon as a round is to end, while the main thread may be in C++;
-    ``beat`` says where this machine's first rank is.
+    ``on_seen``, from the same thread, gets what all have found in a check-up. ``beat`` says where this machine's first
+    rank is.
     """
 
     channel: Channel
     beat: Callable[[], Beat] = Beat
     on_stop: Callable[[Stop | MasterGone], None] = lambda message: None
+    on_seen: Callable[[Seen], None] = lambda message: None
     inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
     gone: str = ""
     heard_at: float = field(default_factory=time.monotonic)
@@ -180,6 +182,8 @@ class Member:
                 self.heard_at = now
                 if isinstance(message, Stop):
                     self.on_stop(message)
+                elif isinstance(message, Seen):
+                    self.on_seen(message)
                 elif not isinstance(message, Pulse):
                     self.inbox.put(message)
             elif now - self.heard_at > SILENT_S:

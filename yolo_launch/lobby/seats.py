@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from yolo_launch.lobby.messages import Beat, Claim, Message, Note, Report
+from yolo_launch.lobby.messages import Beat, Claim, Message, Note, Report, Seen
 from yolo_launch.lobby.terms import Terms
 
 MOST_LABELS = 4
@@ -25,6 +25,7 @@ class Seat:
     in_round: bool = False
     report: Report | None = None
     beat: Beat | None = None
+    seen: Seen | None = None
 
     @property
     def label(self) -> str:

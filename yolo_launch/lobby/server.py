@@ -85,6 +85,10 @@ class Lobby:
         """End the job for every machine, from any thread."""
         self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.end(outcome, now)))
 
+    def tell(self, message: Message) -> None:
+        """Send every machine something, from any thread; what is told before the end arrives before it."""
+        self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.table.tell_all(message)))
+
     def close(self, timeout_s: float = 15.0) -> None:
         """Wait until everybody has heard the end, then stop listening."""
         if self._thread.is_alive():
