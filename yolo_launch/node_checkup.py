@@ -53,7 +53,7 @@ class Checkup:
         plan = self.plan = self.machine.plan(self.request, start)
         module = ("-m", SHIM, "-m", "yolo_launch.checkup_worker")
         command = WorkerCommand((*module, str(self.folder), plan.backend))
-        return self.machine.runner(plan, command, self.folder, start)
+        return self.machine.runner(plan, command, self.folder)
 
     def say(self, seat: Seat, found: Sequence[Finding]) -> None:
         """Tell the master what was found here, and that this machine is ready."""

@@ -33,12 +33,16 @@ from yolo_launch.lobby.messages import (
 )
 from yolo_launch.node_line import NodeLine
 from yolo_launch.node_place import quiet_variables
+from yolo_launch.restarts import stopped_by
 from yolo_launch.spec import Meeting, Outcome, RankFailure
 from yolo_launch.watcher import Watcher
 
 POLL_S = 0.1
 LINGER_S = 1.0
 """What workers get to end once another machine has failed."""
+FAREWELL_S, HASTY_FAREWELL_S = 25.0, 2.0
+"""How long a machine that was signalled waits for the job's end, once it has said so and otherwise. Slurm kills 30 s
+after its signal, and the others may be writing a checkpoint."""
 STORE_S = 90.0
 """How long the master may take to load torch and open the round's store."""
 
@@ -61,6 +65,7 @@ class NodeJob:
 
     def __post_init__(self) -> None:
         self._round = 0
+        self._last_report: Report | None = None
         self._runner: AttemptRunner | None = None
         self._store: Any = None
         self._watcher: Watcher | None = None
@@ -84,12 +89,12 @@ class NodeJob:
 
     def _step(self, watcher: Watcher) -> Outcome | None:
         message = self.member.next(POLL_S)
-        if watcher.stop_signal is not None:
-            return self._leave(watcher.stop_signal)
         if isinstance(message, Round):
-            self._play(message, watcher)
+            self._play(message, watcher)  # after a signal too: the lobby waits for a report
         elif isinstance(message, End):
             return message.outcome
+        elif watcher.stop_signal is not None:
+            return self._leave(watcher.stop_signal)
         elif isinstance(message, Cannot):
             raise refusal_error(message)
         elif isinstance(message, Note):
@@ -102,15 +107,18 @@ class NodeJob:
         return None
 
     def _leave(self, number: signal.Signals) -> Outcome:
-        """A signal while no workers run here. The job's own end may already be on its way."""
-        deadline = time.monotonic() + (2.0 if self._round else 0.0)
+        """A signal, and no workers run here any more. The job's own end may already be on its way."""
+        last = self._last_report
+        has_told = last is not None and last.signal is not None
+        patience_s = FAREWELL_S if has_told and number != signal.SIGINT else HASTY_FAREWELL_S
+        deadline = time.monotonic() + (patience_s if self._round else 0.0)
         while time.monotonic() < deadline and not self.member.gone:
             message = self.member.next(POLL_S)
             if isinstance(message, End):
                 return message.outcome
         name = "Ctrl-C" if number == signal.SIGINT else number.name
         self.member.send(Leave(reason=f"it left ({name})"))
-        return Outcome("interrupted", 128 + number, signal=number)
+        return stopped_by(number, saved=last is not None and last.saved)
 
     def _find_again(self, reason: str) -> Outcome | None:
         found = self.reconnect(reason)
@@ -123,17 +131,24 @@ class NodeJob:
     # ---- a round
 
     def _play(self, start: Round, watcher: Watcher) -> None:
-        self._round = start.number
         watcher.begin_round()
+        self._round = start.number
+        # What the member's thread heard before this was for a round that it did not know.
+        if self.member.stop is not None:
+            self._on_stop(self.member.stop)
+        if self.member.gone:
+            watcher.end_round(0.0)
         runner = self._runner = self.make_runner(start)
         self.line.round(runner.plan, runner.files)
         self._store = None
         meeting = self._meet(start, watcher)
         if meeting is None:
-            self.member.send(Report(round=start.number, kind="ended"))
-            return
-        attempt = runner.run(watcher, start.number - 1, meeting)
-        self.member.send(self._report(attempt, watcher, runner))
+            number = int(watcher.stop_signal) if watcher.stop_signal is not None else None
+            last = Report(round=start.number, kind="ended" if number is None else "stopped", signal=number)
+        else:
+            last = self._report(runner.run(watcher, start.number - 1, meeting), watcher, runner)
+        self._last_report = last
+        self.member.send(last)
         self.line.waiting()
 
     def _meet(self, start: Round, watcher: Watcher) -> Meeting | None:
@@ -150,7 +165,7 @@ class NodeJob:
             message = self.member.next(POLL_S)
             if isinstance(message, Store) and message.round == start.number:
                 return Meeting(self.address, message.port, is_served=True)
-            if isinstance(message, (End, MasterGone)):
+            if isinstance(message, (End, MasterGone, Cannot)):
                 self.member.inbox.put(message)
                 return None
             if isinstance(message, Note):
@@ -168,6 +183,8 @@ class NodeJob:
             return
         elif message.kind == "stalled":
             watcher.look_around()
+        elif message.kind == "save":
+            watcher.end_round(watcher.limits.save_s)
         elif message.kind == "join":
             watcher.end_round(watcher.limits.save_s, tell=signal.SIGUSR1)
         else:

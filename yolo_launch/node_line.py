@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -125,11 +126,17 @@ class NodeLine:
     def _draw(self, text: str, every_s: float, *, changes_count: bool = True) -> None:
         now = time.monotonic()
         if self._is_terminal:
-            self._write(f"\r\x1b[K{text}")
+            self._write(f"\r\x1b[K{fitted(text, self._width())}")
             self._drawn = True
         elif now - self._shown_at >= every_s or (changes_count and text != self._shown):
             self._write(text + "\n")
             self._shown, self._shown_at = text, now
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
 
     def _clear(self) -> None:
         if self._drawn:
@@ -142,3 +149,12 @@ class NodeLine:
             self._stream.flush()
         except (OSError, ValueError):
             return
+
+
+def fitted(text: str, columns: int) -> str:
+    """The text on one line of a terminal, shortened in its middle: a line that wraps cannot be drawn over."""
+    room = max(10, columns - 1)
+    if len(text) <= room:
+        return text
+    tail = (room - 3) // 2
+    return f"{text[: room - 3 - tail]}...{text[-tail:]}"

@@ -18,7 +18,7 @@ from yolo_launch.cluster import ClusterFacts, read_cluster, srun_line
 from yolo_launch.devices import visible_devices
 from yolo_launch.errors import LaunchError
 from yolo_launch.lobby.member import Door
-from yolo_launch.lobby.messages import Claim
+from yolo_launch.lobby.messages import MOST_DEVICES, Claim
 from yolo_launch.lobby.terms import parse_nodes
 from yolo_launch.spec import Host, LaunchPlan
 
@@ -69,7 +69,7 @@ def find_place(
     rank = values["rank"] if values.get("rank") is not None else facts.node_rank
     master = values.get("master") or facts.master
     if rank is None or not master:
-        raise _incomplete(rank, typed, environ)
+        raise _incomplete(rank, master, environ)
     if rank < 0:
         raise LaunchError("--rank cannot be used.", seen=f"--rank {rank}", expected="0 on the master, then 1, 2, ...")
     nodes = parse_nodes(values["nodes"]) if values.get("nodes") else None
@@ -81,8 +81,10 @@ def find_place(
             expected="--nodes 2, or --nodes 1:4 for a job that may run with fewer",
             next_command=retype(typed, {"--nodes": "2"}),
         )
-    port = values.get("port") or facts.port or DEFAULT_PORT
-    patience_s = values.get("join_timeout") or 600.0
+    port = values["port"] if values.get("port") is not None else facts.port or DEFAULT_PORT
+    if not 0 < port < 65536:
+        raise LaunchError("--port cannot be used.", seen=f"--port {port}", expected="a port from 1 to 65535")
+    patience_s = 600.0 if values.get("join_timeout") is None else values["join_timeout"]
     address = _resolved(master, patience_s if facts.source else 0.0, say)
     own = network.source_address(address, port)
     if rank == 0 and not network.is_local_address(address, host.addresses):
@@ -121,7 +123,9 @@ def listening_address(place: Place, host: Host) -> str:
     is_own = network.is_local_address(place.address, host.addresses)
     # A name of one's own that leads to loopback is no address for others.
     is_misled = place.address.startswith("127.") and place.master != place.address
-    return place.address if is_own and not is_misled else ""
+    if is_own and not is_misled:
+        return place.address
+    return "::" if ":" in place.address else ""
 
 
 def make_claim(place: Place, plan: LaunchPlan, host: Host) -> Claim:
@@ -134,7 +138,7 @@ def make_claim(place: Place, plan: LaunchPlan, host: Host) -> Claim:
         host=host.name,
         address=place.own_address,
         interface=place.interface,
-        devices=tuple(device.name or device.kind.upper() for device in plan.devices),
+        devices=tuple(device.name or device.kind.upper() for device in plan.devices)[:MOST_DEVICES],
         nproc=plan.nproc_per_node,
         torch=host.torch.torch_version,
         cuda=host.torch.cuda_version,
@@ -176,8 +180,8 @@ def quiet_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {} if QUIET_VARIABLE in environ else {QUIET_VARIABLE: "ERROR"}
 
 
-def _incomplete(rank: int | None, typed: tuple[str, ...], environ: Mapping[str, str]) -> LaunchError:
-    missing = [name for name, value in (("--rank", rank), ("--master", None)) if value is None]
+def _incomplete(rank: int | None, master: str, environ: Mapping[str, str]) -> LaunchError:
+    missing = ["--rank"] * (rank is None) + ["--master"] * (not master)
     return LaunchError(
         "This machine does not know its place in the job.",
         seen=f"no {' and no '.join(missing)}, and no scheduler's variables",
@@ -222,7 +226,7 @@ def _token(values: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
         if not token:
             raise LaunchError("The token file is empty.", seen=str(path), next_command=f"openssl rand -hex 32 > {path}")
         return token
-    return values.get("token") or environ.get(TOKEN_VARIABLE) or None
+    return (values.get("token") or environ.get(TOKEN_VARIABLE) or "").strip() or None
 
 
 def describe_place(place: Place, variables: Mapping[str, str]) -> str:

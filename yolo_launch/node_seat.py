@@ -12,8 +12,9 @@ from typing import Any
 from yolo_launch.attempt import AttemptRunner
 from yolo_launch.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.lobby.member import Door, Member, NoLobby, claim_rank, dial, greet
+from yolo_launch.lobby.member import Door, Member, NoLobby, claim_rank, closing_on_failure, dial, greet
 from yolo_launch.lobby.messages import Claim, Leave, Ready, Round
+from yolo_launch.lobby.wire import Channel
 from yolo_launch.node_job import NodeJob
 from yolo_launch.node_line import NodeLine
 from yolo_launch.node_master import round_request
@@ -70,18 +71,28 @@ class Seat:
         def explain(problem: str) -> None:
             self._machine.line.roster(problem, patience_s - (time.monotonic() - began_at), counts_down=True)
 
-        try:
-            channel = dial(self._door, patience_s, explain)
-        except NoLobby as error:
-            raise LaunchError(
-                f"The master did not answer within {patience_s:g} s.",
-                seen=str(error),
-                expected=f"a lobby at {self._door.address}:{self._door.port}",
-                next_command=f"yolo-launch doctor --master {self._door.address} --rank {self._claim.rank}",
-                exit_code=ExitCode.NOT_JOINED,
-            ) from None
-        self._lobby_id = greet(channel, self._door)
-        description = claim_rank(channel, self._claim_now())
+        while True:
+            try:
+                channel = dial(self._door, patience_s - (time.monotonic() - began_at), explain)
+                return self._sit_down(channel)
+            except NoLobby as error:
+                problem = str(error)
+            if time.monotonic() - began_at >= patience_s:
+                raise LaunchError(
+                    f"The master did not answer within {patience_s:g} s.",
+                    seen=problem,
+                    expected=f"a lobby at {self._door.address}:{self._door.port}",
+                    next_command=f"yolo-launch doctor --master {self._door.address} --rank {self._claim.rank}",
+                    exit_code=ExitCode.NOT_JOINED,
+                )
+            # Something took the connection and cut it: the proxy of a container that is not up yet does that.
+            explain(problem)
+            time.sleep(0.5)
+
+    def _sit_down(self, channel: Channel) -> dict[str, Any]:
+        with closing_on_failure(channel):
+            self._lobby_id = greet(channel, self._door)
+            description = claim_rank(channel, self._claim_now())
         self._member = Member(channel)
         self._member.start()
         return description
@@ -128,16 +139,19 @@ class Seat:
         lost = self.member
         lost.close()
         self._machine.line.over(f"{reason}; looking for it")
+        deadline = lost.heard_at + LOST_S
 
         def left_s() -> float:
-            return max(0.5, lost.heard_at + LOST_S - time.monotonic())
+            # One that is stopped or hangs takes connections still, and says nothing.
+            return max(0.5, deadline - time.monotonic())
 
         try:
             channel = dial(self._door, left_s(), lambda problem: None, patient=False)
-            # A frozen master's kernel still takes connections.
-            if greet(channel, self._door, left_s()) != self._lobby_id:
-                return None  # another job has taken its place
-            claim_rank(channel, self._claim_now())
+            with closing_on_failure(channel):
+                if greet(channel, self._door, left_s()) != self._lobby_id:
+                    channel.close()
+                    return None  # another job has taken its place
+                claim_rank(channel, self._claim_now(), left_s())
         except (NoLobby, LaunchError):
             return None
         self._member = Member(channel)

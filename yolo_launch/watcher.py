@@ -121,7 +121,9 @@ class Watcher:
     def look_around(self) -> None:
         """Another machine has stalled: ask the workers here where they are, then end them; from any thread."""
         with self._lock:
-            if self._stacks_at is None and self.stall is None:
+            if self._workers is None:
+                self._ended = True  # they were just to be started
+            elif self._stacks_at is None and self.stall is None:
                 self._ask_for_stacks(time.monotonic())
 
     def begin(self, workers: Workers, files: WorkerFiles, stall_watch: StallWatch) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from yolo_launch.errors import ExitCode, LaunchError
+from trainer.errors import UserError
+from yolo_launch.errors import ExitCode
 from yolo_launch.lobby.messages import (
     Beat,
     Cannot,
@@ -29,17 +30,21 @@ from yolo_launch.lobby.messages import (
     Store,
     StoreOpen,
     Trouble,
+    clipped,
 )
-from yolo_launch.lobby.seats import Seat, Table, roster_text
-from yolo_launch.lobby.terms import JobFacts, Terms, refusal_of
-from yolo_launch.lobby.verdict import Verdict, judge
+from yolo_launch.lobby.seats import Seat, Table, missing_text, roster_text
+from yolo_launch.lobby.terms import JobFacts, Terms, other_data, refusal_of
+from yolo_launch.lobby.verdict import Verdict, judge, refused
 from yolo_launch.restarts import Progress
-from yolo_launch.spec import Outcome, RankFailure
+from yolo_launch.spec import Outcome
 
 PULSE_S = 1.0
 ASLEEP_S = 2.0
 """A gap of so much between two ticks was this process's own: nobody else is to blame for the silence."""
 FAREWELL_S = 10.0
+ROSTER_S = 0.2
+"""The roster is told at most so often: each telling is a message for every machine."""
+
 
 class Control:
     """One job's lobby."""
@@ -54,16 +59,18 @@ class Control:
         self._deadline = now + terms.join_timeout_s
         self._enough_since: float | None = None
         self._lost: list[tuple[Claim, str]] = []
-        self._paused = False
-        self._completed = False
+        self._paused = self._completed = False
         self._batch_size = 0
         self._progress = Progress()
         self._last_tick = self._last_pulse = now
+        self._roster_is_old, self._last_roster = False, now - ROSTER_S
 
     def on_claim(self, connection: int, claim: Claim, now: float, wall: float) -> None:
         """A machine asks for a rank. ``wall`` is the master's clock."""
+        self._wake(now)
         seat = self.table.seats.get(claim.rank)
-        refusal = refusal_of(claim, self.job.own, self.terms, seat.claim if seat else None)
+        holder = self.job.own if claim.rank == self.job.own.rank else seat.claim if seat else None
+        refusal = refusal_of(claim, self.job.own, self.terms, holder)
         if self.phase == "ended":
             refusal = Cannot(what=f"The job on {self.job.own.host} is over.", exit_code=int(ExitCode.NOT_JOINED))
         if refusal is not None:
@@ -77,10 +84,11 @@ class Control:
         self.table.seats[claim.rank] = Seat(claim, connection, heard_at=now, clock_ahead_s=claim.clock - wall)
         self.table.outbox.append((connection, Joined(job=self.job.description)))
         self.table.say(f"machine {claim.label} joined")
-        self._show_roster(now)
+        self._roster_is_old = True
 
     def on_message(self, connection: int, message: Message, now: float) -> None:
         """A seated machine says something."""
+        self._wake(now)
         seat = self.table.seat_of(connection)
         if seat is None:
             return
@@ -95,29 +103,34 @@ class Control:
             self._dismiss(seat, message, now)
         elif isinstance(message, Leave):
             self.on_gone(connection, message.reason or "it left", now)
-        elif isinstance(message, (StoreOpen, Trouble, Report)) and message.round == self.round and seat.in_round:
+        elif isinstance(message, (StoreOpen, Trouble, Report)) and self._is_about_this_round(seat, message.round):
             self._on_round(seat, message, now)
 
     def on_gone(self, connection: int, reason: str, now: float) -> None:
         """A connection ended."""
+        self._wake(now)
         seat = self.table.seat_of(connection)
         if seat is None:
             return
         del self.table.seats[seat.claim.rank]
-        if self.phase in ("running", "stopping") and seat.in_round and not self._completed:
+        self._roster_is_old = True
+        if self._is_about_this_round(seat, self.round) and seat.report is None and not self._completed:
             self._lost.append((seat.claim, reason))
-            self._stop("lost", f"machine {seat.label} is lost: {reason}", now)
-            self._maybe_judge(now)
+            text = f"machine {seat.label} is lost: {reason}"
+            self.table.say(text) if self.phase == "stopping" else self._stop("lost", text, now)
         elif self.phase != "ended":
+            # A machine that had reported is no loss of this round; the next one waits for it.
+            if seat.in_round and seat.report is not None:
+                self.table.departed[seat.claim.rank] = (seat, seat.report)
             self.table.say(f"machine {seat.label} is gone: {reason}")
-        self._show_roster(now)
+        self._maybe_judge(now)
+
+    def _is_about_this_round(self, seat: Seat, number: int) -> bool:
+        return self.phase in ("running", "stopping") and seat.in_round and number == self.round
 
     def tick(self, now: float) -> None:
         """Time has passed: pulses, silence, deadlines."""
-        asleep_s = now - self._last_tick
-        if asleep_s > ASLEEP_S:
-            self.table.forgive(asleep_s)
-            self._deadline += asleep_s
+        self._wake(now)
         self._last_tick = now
         if now - self._last_pulse >= PULSE_S:
             self._last_pulse = now
@@ -128,8 +141,20 @@ class Control:
             if now - seat.heard_at > self.terms.silent_s:
                 self.table.closing.append(seat.connection)
                 self.on_gone(seat.connection, f"no word from it for {self.terms.silent_s:g} s", now)
-        self._maybe_start(now)
         self._maybe_judge(now)
+        self._maybe_start(now)
+        if self._roster_is_old and self.phase == "gathering" and now - self._last_roster >= ROSTER_S:
+            self._roster_is_old, self._last_roster = False, now
+            left_s = max(0.0, self._deadline - now)
+            self.table.tell_all(Roster(text=roster_text(self.table.seats, self.terms), left_s=left_s))
+
+    def _wake(self, now: float) -> None:
+        """Before anything that arrived is judged by the clock: forgive the time in which this process slept."""
+        asleep_s = now - self._last_tick
+        if asleep_s > ASLEEP_S:
+            self.table.forgive(asleep_s, now)
+            self._deadline += asleep_s
+            self._last_tick = now
 
     def end(self, outcome: Outcome, now: float) -> None:
         """The job is over, for every machine."""
@@ -145,17 +170,12 @@ class Control:
         return self.phase == "ended" and (set(self.table.seats) <= {0} or self._last_tick > self._deadline)
 
     def _on_ready(self, seat: Seat, message: Ready, now: float) -> None:
-        if message.fingerprint != self.job.fingerprint:
-            host, own = seat.claim.host, self.job.own.host
-            refusal = Cannot(
-                what=f"The data set of {host} is not that of {own}.",
-                seen=f"fingerprint {message.fingerprint[:12]} on {host}, {self.job.fingerprint[:12]} on {own}",
-                expected="the same classes, images and labels; --data names another path to the same data",
-            )
-            self._dismiss(seat, refusal, now)
+        if seat.ready:
             return
-        seat.ready = True
-        self._show_roster(now)
+        if message.fingerprint != self.job.fingerprint:
+            self._dismiss(seat, other_data(seat.claim, message.fingerprint, self.job), now)
+            return
+        seat.ready = self._roster_is_old = True
         if self.phase == "running":
             self._paused = True
             self._stop("join", f"machine {seat.label} comes in: the others save and go on with it", now)
@@ -164,53 +184,48 @@ class Control:
     def _dismiss(self, seat: Seat, why: Cannot, now: float) -> None:
         """Let a machine go that cannot do the job, with its reason on both sides."""
         self.table.dismiss(seat.connection, why)
-        del self.table.seats[seat.claim.rank]
+        if seat.in_round:
+            self.on_gone(seat.connection, why.what[:300], now)
+            return
+        self.table.seats.pop(seat.claim.rank)
         self.table.say(f"machine {seat.label} cannot take part: {why.what}" + f" ({why.seen})" * bool(why.seen))
-        self._show_roster(now)
+        self._roster_is_old = True
 
     def _maybe_start(self, now: float) -> None:
         if self.phase != "gathering":
             return
         seats = self.table.seats
         ready = sorted(rank for rank, seat in seats.items() if seat.ready)
-        enough = 0 in ready and len(ready) >= self.terms.min_nodes and len(ready) == len(seats)
-        if not enough:
+        enough = 0 in ready and len(ready) >= self.terms.min_nodes
+        if not enough or len(ready) < len(seats):
             self._enough_since = None
         elif self._enough_since is None:
             self._enough_since = now
         grace_s = self.terms.join_grace_s if self.round == 0 else 0.0
         waited = self._enough_since is not None and now - self._enough_since >= grace_s
-        if len(ready) == self.terms.max_nodes or (enough and waited):
+        is_late = now > self._deadline
+        if len(ready) == self.terms.max_nodes or waited or (enough and is_late):
             self._start(ready, now)
-        elif now > self._deadline:
-            self._give_up(ready, now)
+        elif is_late:
+            detail, restarts = missing_text(seats, self.terms, first_round=self.round == 0), self._progress.restarts
+            self.end(Outcome("not_joined", ExitCode.NOT_JOINED, restarts=restarts, detail=detail), now)
 
     def _start(self, ranks: list[int], now: float) -> None:
         by_node = tuple(self.table.seats[rank].claim.nproc for rank in ranks)
         if not self._batch_size:
             try:
                 self._batch_size = self.job.settle(by_node)
-            except LaunchError as error:
-                failure = RankFailure(-1, 0, int(error.exit_code), error.what, user_error=error.to_dict())
-                self.end(Outcome("worker_failed", error.exit_code, failure=failure), now)
+            except UserError as error:
+                self.end(refused(error), now)
                 return
         even = self.job.even and self.round == 0
         self.round += 1
-        self.phase = "running"
-        self._lost, self._paused = [], False
+        self.phase, self._lost, self._paused, self.table.departed = "running", [], False, {}
         for rank, seat in self.table.seats.items():
             seat.in_round, seat.report = rank in ranks, None
         members = tuple(zip(ranks, by_node, strict=True))
         start = Round(number=self.round, members=members, batch_size=self._batch_size, even=even)
         self.table.tell(ranks, start)
-
-    def _give_up(self, ready: list[int], now: float) -> None:
-        missing = [str(rank) for rank in range(self.terms.max_nodes) if rank not in ready]
-        again, limit_s = "join", self.terms.join_timeout_s
-        if self.round:
-            again, limit_s = "come back", self.terms.rejoin_timeout_s
-        detail = f"machine{'s' * (len(missing) > 1)} {', '.join(missing)} did not {again} within {limit_s:g} s"
-        self.end(Outcome("not_joined", ExitCode.NOT_JOINED, restarts=self._progress.restarts, detail=detail), now)
 
     def _on_round(self, seat: Seat, message: StoreOpen | Trouble | Report, now: float) -> None:
         if isinstance(message, StoreOpen):
@@ -222,15 +237,17 @@ class Control:
             self._on_report(seat, message, now)
 
     def _on_report(self, seat: Seat, report: Report, now: float) -> None:
+        if seat.report is not None:
+            return
         seat.report = report
         self._progress.heard = True
         self._progress.finished_a_step |= report.finished_a_step
         if seat.claim.rank == 0 and report.kind == "done":
             # Rank 0 leaves last: what the others do from now on changes nothing.
             self._completed, self.phase, self._deadline = True, "stopping", now + FAREWELL_S
-        elif report.kind in ("saved", "stopped") and self.phase == "running":
-            # A save that was asked for on one machine ends the workers of all by itself.
-            self.phase, self._deadline = "stopping", now + self.terms.save_s
+        elif report.kind in ("saved", "stopped"):
+            # A save that was asked for on one machine ends the workers of all by itself, as a rule.
+            self._stop("save", f"the workers of machine {seat.label} were told to stop", now)
         elif report.kind != "done":
             self._stop("failed", f"the workers of machine {seat.label} have ended", now)
         self._maybe_judge(now)
@@ -239,10 +256,10 @@ class Control:
         if self.phase != "running":
             return
         self.phase = "stopping"
-        self._deadline = now + (self.terms.save_s if kind == "join" else self.terms.stop_s)
-        if kind != "failed":  # a failure is told with its cause, once that is known
+        self._deadline = now + (self.terms.save_s if kind in ("join", "save") else self.terms.stop_s)
+        if kind not in ("failed", "save"):  # told with its cause, once that is known
             self.table.say(reason)
-        self.table.tell(self.table.in_round(), Stop(round=self.round, kind=kind, reason=reason))
+        self.table.tell(self.table.in_round(), Stop(round=self.round, kind=kind, reason=clipped(reason)))
 
     def _maybe_judge(self, now: float) -> None:
         if self.phase != "stopping":
@@ -274,17 +291,13 @@ class Control:
         for seat in self.table.seats.values():
             seat.in_round, seat.report = False, None
         for rank, outcome in verdict.leaving.items():
-            self.table.dismiss(self.table.seats.pop(rank).connection, End(outcome=outcome))
+            leaving = self.table.seats.pop(rank, None)
+            if leaving is not None:
+                self.table.dismiss(leaving.connection, End(outcome=outcome))
         self.phase = "gathering"
         self._deadline = now + self.terms.rejoin_timeout_s
-        self._enough_since = None
-        self._show_roster(now)
+        self._enough_since, self._roster_is_old = None, True
         self._maybe_start(now)
-
-    def _show_roster(self, now: float) -> None:
-        if self.phase == "gathering":
-            text = roster_text(self.table.seats, self.terms)
-            self.table.tell_all(Roster(text=text, left_s=max(0.0, self._deadline - now)))
 
 
 _TROUBLES = {"failed": "reports a failed worker", "stalled": "reports that nothing moves"}

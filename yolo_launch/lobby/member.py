@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.lobby.messages import Beat, Cannot, Claim, Joined, Message, Pulse, Seen, Stop, parse
-from yolo_launch.lobby.wire import MAX_HELLO_BYTES, PROTOCOL, Channel, Seal, WireError, is_proof, new_nonce, proof
+from yolo_launch.lobby.wire import (
+    MAX_FRAME_BYTES,
+    MAX_HELLO_BYTES,
+    PROTOCOL,
+    Channel,
+    Seal,
+    WireError,
+    is_proof,
+    new_nonce,
+    proof,
+)
 from yolo_launch.network import dial_problem
+
+logger = logging.getLogger(__name__)
 
 DIAL_S = 3.0
 """How long one attempt to connect may take."""
 HELLO_S = 5.0
+ANSWER_S = 15.0
+"""A master may be busy loading torch, or with many machines at once."""
 BEAT_S = 1.0
 SILENT_S = 6.0
 """A master that says nothing for so long is lost."""
@@ -65,22 +80,28 @@ def dial(door: Door, timeout_s: float, explain: Explain, *, patient: bool = True
 
 
 def greet(channel: Channel, door: Door, timeout_s: float = HELLO_S) -> str:
-    """Exchange nonces and, where a token is set, proofs; the lobby's id. Raises LaunchError for another program."""
+    """Exchange nonces and, where a token is set, proofs; the lobby's id.
+
+    Raises LaunchError for another program or token, and NoLobby where the connection ends without a word.
+    """
     try:
         greeting = _expect(channel, timeout_s)
         lobby_id, theirs = greeting.get("lobby"), greeting.get("nonce")
         if greeting.get("protocol") != PROTOCOL or not isinstance(theirs, str):
             raise WireError(f"protocol {greeting.get('protocol')}, this one speaks {PROTOCOL}")
         wants_token = bool(greeting.get("token"))
+        mine = new_nonce()
+        shown = proof(door.token, "member", theirs, mine) if door.token and wants_token else ""
+        # A hello that cannot open the door is sent too: the master says then who was turned away.
+        channel.send({"protocol": PROTOCOL, "nonce": mine, "proof": shown, "token": bool(door.token)})
         if wants_token != bool(door.token):
             raise _refused(door, "a token" if wants_token else "no token", "a token" if door.token else "none")
-        mine = new_nonce()
-        shown = proof(door.token, "member", theirs, mine) if door.token else ""
-        channel.send({"protocol": PROTOCOL, "nonce": mine, "proof": shown})
         answer = _expect(channel, timeout_s)
         if door.token and not is_proof(answer.get("proof"), door.token, "lobby", theirs, mine):
             raise _refused(door, "the master's own token", "another one")
-    except (WireError, EOFError, OSError) as error:
+    except (EOFError, ConnectionError):
+        raise NoLobby(dial_problem(ConnectionResetError(), door.address, door.port)) from None
+    except (WireError, OSError) as error:
         raise LaunchError(
             f"What listens on {door.address}:{door.port} is no lobby of this yolo-launch.",
             seen=str(error) or type(error).__name__,
@@ -92,12 +113,22 @@ def greet(channel: Channel, door: Door, timeout_s: float = HELLO_S) -> str:
     return str(lobby_id)
 
 
-def claim_rank(channel: Channel, claim: Claim) -> dict[str, Any]:
+@contextlib.contextmanager
+def closing_on_failure(channel: Channel) -> Iterator[None]:
+    """Leave the connection where the block does not come to its end."""
+    try:
+        yield
+    except BaseException:
+        channel.close()
+        raise
+
+
+def claim_rank(channel: Channel, claim: Claim, timeout_s: float = ANSWER_S) -> dict[str, Any]:
     """Ask for the rank; the job's description. Raises LaunchError with the lobby's refusal."""
     try:
         channel.send(claim.pack())
         while True:
-            message = parse(_expect(channel, HELLO_S, limit=1 << 20))
+            message = parse(_expect(channel, timeout_s, MAX_FRAME_BYTES))
             if isinstance(message, Joined):
                 return message.job
             if isinstance(message, Cannot):
@@ -136,6 +167,8 @@ class Member:
     on_seen: Callable[[Seen], None] = lambda message: None
     inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
     gone: str = ""
+    stop: Stop | None = None
+    """The last one heard: a round may end before the main thread has begun it."""
     heard_at: float = field(default_factory=time.monotonic)
     _closed: threading.Event = field(default_factory=threading.Event)
 
@@ -162,9 +195,20 @@ class Member:
 
     def _live(self) -> None:
         while not self._closed.wait(BEAT_S):
-            self.send(self.beat())
+            try:
+                self.send(self.beat())
+            except Exception:  # a machine that cannot say where it is still lives
+                logger.exception("no sign of life could be made")
+                self.send(Beat())
 
     def _hear(self) -> None:
+        try:
+            self._follow()
+        except Exception as error:  # nobody else would notice that the master is gone
+            logger.exception("the master's word could not be followed")
+            self._lose(f"the master's word could not be followed: {error}")
+
+    def _follow(self) -> None:
         looked_at = self.heard_at = time.monotonic()
         while not self._closed.is_set():
             try:
@@ -181,6 +225,7 @@ class Member:
             if message is not None:
                 self.heard_at = now
                 if isinstance(message, Stop):
+                    self.stop = message
                     self.on_stop(message)
                 elif isinstance(message, Seen):
                     self.on_seen(message)

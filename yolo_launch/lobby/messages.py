@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import signal
+from collections import Counter
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from yolo_launch.lobby.wire import WireError
 from yolo_launch.spec import Finding, Outcome, RankFailure
@@ -12,7 +14,11 @@ from yolo_launch.stalls import StalledRank
 
 MOST_TEXT = 20_000
 MOST_MACHINES = 4096
-StopKind = Literal["failed", "lost", "stalled", "join"]
+MOST_DEVICES = 1024
+MOST_KINDS = 4
+StopKind = Literal["failed", "lost", "stalled", "join", "save"]
+Short = Annotated[str, Field(max_length=300)]
+"""A name or a sentence: what is put together of several must still fit into one text."""
 
 
 class Message(BaseModel):
@@ -21,29 +27,29 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=MOST_TEXT)
 
     def pack(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"type": type(self).__name__, **self.model_dump(mode="json")}
+        """As JSON values, with texts that the other end takes: values of dataclasses are not checked when made."""
+        return {"type": type(self).__name__, **_fitting(self.model_dump(mode="json"))}
 
 
 class Claim(Message):
     """A machine asks for its rank and says what it is."""
 
-    session: str
+    session: Short
     """Of this launcher process, so that it is known again after its connection broke."""
     rank: int = Field(ge=0)
-    host: str
-    address: str = ""
-    interface: str = ""
-    devices: tuple[str, ...] = Field((), max_length=256)
-    nproc: int = Field(ge=1, le=1024)
-    torch: str = ""
-    cuda: str = ""
-    nccl: str = ""
-    code: str = ""
+    host: Short
+    address: Short = ""
+    interface: Short = ""
+    devices: tuple[Short, ...] = Field((), max_length=MOST_DEVICES)
+    nproc: int = Field(ge=1, le=MOST_DEVICES)
+    torch: Short = ""
+    cuda: Short = ""
+    nccl: Short = ""
+    code: Short = ""
     """Version and hash of yolo-launch itself."""
-    nodes: str = ""
+    nodes: Short = ""
     """'2' or '1:4' as typed there, or nothing."""
-    job_id: str = ""
+    job_id: Short = ""
     """The scheduler's, or nothing."""
     clock: float = 0.0
     """Seconds since the epoch when it was sent."""
@@ -53,9 +59,11 @@ class Claim(Message):
     @property
     def label(self) -> str:
         """'1 gpu-b (10.0.0.2, 2x A100)'."""
-        kinds = {name: self.devices.count(name) for name in self.devices}
-        facts = [self.address] * bool(self.address) + [f"{count}x {name}" for name, count in kinds.items()]
-        return f"{self.rank} {self.host}" + (f" ({', '.join(facts)})" if facts else "")
+        kinds = Counter(self.devices).most_common(MOST_KINDS)
+        facts = [self.address] * bool(self.address) + [f"{count}x {name}" for name, count in kinds]
+        label = f"{self.rank} {self.host}" + (f" ({', '.join(facts)})" if facts else "")
+        # It is printed on every terminal of the job.
+        return "".join(sign if sign.isprintable() else "?" for sign in label)
 
 
 class Ready(Message):
@@ -109,7 +117,7 @@ class Report(Message):
     round: int
     kind: Literal["done", "failed", "stalled", "saved", "stopped", "ended"]
     failure: RankFailure | None = None
-    key: tuple[float, ...] = ()
+    key: tuple[float, float, float, float, float] | None = None
     """Puts the cause first among all machines; its fourth number is a time."""
     signal: int | None = None
     """The signal that this machine's launcher got."""
@@ -118,11 +126,16 @@ class Report(Message):
     finished_a_step: bool = False
     ran_s: float = 0.0
 
+    @field_validator("signal")
+    @classmethod
+    def _is_a_signal(cls, number: int | None) -> int | None:
+        return None if number is None else int(signal.Signals(number))
+
 
 class Leave(Message):
     """The machine goes on purpose."""
 
-    reason: str = ""
+    reason: Short = ""
 
 
 class Joined(Message):
@@ -153,7 +166,7 @@ class Store(Message):
     """Where the workers of a round meet, on the master."""
 
     round: int
-    port: int
+    port: int = Field(ge=1, le=65535)
 
 
 class Stop(Message):
@@ -203,3 +216,11 @@ def parse(frame: dict[str, Any]) -> Message:
 def clipped(text: str) -> str:
     """The end of a long text, which is where an exception is."""
     return text if len(text) <= MOST_TEXT else "..." + text[-MOST_TEXT + 3 :]
+
+
+def _fitting(value: Any) -> Any:
+    if isinstance(value, str):
+        return clipped(value)
+    if isinstance(value, dict):
+        return {name: _fitting(inner) for name, inner in value.items()}
+    return [_fitting(inner) for inner in value] if isinstance(value, (list, tuple)) else value

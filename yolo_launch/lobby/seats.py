@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from yolo_launch.lobby.messages import Beat, Claim, Message, Note, Report, Seen
+from yolo_launch.lobby.messages import Beat, Claim, Message, Note, Report, Seen, clipped
 from yolo_launch.lobby.terms import Terms
 
 MOST_LABELS = 4
@@ -38,6 +38,8 @@ class Table:
     """The seats by rank, and the words that wait to be sent."""
 
     seats: dict[int, Seat] = field(default_factory=dict)
+    departed: dict[int, tuple[Seat, Report]] = field(default_factory=dict)
+    """Machines that are gone and had said before how the round ended for them."""
     outbox: list[tuple[int, Message]] = field(default_factory=list)
     """(connection, message)"""
     closing: list[int] = field(default_factory=list)
@@ -55,7 +57,8 @@ class Table:
 
     def reports(self) -> dict[int, tuple[Seat, Report]]:
         """What has come in about the round that ended."""
-        return {rank: (seat, seat.report) for rank, seat in self.seats.items() if seat.in_round and seat.report}
+        present = {rank: (seat, seat.report) for rank, seat in self.seats.items() if seat.in_round and seat.report}
+        return {**self.departed, **present}
 
     def tell(self, ranks: Iterable[int], message: Message) -> None:
         """A message for some machines."""
@@ -67,6 +70,7 @@ class Table:
 
     def say(self, text: str) -> None:
         """A line for every console."""
+        text = clipped(text)
         self.said.append(text)
         self.tell([rank for rank in self.seats if rank != 0], Note(text=text))
 
@@ -75,22 +79,36 @@ class Table:
         self.outbox.append((connection, message))
         self.closing.append(connection)
 
-    def forgive(self, seconds: float) -> None:
+    def forgive(self, seconds: float, now: float) -> None:
         """This process slept: nobody was silent for so long."""
         for seat in self.seats.values():
-            seat.heard_at += seconds
+            seat.heard_at = min(now, seat.heard_at + seconds)
 
 
 def roster_text(seats: dict[int, Seat], terms: Terms) -> str:
     """'1/2 machines: 0 gpu-a (192.168.1.1, 2x A100) - waiting for 1'."""
     present = sorted(seats)
-    labels = [seats[rank].label + "" * seats[rank].ready + ", checking" * (not seats[rank].ready) for rank in present]
+    labels = [seats[rank].label + ", checking" * (not seats[rank].ready) for rank in present]
     shown = ", ".join(labels[:MOST_LABELS])
     if len(labels) > MOST_LABELS:
         shown += f" and {len(labels) - MOST_LABELS} others"
-    missing = [str(rank) for rank in range(terms.max_nodes) if rank not in seats]
-    waiting = ""
-    if missing:
-        more = f" and {len(missing) - MOST_LABELS} others" * (len(missing) > MOST_LABELS)
-        waiting = f" - waiting for {', '.join(missing[:MOST_LABELS])}{more}"
+    missing = [rank for rank in range(terms.max_nodes) if rank not in seats]
+    waiting = f" - waiting for {_ranks(missing)}" * bool(missing)
     return f"{len(present)}/{terms.nodes} machines: {shown or 'none yet'}{waiting}"
+
+
+def missing_text(seats: dict[int, Seat], terms: Terms, *, first_round: bool) -> str:
+    """Why no round starts any more: 'machine 1 did not join within 600 s'."""
+    absent = [rank for rank in range(terms.max_nodes) if rank not in seats]
+    again, limit_s = ("join", terms.join_timeout_s) if first_round else ("come back", terms.rejoin_timeout_s)
+    facts = [f"machine{'s' * (len(absent) > 1)} {_ranks(absent)} did not {again}"] * bool(absent)
+    busy = [seats[rank].label for rank in sorted(seats) if not seats[rank].ready]
+    if busy:
+        more = f" and {len(busy) - MOST_LABELS} others" * (len(busy) > MOST_LABELS)
+        facts.append(f"machine {', '.join(busy[:MOST_LABELS])}{more} did not finish checking")
+    return f"{' and '.join(facts)} within {limit_s:g} s"
+
+
+def _ranks(ranks: list[int]) -> str:
+    more = f" and {len(ranks) - MOST_LABELS} others" * (len(ranks) > MOST_LABELS)
+    return ", ".join(str(rank) for rank in ranks[:MOST_LABELS]) + more

@@ -23,6 +23,7 @@ from yolo_launch.lobby.wire import (
     is_proof,
     new_nonce,
     proof,
+    text_of,
 )
 from yolo_launch.ports import holder_of
 from yolo_launch.spec import Outcome
@@ -35,6 +36,10 @@ MOST_STRANGERS = 128
 """Connections that have not said who they are; the oldest goes when one more comes."""
 MOST_UNSENT_BYTES = 4 << 20
 TICK_S = 0.1
+BACKLOG = 1024
+BROKEN_S = 5.0
+"""A lobby that fails at every tick for so long ends the job."""
+_BROKEN = Outcome("worker_failed", ExitCode.WORKER_FAILED, detail="the lobby itself failed")
 WRONG_TOKEN = "the token is wrong or missing"
 
 
@@ -65,7 +70,7 @@ class Lobby:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((address, port))
-            listening.listen(1024)
+            listening.listen(BACKLOG)
         except OSError as error:
             listening.close()
             raise LaunchError(
@@ -78,7 +83,7 @@ class Lobby:
         listening.setblocking(False)
         self._listening = listening
         self.port = int(listening.getsockname()[1])
-        self.own_address = address or "127.0.0.1"
+        self.own_address = {"": "127.0.0.1", "::": "::1"}.get(address, address)
         self._thread.start()
 
     def end(self, outcome: Outcome) -> None:
@@ -102,7 +107,7 @@ class Lobby:
         asyncio.set_event_loop(self._loop)
         try:
             self._ticking = self._loop.create_task(self._tick())
-            self._loop.run_until_complete(asyncio.start_server(self._welcome, sock=self._listening))
+            self._loop.run_until_complete(asyncio.start_server(self._welcome, sock=self._listening, backlog=BACKLOG))
             self._loop.run_forever()
         finally:
             if self._ticking is not None:
@@ -110,31 +115,43 @@ class Lobby:
             # Conversations end by themselves once their connection has; asyncio complains of cancelled ones.
             for writer in [*self._strangers.values(), *(writer for writer, _ in self._writers.values())]:
                 writer.transport.abort()
-            self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
+            tasks = asyncio.all_tasks(self._loop)
+            if tasks:  # a peer that takes nothing must not hold the port
+                self._loop.run_until_complete(asyncio.wait(tasks, timeout=2))
             if self._listening is not None:
                 self._listening.close()
             self._loop.close()
 
     async def _tick(self) -> None:
+        worked_at = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
-            self._after(self.control.tick)
+            if self._after(self.control.tick):
+                worked_at = time.monotonic()
+            elif time.monotonic() - worked_at > BROKEN_S:
+                self._after(lambda now: self.control.end(_BROKEN, now))
 
-    def _after(self, action: Callable[[float], None]) -> None:
-        """Let Control act, then send what it has to say."""
+    def _after(self, action: Callable[[float], None]) -> bool:
+        """Let Control act, then send what it has to say; whether it could act."""
+        could = True
         try:
             action(time.monotonic())
         except Exception:  # one odd message must not end the lobby of a running job
             logger.exception("the lobby could not handle an event")
+            could = False
         self._flush()
+        return could
 
     def _flush(self) -> None:
         table = self.control.table
         outbox, table.outbox = table.outbox, []
         closing, table.closing = table.closing, []
         said, table.said = table.said, []
+        texts: dict[int, bytes] = {}
         for connection, message in outbox:
-            self._send(connection, message)
+            if id(message) not in texts:  # most are for every machine
+                texts[id(message)] = text_of(message.pack())
+            self._send(connection, texts[id(message)])
         for connection in closing:
             writer, _ = self._writers.pop(connection, (None, None))
             if writer is not None:
@@ -142,14 +159,14 @@ class Lobby:
         for line in said:
             self._say(line)
 
-    def _send(self, connection: int, message: Message) -> None:
+    def _send(self, connection: int, text: bytes) -> None:
         writer, seal = self._writers.get(connection, (None, None))
         if writer is None or seal is None or writer.is_closing():
             return
         if writer.transport.get_write_buffer_size() > MOST_UNSENT_BYTES:
             writer.transport.abort()  # it takes nothing: its silence will be noticed
             return
-        writer.write(seal.pack(message.pack()))
+        writer.write(seal.pack_text(text))
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._numbered += 1
@@ -164,7 +181,7 @@ class Lobby:
             while number in self._writers:
                 message = parse(await _read(reader, incoming, MAX_FRAME_BYTES))
                 self._after(lambda now, message=message: self.control.on_message(number, message, now))  # type: ignore[misc]
-        except (WireError, asyncio.TimeoutError) as error:
+        except (WireError, ValueError, asyncio.TimeoutError) as error:
             reason = f"it sent {error}" if str(error) else f"it said nothing for {HELLO_S:g} s"
             self._note_stranger(peer, reason, number)
         except (OSError, EOFError):
@@ -184,8 +201,10 @@ class Lobby:
         writer.write(plain.pack({**greeting, "token": bool(self._token)}))
         hello = await _read(reader, plain, MAX_HELLO_BYTES)
         theirs = hello.get("nonce")
-        if hello.get("protocol") != PROTOCOL or not isinstance(theirs, str):
+        if hello.get("protocol") != PROTOCOL or not isinstance(theirs, str) or not theirs.isascii():
             raise WireError("no greeting of a yolo-launch that this one understands")
+        if hello.get("token") and not self._token:
+            raise WireError("a token, and this job has none")
         answer: dict[str, Any] = {"proof": ""}
         if self._token:
             if not is_proof(hello.get("proof"), self._token, "member", nonce, theirs):

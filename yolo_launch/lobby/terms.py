@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolo_launch.errors import LaunchError
-from yolo_launch.lobby.messages import Cannot, Claim
+from yolo_launch.lobby.messages import MOST_MACHINES, Cannot, Claim
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ def parse_nodes(text: str) -> tuple[int, int]:
     """Fewest and most machines of '4' or '1:4'. Raises LaunchError."""
     low, _, high = text.partition(":")
     high = high or low
-    if not (low.isdigit() and high.isdigit() and 1 <= int(low) <= int(high)):
-        raise LaunchError("--nodes cannot be used.", seen=f"--nodes {text}", expected="a number, or MIN:MAX as in 1:4")
+    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= MOST_MACHINES):
+        expected = f"a number, or MIN:MAX as in 1:4, of at most {MOST_MACHINES}"
+        raise LaunchError("--nodes cannot be used.", seen=f"--nodes {text}", expected=expected)
     return int(low), int(high)
 
 
@@ -95,7 +96,7 @@ def _in_range(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Ca
     return Cannot(
         what=f"Rank {claim.rank} of {claim.host} is out of range: the job on {own.host} has {terms.nodes} machines.",
         seen=f"--rank {claim.rank}",
-        expected=f"--rank 1 to {terms.max_nodes - 1}, or a larger --nodes on rank 0",
+        expected=f"--rank 1 to {terms.max_nodes - 1}, or " * (terms.max_nodes > 1) + "a larger --nodes on rank 0",
     )
 
 
@@ -147,3 +148,12 @@ def _rank_is_free(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -
 
 
 _RULES: tuple[Rule, ...] = (_same_purpose, _same_job, _same_nodes, _in_range, _rank_is_free, _same_versions)
+
+
+def other_data(claim: Claim, fingerprint: str, job: JobFacts) -> Cannot:
+    """Why a machine with another data set is not taken."""
+    return Cannot(
+        what=f"The data set of {claim.host} is not that of {job.own.host}.",
+        seen=f"fingerprint {fingerprint[:12]} on {claim.host}, {job.fingerprint[:12]} on {job.own.host}",
+        expected="the same classes, images and labels; --data names another path to the same data",
+    )

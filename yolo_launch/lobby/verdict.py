@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from trainer.errors import UserError
 from yolo_launch.errors import ExitCode
 from yolo_launch.lobby.messages import Claim, Report
 from yolo_launch.lobby.seats import Seat
@@ -14,6 +15,8 @@ from yolo_launch.restarts import Progress, decide, stopped_by
 from yolo_launch.spec import Outcome, RankFailure
 from yolo_launch.stalls import culprit, describe_stall, stall_hint, stall_traceback
 
+MOST_STALLED = 64
+"""Ranks that the account of a stall shows."""
 Reports = Mapping[int, tuple[Seat, Report]]
 
 
@@ -43,7 +46,7 @@ def judge(
     kinds = {report.kind for _, report in reports.values()}
     if completed or (kinds == {"done"} and not lost):
         return Verdict(Outcome("done", ExitCode.DONE, restarts=progress.restarts))
-    if "stalled" in kinds:
+    if any(report.stalled for _, report in reports.values()):
         return Verdict(_stalled(reports, progress))
     if any(report.signal is not None for _, report in reports.values()):
         return _stopped(reports, progress, terms)
@@ -76,6 +79,7 @@ def _stalled(reports: Reports, progress: Progress) -> Outcome:
     places = [(seat, stalled) for seat, report in reports.values() for stalled in report.stalled]
     ranks = [stalled for _, stalled in places]
     first = culprit(ranks)
+    ranks = sorted(ranks, key=lambda one: one is not first)[:MOST_STALLED]
     host = next(seat.claim.host for seat, stalled in places if stalled is first)
     failure = RankFailure(
         rank=first.rank,
@@ -113,7 +117,7 @@ def _lost(
 ) -> Verdict:
     who = "; ".join(f"machine {claim.label} was lost: {reason}" for claim, reason in lost)
     if progress.restarts >= terms.max_restarts:
-        detail = f"{who}. " + (f"All {terms.max_restarts} restarts are used up" if terms.max_restarts else "")
+        detail = who + f". All {terms.max_restarts} restarts are used up" * (terms.max_restarts > 0)
         return Verdict(Outcome("worker_failed", ExitCode.WORKER_FAILED, restarts=progress.restarts, detail=detail))
     progress.restarts += 1
     if terms.is_elastic and 0 in reports and len(reports) >= terms.min_nodes:
@@ -152,3 +156,9 @@ def _failed(
     last_line = failure.message.strip().split("\n")[-1][:200]
     note = f"rank {failure.rank} on machine {seat.label} failed ({last_line}); {decision.why}, {source()}"
     return Verdict(note=note)
+
+
+def refused(error: UserError) -> Outcome:
+    """The end of a job whose batch does not fit the machines that came."""
+    code = int(getattr(error, "exit_code", ExitCode.USAGE))
+    return Outcome("worker_failed", code, failure=RankFailure(-1, 0, code, error.what, user_error=error.to_dict()))
