@@ -85,6 +85,27 @@ class Table:
             seat.heard_at = min(now, seat.heard_at + seconds)
 
 
+@dataclass
+class Patience:
+    """How long a job that could start with fewer machines waits for the others."""
+
+    enough_since: float | None = None
+
+    def who_may_start(
+        self, seats: dict[int, Seat], terms: Terms, now: float, *, is_late: bool, is_first: bool
+    ) -> list[int]:
+        """The ranks to start with now, or none yet. After a loss nobody waits for more than the fewest."""
+        ready = sorted(rank for rank, seat in seats.items() if seat.ready)
+        enough = 0 in ready and len(ready) >= terms.min_nodes
+        if not enough or len(ready) < len(seats):
+            self.enough_since = None
+        elif self.enough_since is None:
+            self.enough_since = now
+        grace_s = terms.join_grace_s if is_first else 0.0
+        waited = self.enough_since is not None and now - self.enough_since >= grace_s
+        return ready if len(ready) == terms.max_nodes or waited or (enough and is_late) else []
+
+
 def roster_text(seats: dict[int, Seat], terms: Terms) -> str:
     """'1/2 machines: 0 gpu-a (192.168.1.1, 2x A100) - waiting for 1'."""
     present = sorted(seats)
