@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def launch(python: Path, folder: Path, how: str, *options: str, nproc: int = 2, 
             process.wait()
     seconds = time.monotonic() - began_at
     texts = [(place / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr")]
+    shutil.rmtree(place)
     return Ended(exit_code, *texts, seconds, count_marked(place.name))
 
 
@@ -132,9 +134,9 @@ def count_marked(mark: str) -> int:
 
 
 def try_end(python: Path, folder: Path, nproc: int) -> tuple[bool, str]:
-    """All workers to their end."""
+    """All workers to their end, without a word of warning."""
     end = launch(python, folder, "end", nproc=nproc)
-    good = end.exit_code == 0 and f"SUM {nproc}" in end.stdout and not end.left_behind
+    good = end.exit_code == 0 and f"SUM {nproc}" in end.stdout and not end.left_behind and not end.stderr
     return good, f"the sum is {nproc}, {end.seconds:.1f} s" if good else told(end)
 
 

@@ -73,6 +73,29 @@ def test_each_worker_has_its_own_rank_whatever_was_inherited(job):
         assert environment["CUDA_VISIBLE_DEVICES"] == ""
 
 
+MEET = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.ones(1)
+dist.all_reduce(total)
+if dist.get_rank() == 0:
+    print("sum", int(total))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_workers_meet_without_a_word_of_warning(job):
+    """torchrun's usual ones: names that resolve to nothing, IPv6 tried first, OMP_NUM_THREADS."""
+    with_script(job, MEET, "meet.py")
+    job.start_program("run", "meet.py", "--gpus", "cpu", "--nproc", "2")
+    assert job.wait() == 0
+    assert "sum 2" in job.stdout
+    assert job.stderr == ""
+    assert (job.run_dir / "runs/run/exp/logs/rank1.log").read_text().count("\n") == 1  # the attempt's own line
+
+
 @pytest.mark.slow
 def test_nohup_is_obeyed_with_torchs_agent_too(job):
     with_script(job, "import time\nopen('ready', 'a').write('x')\ntime.sleep(4)\nprint('to its end')\n", "slow.py")
