@@ -35,6 +35,7 @@ from yolo_launch.node_line import NodeLine
 from yolo_launch.node_place import quiet_variables
 from yolo_launch.restarts import stopped_by
 from yolo_launch.spec import Meeting, Outcome, RankFailure
+from yolo_launch.warm_torch import WarmTorch
 from yolo_launch.watcher import Watcher
 
 POLL_S = 0.1
@@ -62,6 +63,7 @@ class NodeJob:
     make_runner: MakeRunner
     reconnect: Reconnect
     line: NodeLine
+    warm: WarmTorch
 
     def __post_init__(self) -> None:
         self._round = 0
@@ -82,6 +84,7 @@ class NodeJob:
                     return outcome
         finally:
             self._store = None
+            self.warm.close()
             self.line.close()
 
     def _listen(self, member: Member) -> None:
@@ -141,6 +144,7 @@ class NodeJob:
         runner = self._runner = self.make_runner(start)
         self.line.round(runner.plan, runner.files)
         self._store = None
+        self.warm.wait(lambda: watcher.stopping or watcher.round_ended)
         meeting = self._meet(start, watcher)
         if meeting is None:
             number = int(watcher.stop_signal) if watcher.stop_signal is not None else None

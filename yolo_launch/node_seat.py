@@ -22,10 +22,11 @@ from yolo_launch.node_place import Place, quiet_variables
 from yolo_launch.plan import make_plan, rank_lines
 from yolo_launch.spec import Host, LaunchPlan, LaunchRequest, Outcome, WorkerCommand
 from yolo_launch.supervise import watching
+from yolo_launch.warm_torch import WarmTorch
 from yolo_launch.watcher import Limits
 from yolo_launch.worker_logs import WorkerFiles
 
-LOST_S = 8.0
+LOST_S = 9.0
 """How long a machine looks for a master that it has lost, counted from the master's last word."""
 
 
@@ -62,6 +63,7 @@ class Seat:
         self._door = door
         self._lobby_id = ""
         self._fingerprint = ""
+        self._warm: WarmTorch | None = None
         self._member: Member | None = None
 
     def take(self, patience_s: float) -> dict[str, Any]:
@@ -107,6 +109,7 @@ class Seat:
     def ready(self, fingerprint: str) -> None:
         """Say that this machine can do the job."""
         self._fingerprint = fingerprint
+        self._warm = self._warm or WarmTorch()
         self.member.send(Ready(fingerprint=fingerprint))
 
     def leave(self, reason: str) -> None:
@@ -126,6 +129,7 @@ class Seat:
                 make_runner=make_runner,
                 reconnect=self._reconnect,
                 line=machine.line,
+                warm=self._warm or WarmTorch(),
             )
             outcome = job.run(watcher)
         self.member.close()

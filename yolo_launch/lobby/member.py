@@ -35,7 +35,7 @@ HELLO_S = 5.0
 ANSWER_S = 15.0
 """A master may be busy loading torch, or with many machines at once."""
 BEAT_S = 1.0
-SILENT_S = 6.0
+SILENT_S = 7.0
 """A master that says nothing for so long is lost."""
 ASLEEP_S = 2.0
 
