@@ -1,6 +1,6 @@
 """torch loaded once in a child while this machine waits, so that loading it here takes no more than a moment.
 
-Loading torch's libraries holds up every thread of a process, and from a cold disk for longer than a machine of a job may be
+Loading its libraries holds up every thread of a process, from a cold disk for longer than a machine of a job may be
 silent. A child reads them into memory first.
 """
 
