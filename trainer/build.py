@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from trainer.model.graph import DetectionModel, build_model, load_definition
 from trainer.prepare import Data, freeze_layers, label_sizes, load_data, pick_autocast
 from trainer.progress import Reporter
 from trainer.run import LoopSettings, Run
-from trainer.schedule import make_recipe
+from trainer.schedule import Recipe, make_recipe
 from trainer.telemetry import FiniteWatch, Heartbeat, ResultsWriter
 from trainer.weights import definition_of, load_weights_into
 
@@ -62,10 +63,32 @@ def fit_model(config: TrainConfig, model: DetectionModel, data: Data, image_size
     freeze_layers(model, config.freeze)
 
 
+def settle_recipe(config: TrainConfig, batches_per_epoch: int, saved: dict[str, Any] | None) -> Recipe:
+    """The recipe of a run: chosen once, so that more --epochs on a resume do not change it under way."""
+    if saved is not None and "recipe" in saved:
+        before = saved["config"]
+        is_same = all(before[name] == getattr(config, name) for name in ("recipe", "optimizer", "batch_size"))
+        if is_same and before["hyperparameters"]["warmup_epochs"] == config.hyperparameters.warmup_epochs:
+            return Recipe(**saved["recipe"])
+    return make_recipe(
+        config.recipe,
+        epochs=config.epochs,
+        batches_per_epoch=batches_per_epoch,
+        global_batch_size=config.batch_size,
+        warmup_epochs=config.hyperparameters.warmup_epochs,
+    )
+
+
 def build_run(
-    config: TrainConfig, env: DistEnv, device: torch.device, run_dir: Path, reporter: Reporter, heartbeat: Heartbeat
+    config: TrainConfig,
+    env: DistEnv,
+    device: torch.device,
+    run_dir: Path,
+    reporter: Reporter,
+    heartbeat: Heartbeat,
+    saved: dict[str, Any] | None = None,
 ) -> tuple[Run, Data]:
-    """Everything that one rank's training needs, at step 0."""
+    """Everything that one rank's training needs, at step 0; ``saved`` is the checkpoint that it will go on from."""
     peers = Peers(env)
     data = load_data(config.data, single_cls=config.single_cls, peers=peers, reporter=reporter, heartbeat=heartbeat)
     model = make_model(config, data.names, peers, reporter)
@@ -76,13 +99,7 @@ def build_run(
         reporter.say(f"--imgsz {config.imgsz} is not a multiple of the model's stride; {image_size} is used")
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches_per_epoch = -(-len(data.train) // config.batch_size)
-    recipe = make_recipe(
-        config.recipe,
-        epochs=config.epochs,
-        batches_per_epoch=batches_per_epoch,
-        global_batch_size=config.batch_size,
-        warmup_epochs=config.hyperparameters.warmup_epochs,
-    )
+    recipe = settle_recipe(config, batches_per_epoch, saved)
     schedule = make_schedule(config, recipe, batches_per_epoch)
     autocast = pick_autocast(config.amp, device)
     loss = make_loss(config, model, image_size, recipe)
@@ -102,7 +119,7 @@ def build_run(
         heartbeat=heartbeat,
         results=ResultsWriter(run_dir, tensorboard=env.is_main),
         checkpoints=CheckpointWriter(run_dir / "weights"),
-        checkpoint_header=describe_run(config, data, model, image_size),
+        checkpoint_header=describe_run(config, data, model, image_size, recipe),
         settings=loop_settings(config, model, image_size, autocast),
         finite=FiniteWatch(),
     )
@@ -129,7 +146,9 @@ def loop_settings(
     )
 
 
-def describe_run(config: TrainConfig, data: Data, model: DetectionModel, image_size: int) -> dict[str, Any]:
+def describe_run(
+    config: TrainConfig, data: Data, model: DetectionModel, image_size: int, recipe: Recipe
+) -> dict[str, Any]:
     """What a weights file says of itself: plain values."""
     return {
         "config": config.model_dump(mode="json"),
@@ -139,4 +158,7 @@ def describe_run(config: TrainConfig, data: Data, model: DetectionModel, image_s
         "stride": [int(value) for value in model.stride],
         "versions": {"yolo_launch": __version__, "torch": str(torch.__version__)},
         "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "recipe": asdict(recipe),
+        "train_images": len(data.train),
     }

@@ -6,6 +6,7 @@ else, so a flipped bit anywhere that matters is found.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from trainer.errors import WeightsError
 FORMAT = "yolo-launch checkpoint"
 VERSION = 1
 LAST, PREVIOUS, BEST = "last.pt", "last.previous.pt", "best.pt"
+RETRY_S = 10.0
+"""How long after a failed write the next attempt is made."""
 
 _log = logging.getLogger(__name__)
 
@@ -120,16 +124,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def newest_good(weights_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest resumable checkpoint of a run and one line for each file that had to be passed over."""
-    passed_over: list[str] = []
-    for name in (LAST, PREVIOUS):
-        path = weights_dir / name
+    damaged: list[tuple[Path, WeightsError]] = []
+    content = None
+    for path in (weights_dir / LAST, weights_dir / PREVIOUS):
         if not path.exists():
             continue
         try:
-            return read_checkpoint(path), passed_over
+            content = read_checkpoint(path)
+            break
         except WeightsError as error:
-            passed_over.append(f"{path} cannot be used ({error.what}); the one before it is")
-    return None, passed_over
+            damaged.append((path, error))
+    instead = "the one before it is used" if content is not None else "none is left, so training starts at step 0"
+    return content, [f"{path} cannot be used ({error.what}); {instead}" for path, error in damaged]
+
+
+def set_aside(weights_dir: Path) -> None:
+    """Rename a refused ``last.pt``, so that the next write does not put it in the place of the good one before it."""
+    with contextlib.suppress(OSError):
+        (weights_dir / LAST).replace(weights_dir / f"{LAST}.refused")
+
+
+def remove_leftovers(weights_dir: Path) -> None:
+    """Remove what killed writers left half written. Call it before this run's own writer starts."""
+    for leftover in weights_dir.glob(".*.pt.*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
 
 
 def copied(value: Any) -> Any:
@@ -143,21 +162,40 @@ def copied(value: Any) -> Any:
     return value
 
 
-class CheckpointWriter:
-    """Writes checkpoints in a background thread, one after another; a failed write is a warning, not an end."""
+@dataclass(frozen=True)
+class _Job:
+    name: str
+    content: dict[str, Any]
+    keep_previous: bool
 
-    def __init__(self, weights_dir: Path) -> None:
+
+class CheckpointWriter:
+    """Writes checkpoints in a background thread, one after another; a failed write is a warning, not an end.
+
+    ``last.pt`` and ``best.pt`` are tried again every ``retry_s``, and once more at the end, until they are written or
+    a newer one takes their place.
+    """
+
+    def __init__(self, weights_dir: Path, retry_s: float = RETRY_S) -> None:
         self.weights_dir = weights_dir
         self.failures = 0
-        self._jobs: queue.Queue[tuple[str, dict[str, Any], bool] | None] = queue.Queue(maxsize=1)
+        self.last_error = ""
+        self._retry_s = retry_s
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=1)
+        self._unwritten: dict[str, _Job] = {}
         self._thread: threading.Thread | None = None
+
+    @property
+    def unwritten(self) -> list[str]:
+        """The files that could not be written so far; final once the writer is closed."""
+        return sorted(self._unwritten)
 
     def submit(self, name: str, content: dict[str, Any], *, keep_previous: bool = False) -> None:
         """Queue a file of the weights folder; waits only while an earlier one is still waiting."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
             self._thread.start()
-        self._jobs.put((name, content, keep_previous))
+        self._jobs.put(_Job(name, content, keep_previous))
 
     def flush(self) -> None:
         """Return when everything submitted is on the disk or has failed."""
@@ -171,14 +209,34 @@ class CheckpointWriter:
             self._thread = None
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            name, content, keep_previous = job
-            path = self.weights_dir / name
+        while True:
             try:
-                write_checkpoint(path, content, self.weights_dir / PREVIOUS if keep_previous else None)
-            except OSError as error:
-                self.failures += 1
-                _log.warning("could not write %s (%s); training goes on with the last good one", path, error)
+                job = self._jobs.get(timeout=self._retry_s if self._unwritten else None)
+            except queue.Empty:
+                self._try_again()
+                continue
+            try:
+                if job is None:
+                    self._try_again()
+                    return
+                self._write(job)
             finally:
                 self._jobs.task_done()
-        self._jobs.task_done()
+
+    def _try_again(self) -> None:
+        for job in list(self._unwritten.values()):
+            self._write(job, is_retry=True)
+
+    def _write(self, job: _Job, *, is_retry: bool = False) -> None:
+        path = self.weights_dir / job.name
+        try:
+            write_checkpoint(path, job.content, self.weights_dir / PREVIOUS if job.keep_previous else None)
+        except OSError as error:
+            self.failures, self.last_error = self.failures + 1, error.strerror or str(error)
+            if not is_retry:
+                _log.warning("could not write %s (%s); training goes on with the last good one", path, error)
+            if job.name in (LAST, BEST):
+                self._unwritten[job.name] = job
+            return
+        if self._unwritten.pop(job.name, None) is not None:
+            _log.warning("%s could be written now", path)

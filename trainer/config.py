@@ -7,6 +7,7 @@ what one rank does with them is derived in the worker, since a restart can chang
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,8 +153,19 @@ def _flag(field_name: str) -> str:
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    """Write every resolved value as YAML; ``read_config`` gives the same value back."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    """Write every resolved value as YAML; ``read_config`` gives the same value back.
+
+    A kill leaves the old file or the new one: without its configuration a run cannot be resumed.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_config(path: Path) -> TrainConfig:

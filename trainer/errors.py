@@ -50,3 +50,7 @@ class DataError(UserError):
 
 class WeightsError(UserError):
     """A weights file that is missing, damaged or foreign."""
+
+
+class DiskError(UserError):
+    """A disk that does not take what a run has to keep."""

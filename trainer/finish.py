@@ -14,7 +14,7 @@ import numpy as np
 from trainer.boxes import xyxy_from_cxcywh_numpy
 from trainer.checkpoint import BEST, read_checkpoint
 from trainer.data.collate import Batch
-from trainer.errors import WeightsError
+from trainer.errors import DiskError, WeightsError
 from trainer.evaluation import plot_boxes, plots
 from trainer.evaluation.evaluator import Metrics
 from trainer.prepare import Data
@@ -47,6 +47,19 @@ def draw_start(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     )
 
 
+def keep_weights(run: Run) -> None:
+    """Return when every weights file is on the disk. Raises DiskError on all ranks where one cannot be written."""
+    run.checkpoints.close()
+    unwritten, why = run.peers.broadcast((run.checkpoints.unwritten, run.checkpoints.last_error))
+    if unwritten:
+        raise _lost(f"{' and '.join(unwritten)} could not be written", f"{run.checkpoints.weights_dir}: {why}")
+
+
+def _lost(what: str, seen: str) -> DiskError:
+    expected = "a disk with space; then resume the run, which goes on from its last good checkpoint"
+    return DiskError(f"the training came to its end, but {what}", seen=seen, expected=expected)
+
+
 def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     """Validate the best weights once more on all ranks; rank 0 prints the table, draws, and writes the summary."""
     metrics = run.validator.validate_model(best_model(run))
@@ -57,7 +70,10 @@ def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     if pictures:
         draw_results(run, data, metrics, run_dir)
     summary = summarise(run, metrics, run_dir)
-    replace_text(run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    try:
+        replace_text(run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    except OSError as error:
+        raise _lost("its summary could not be written", f"{run_dir}: {error.strerror}") from None
 
 
 def best_model(run: Run) -> Any:
@@ -66,7 +82,10 @@ def best_model(run: Run) -> Any:
     state: dict[str, Any] = {}
     if run.peers.env.is_main:
         try:
-            state = read_checkpoint(run.checkpoints.weights_dir / BEST)["ema"]["model"]
+            content = read_checkpoint(run.checkpoints.weights_dir / BEST)
+            state, epoch = content["ema"]["model"], run.state.progress.best_epoch
+            if run.settings.save and content["epoch"] != epoch:
+                run.reporter.warn(f"{BEST} is that of epoch {content['epoch'] + 1}; the one of {epoch + 1} was lost")
         except WeightsError as error:
             run.reporter.warn(f"the best weights cannot be read ({error.what}); the last ones are measured instead")
             state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}

@@ -17,7 +17,7 @@ from trainer.data.collate import Batch
 from trainer.data.sampler import step_generator
 from trainer.optim import clip_gradients, set_rates
 from trainer.progress import duration
-from trainer.recovery import inference_content, roll_back, save_checkpoint
+from trainer.recovery import any_not_finite, roll_back, save_checkpoint, save_for_inference
 from trainer.run import Run
 from trainer.schedule import multi_scale_size
 from trainer.telemetry import Speedometer
@@ -77,6 +77,9 @@ def run_epoch(run: Run) -> bool:
             return False
         if is_update and wishes.checkpoint:
             save_checkpoint(run)
+    if any_not_finite(run):  # no later step of this epoch would notice
+        roll_back(run)
+        return run_epoch(run)
     if pending:  # the batch that would have ended the epoch was left out, and what was gathered before it with it
         run.state.optimizer.zero_grad(set_to_none=True)
     return True
@@ -170,7 +173,7 @@ def _keep_epoch(run: Run, row: dict[str, float], *, is_best: bool, is_final: boo
         keeps_best = is_best if settings.save else is_final  # --nosave keeps the last epoch alone
         names = [BEST] * keeps_best + [f"epoch{progress.epoch}.pt"] * periodic
         for name in names:
-            run.checkpoints.submit(name, inference_content(run))
+            save_for_inference(run, name)
     if settings.save or is_final:
         save_checkpoint(run)
 

@@ -72,7 +72,7 @@ def die_with_parent(parent_pid: int) -> None:
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     else:
-        threading.Thread(target=_exit_after_parent, args=(parent_pid,), daemon=True).start()
+        threading.Thread(target=exit_after_parent, args=(parent_pid,), daemon=True).start()
     if os.getppid() != parent_pid:
         os._exit(1)
 
@@ -83,7 +83,8 @@ def _obey_parent(parent_pid: int) -> None:
     os._exit(0)
 
 
-def _exit_after_parent(parent_pid: int) -> None:
+def exit_after_parent(parent_pid: int) -> None:
+    """Wait for the parent's death and end this process; for a thread of its own."""
     while os.getppid() == parent_pid:
         time.sleep(0.5)
     os._exit(1)

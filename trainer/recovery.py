@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.checkpoint import LAST, copied, newest_good
-from trainer.run import Run
+from trainer.checkpoint import LAST, copied, newest_good, set_aside
+from trainer.progress import Reporter
+from trainer.run import Control, Run
 
 MAX_ROLLBACKS = 3
 
@@ -17,30 +21,55 @@ class TrainingDiverged(RuntimeError):
     """The loss stopped being finite, and going back did not help."""
 
 
+def find_checkpoint(weights_dir: Path, reporter: Reporter, is_main: bool) -> dict[str, Any] | None:
+    """The newest good checkpoint, on rank 0; a damaged one is named and set aside."""
+    if not is_main:
+        return None
+    content, passed_over = newest_good(weights_dir)
+    for line in passed_over:
+        reporter.warn(line)
+    if passed_over:
+        set_aside(weights_dir)
+    return content
+
+
+def any_not_finite(run: Run) -> bool:
+    """Whether any rank has seen a loss that was not finite, up to the latest step; all ranks ask together."""
+    run.finite.settle()
+    return run.peers.sum(torch.tensor([float(run.finite.bad_step is not None)])).item() > 0
+
+
 def save_checkpoint(run: Run, *, wait: bool = False) -> None:
     """Copy the state of all ranks between two updates and hand it to the writer; only a finite state is kept."""
-    started_at = time.monotonic()
-    sums = torch.stack(run.peers.gather(run.state.loss_sums.cpu()))
-    run.finite.settle()
-    flagged = run.peers.sum(torch.tensor([float(run.finite.bad_step is not None)])).item()
-    if flagged == 0 and bool(torch.isfinite(sums).all()) and run.peers.env.is_main:
-        content = {**run.checkpoint_header, **copied(run.state.state_dict(sums))}
-        run.checkpoints.submit(LAST, content, keep_previous=True)
-        if wait:
-            run.checkpoints.flush()
+    with _waited(run.control):
+        sums = torch.stack(run.peers.gather(run.state.loss_sums.cpu()))
+        is_good = not any_not_finite(run) and bool(torch.isfinite(sums).all())
+        if is_good and run.peers.env.is_main:
+            content = {**run.checkpoint_header, **copied(run.state.state_dict(sums))}
+            run.checkpoints.submit(LAST, content, keep_previous=True)
+            if wait:
+                run.checkpoints.flush()
     run.control.checkpointed_at = time.monotonic()
-    run.control.checkpoint_wait_s += run.control.checkpointed_at - started_at
 
 
-def inference_content(run: Run) -> dict[str, Any]:
-    """What a file for inference holds: the averaged weights, the model and where they come from."""
-    progress = run.state.progress
-    return {
-        **run.checkpoint_header,
-        "ema": copied(run.state.ema.state_dict()),
-        "epoch": progress.epoch - 1,
-        "metrics": dict(progress.history[-1]) if progress.history else {},
-    }
+def save_for_inference(run: Run, name: str) -> None:
+    """Hand the averaged weights, the model and where they come from to the writer; rank 0 alone."""
+    with _waited(run.control):
+        progress = run.state.progress
+        content = {
+            **run.checkpoint_header,
+            "ema": copied(run.state.ema.state_dict()),
+            "epoch": progress.epoch - 1,
+            "metrics": dict(progress.history[-1]) if progress.history else {},
+        }
+        run.checkpoints.submit(name, content)
+
+
+@contextmanager
+def _waited(control: Control) -> Iterator[None]:
+    started_at = time.monotonic()
+    yield
+    control.checkpoint_wait_s += time.monotonic() - started_at
 
 
 def roll_back(run: Run) -> None:
@@ -48,8 +77,7 @@ def roll_back(run: Run) -> None:
     steps = [step for step in run.peers.gather(run.finite.bad_step) if step is not None]
     bad_step = min(steps)
     run.checkpoints.flush()
-    content = newest_good(run.checkpoints.weights_dir)[0] if run.peers.env.is_main else None
-    content = run.peers.broadcast(content)
+    content = run.peers.broadcast(find_checkpoint(run.checkpoints.weights_dir, run.reporter, run.peers.env.is_main))
     rollbacks, skipped = run.state.progress.rollbacks + 1, [*run.state.progress.skipped_steps, bad_step]
     names = run.feed.image_names(bad_step, run.state.progress.class_map)
     what = f"the loss of step {bad_step} was not finite (NaN or infinite); its images: {', '.join(names)}"

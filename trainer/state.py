@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -35,9 +35,6 @@ class Progress:
     skipped_steps: list[int] = field(default_factory=list)
     """Micro steps left out after a loss that was not finite."""
     rollbacks: int = 0
-    training_s: float = 0.0
-    """Seconds spent in training steps and validation, over all starts."""
-    images_seen: int = 0
 
 
 @dataclass
@@ -59,22 +56,31 @@ class TrainState:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_name": type(self.optimizer).__name__,
             "scaler": self.scaler.state_dict(),
             "progress": dict(vars(self.progress)),
             "loss_sums_by_rank": loss_sums_by_rank,
         }
 
-    def load_state_dict(self, state: dict[str, Any], rank: int, world_size: int) -> None:
-        """Restore in place what ``state_dict`` gave, at the same world size or another."""
+    def load_state_dict(self, state: dict[str, Any], rank: int, world_size: int) -> bool:
+        """Restore in place what ``state_dict`` gave, at the same world size or another.
+
+        False where the optimizer is of another kind than the saved one, whose state then stays behind.
+        """
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        name = type(self.optimizer).__name__
+        takes_optimizer = bool(state.get("optimizer_name", name) == name)
+        if takes_optimizer:
+            self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        known = {field.name for field in fields(Progress)}
+        self.progress = Progress(**{name: value for name, value in state["progress"].items() if name in known})
         by_rank = state["loss_sums_by_rank"]
         if len(by_rank) == world_size:
             self.loss_sums.copy_(by_rank[rank])
         else:
             # Another world size: rank 0 takes over the sums of all, so that the epoch's mean stays right.
             self.loss_sums.copy_(by_rank.sum(0) if rank == 0 else torch.zeros_like(by_rank[0]))
+        return takes_optimizer

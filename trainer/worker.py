@@ -6,18 +6,17 @@ import os
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
 from trainer.build import build_run
-from trainer.checkpoint import newest_good
 from trainer.config import TrainConfig
-from trainer.distributed import DistEnv, process_group
+from trainer.distributed import DistEnv, Peers, process_group
 from trainer.failures import report_failure
-from trainer.finish import draw_start, finish_run
+from trainer.finish import draw_start, finish_run, keep_weights
 from trainer.loop import fit
 from trainer.progress import Reporter
+from trainer.resume import find_saved, resume
 from trainer.run import Run
 from trainer.telemetry import Heartbeat
 
@@ -49,38 +48,18 @@ def train(
     config: TrainConfig, env: DistEnv, device: torch.device, run_dir: Path, reporter: Reporter, heartbeat: Heartbeat
 ) -> bool:
     """Build, resume, fit and finish; False when a signal asked to stop and the state is saved."""
-    run, data = build_run(config, env, device, run_dir, reporter, heartbeat)
+    saved = find_saved(run_dir / "weights", Peers(env), reporter)
+    run, data = build_run(config, env, device, run_dir, reporter, heartbeat, saved)
     _stop_on_signals(run)
-    resume(run)
+    resume(run, saved)
+    del saved
     draw_start(run, data, run_dir, pictures=config.plots)
     finished = fit(run)
-    run.checkpoints.flush()
+    keep_weights(run)
     if finished:
         finish_run(run, data, run_dir, pictures=config.plots)
-    run.checkpoints.close()
     run.results.close()
     return finished
-
-
-def resume(run: Run) -> None:
-    """Take up the run's newest good checkpoint, if there is one; rank 0 reads it for all."""
-    env = run.peers.env
-    content: dict[str, Any] | None = None
-    if env.is_main:
-        content, passed_over = newest_good(run.checkpoints.weights_dir)
-        for line in passed_over:
-            run.reporter.warn(line)
-    content = run.peers.broadcast(content)
-    if content is None:
-        return
-    run.state.load_state_dict(content, env.rank, env.world_size)
-    progress = run.state.progress
-    run.reporter.say(
-        f"resumed at epoch {progress.epoch + 1}, batch {progress.batch} of {run.schedule.batches_per_epoch}, "
-        f"step {progress.micro_step}"
-    )
-    if env.is_main:
-        run.results.write(progress.history)
 
 
 def set_determinism(device: torch.device, deterministic: bool) -> None:

@@ -175,7 +175,7 @@ _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (
     ),
     (PORT_CLASH.pattern, (), _fixed("another process took the port: leave --port out, or name a free one")),
     (
-        r"FileNotFoundError|No such file or directory",
+        r"FileNotFoundError|No such file or directory|(?:[Ff]ile|[Dd]ataset) not found",
         (),
         _fixed("the path is looked for from the folder where the launcher was started"),
     ),
@@ -194,6 +194,24 @@ _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (
         r"unrecognized arguments: --local[-_]rank",
         (),
         _fixed("the script predates torchrun: let it read LOCAL_RANK from the environment"),
+    ),
+    (
+        r"error: (?:unrecognized arguments|the following arguments are required|argument \S+:|ambiguous option)",
+        (),
+        _fixed("the script refused its own arguments, which come after --"),
+    ),
+    (
+        r"insufficient CUDA devices|Invalid CUDA '--device",
+        (),
+        _fixed(
+            "the script looks for other GPUs than it was given: leave its own --device out, and start no more workers "
+            "than there are GPUs (--nproc 1 on a CPU)"
+        ),
+    ),
+    (
+        r"urlopen error|URLError|Failed to resolve|NameResolutionError|Temporary failure in name resolution",
+        (),
+        _fixed("the worker wanted to download something and this machine cannot reach it: put the file in place first"),
     ),
     (CONSEQUENCES.pattern, (), _fixed("a peer went away without a word of its own: look at the logs of the others")),
     ("", (-9,), _killed),

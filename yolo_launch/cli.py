@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -16,6 +17,8 @@ from yolo_launch.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
 
 COMMANDS = (train, node, val, predict, export, weights, plan, run, doctor)
+AGENT_MODULE = "yolo_launch.elastic"
+"""Imports torch, where several workers were started."""
 DEBUG_VARIABLE = "YOLO_LAUNCH_DEBUG"
 
 app = typer.Typer(
@@ -64,7 +67,14 @@ def run_program(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The console script."""
-    sys.exit(run_program(sys.argv[1:]))
+    exit_code = run_program(sys.argv[1:])
+    if AGENT_MODULE in sys.modules:
+        # All workers have ended and all is said; taking torch apart would keep the user waiting for seconds.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
 
 
 def _explain(error: LaunchError | UserError, debug: bool, as_json: bool, exit_code: int) -> None:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from yolo_launch.spec import Finding, Level
 
+LABEL_WIDTH = 10
+LABELLED = re.compile(r"[A-Z][a-z]+: +")
 _STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 _WORDS: dict[Level, str] = {"ok": "ok", "warning": "warning", "failure": "FAILURE"}
 
@@ -56,14 +61,17 @@ class Console:
             self._write(stream, "  " + text)
 
     def panel(self, title: str, text: str, level: Level = "failure") -> None:
-        """A framed message on stderr; without a terminal the title and the lines below it."""
-        if _is_terminal(sys.stderr):
-            from rich.panel import Panel
+        """A message between two rules on stderr; without a terminal the title and the lines below it.
 
-            self._rich(
-                sys.stderr,
-                Panel(_escaped(text), title=_escaped(title), title_align="left", border_style=_STYLES[level]),
-            )
+        No frame at the sides and no folding of commands: what to type next has to survive being copied.
+        """
+        if _is_terminal(sys.stderr):
+            from rich.rule import Rule
+
+            self._rich(sys.stderr, Rule(_escaped(title), align="left", style=_STYLES[level]))
+            for line in text.splitlines():
+                self._write(sys.stderr, "\n".join(_folded(line, shutil.get_terminal_size().columns)))
+            self._rich(sys.stderr, Rule(style=_STYLES[level]))
             return
         self._write(sys.stderr, title)
         for line in text.splitlines():
@@ -118,6 +126,15 @@ def _escaped(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+def _folded(line: str, width: int) -> list[str]:
+    """A line of a message in rows below one another; a command stays whole, and the terminal wraps it."""
+    indent = len(line) - len(line.lstrip())
+    hang = LABEL_WIDTH if LABELLED.match(line) or indent >= LABEL_WIDTH else indent + 2
+    if line.startswith("Next:") or len(line) <= width or width < 2 * hang:
+        return [line]
+    return textwrap.wrap(line, width, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False)
 
 
 def _indented(text: str) -> str:

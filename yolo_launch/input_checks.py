@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
 from trainer.config import rounded_image_size
 from trainer.errors import UserError
 from yolo_launch.check_context import Context
+from yolo_launch.loaders import size_text
 from yolo_launch.spec import Finding
 
 SMALLEST_STRIDE = 32
@@ -92,16 +96,32 @@ def check_script(context: Context) -> Iterable[Finding]:
         return
     if script.startswith("-m "):
         name = script.removeprefix("-m ")
-        if importlib.util.find_spec(name.partition(".")[0]) is None and not Path(name.partition(".")[0]).exists():
-            yield Finding("script", "failure", f"there is no module {name} here", "run from the folder that holds it")
+        if not _is_module(name):
+            advice = "run from the folder that holds it, with the Python that has it"
+            yield Finding("script", "failure", f"there is no module {name} here", advice)
     elif not Path(script).is_file():
         yield Finding("script", "failure", f"the script {script} is missing", "give its path from this folder")
 
 
+def _is_module(name: str) -> bool:
+    """Whether ``python -m`` would find a module; none of its packages is imported."""
+    first, *rest = name.split(".")
+    if not all((first, *rest)):
+        return False
+    spec = PathFinder.find_spec(first, [os.getcwd(), *sys.path]) or importlib.util.find_spec(first)
+    path = first
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        path = f"{path}.{part}"
+        spec = PathFinder.find_spec(path, list(spec.submodule_search_locations))
+    return spec is not None
+
+
 def check_memory_for_cache(context: Context) -> Iterable[Finding]:
-    """Memory against ``--cache ram``, where images take at most imgsz x imgsz x 3 bytes each, once per machine."""
+    """Memory against ``--cache ram``, asked for or not: imgsz x imgsz x 3 bytes at most an image, once a machine."""
     config = context.config
-    if config is None or config.cache != "ram" or not config.data:
+    if config is None or not config.data:
         return
     try:
         counts = _count_data(config.data)
@@ -109,9 +129,11 @@ def check_memory_for_cache(context: Context) -> Iterable[Finding]:
         return
     images = counts.training + counts.validation
     need, free = images * config.imgsz**2 * 3, context.host.memory_available_bytes
-    if need > free:
-        text = f"--cache ram needs up to {need / 2**30:.1f} GB for {images} images; {free / 2**30:.1f} GB are free"
+    text = f"{free / 2**30:.1f} GB are free; --cache ram needs up to {size_text(need)} for {images} images"
+    if config.cache == "ram" and need > free:
         yield Finding("memory", "warning", text, "--cache disk")
+    else:
+        yield Finding("memory", "ok", text + " and would not fit" * (need > free))
 
 
 class _DataCounts(NamedTuple):

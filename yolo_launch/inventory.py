@@ -78,6 +78,7 @@ def inspect_host(environ: Mapping[str, str] | None = None) -> Host:
         shm_free_bytes=shm_free,
         open_file_limit=_open_file_limit(),
         driver_version=report.driver_version,
+        driver_cuda_version=report.driver_cuda_version,
         visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
         addresses=_addresses(),
         torch=read_torch_facts(),

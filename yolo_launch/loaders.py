@@ -45,12 +45,13 @@ def _fit_shared_memory(
     one_worker = shared_memory_need(1, ranks, local_batch_size, request.image_size)
     fitting = min(workers, host.shm_free_bytes // one_worker)
     seen = (
-        f"/dev/shm has {_size(host.shm_free_bytes)} free and {workers} loader processes per rank need about "
-        f"{_size(need)}; {fitting} are used"
+        f"/dev/shm has {size_text(host.shm_free_bytes)} free and {workers} loader processes per rank need about "
+        f"{size_text(need)}; {fitting} are used"
     )
     advice = f"in a container: --ipc=host, or --shm-size={max(1, -(-need // 2**30))}g"
     return fitting, [Finding("shm", "warning", seen, advice)]
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes as people say them."""
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"

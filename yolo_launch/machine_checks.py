@@ -9,12 +9,14 @@ from collections.abc import Iterable
 
 from yolo_launch import ports
 from yolo_launch.check_context import Context
+from yolo_launch.loaders import shared_memory_need, size_text
 from yolo_launch.spec import Finding
 from yolo_launch.torch_support import check_torch, check_torchvision
 
 PYTHON_FLOOR, PYTHON_NEWEST = (3, 10), (3, 13)
 LOW_DISK_BYTES = 1 << 30
 FEWEST_OPEN_FILES = 1024
+DEFAULT_IMAGE_SIZE = 640
 
 
 def check_python(context: Context) -> Iterable[Finding]:
@@ -45,6 +47,20 @@ def check_gpus(context: Context) -> Iterable[Finding]:
     if context.host.gpu_problem:
         advice = "after a driver upgrade restart the machine; in a container use --gpus all of docker run"
         yield Finding("gpus", "warning", context.host.gpu_problem, advice)
+
+
+def check_driver(context: Context) -> Iterable[Finding]:
+    """The NVIDIA driver against the CUDA that torch was built for; releases of one major version go together."""
+    host, plan = context.host, context.plan
+    if not host.driver_version or (plan is not None and plan.devices[0].kind != "cuda"):
+        return
+    known, built_for = host.driver_cuda_version, host.torch.cuda_version
+    seen = f"NVIDIA {host.driver_version}" + (f", CUDA up to {known}" if known else "")
+    if known and built_for and int(built_for.split(".")[0]) > int(known.split(".")[0]):
+        advice = f"a newer driver, or a torch that was built for CUDA {known.split('.')[0]}"
+        yield Finding("driver", "warning", f"{seen}; torch was built for CUDA {built_for}", advice)
+    else:
+        yield Finding("driver", "ok", seen)
 
 
 def check_run_dir(context: Context) -> Iterable[Finding]:
@@ -79,11 +95,25 @@ def check_open_files(context: Context) -> Iterable[Finding]:
 
 
 def check_shared_memory(context: Context) -> Iterable[Finding]:
-    """/dev/shm at its container default; the plan itself reckons what a run needs."""
-    total = context.host.shm_total_bytes
+    """/dev/shm against what the loaders of this run hold; where that is too little, the plan itself has said so."""
+    total, plan = context.host.shm_total_bytes, context.plan
     if 0 < total <= 64 << 20:
         advice = "in a container: --ipc=host, or --shm-size=4g"
         yield Finding("shm", "warning", f"/dev/shm has {total >> 20} MB, the default of Docker", advice)
+        return
+    is_script = context.script is not None
+    if plan is None or is_script or not total or any(finding.check == "shm" for finding in plan.findings):
+        return
+    seen = f"/dev/shm has {context.host.shm_free_bytes / 2**30:.1f} GB free"
+    image_size = context.config.imgsz if context.config is not None else DEFAULT_IMAGE_SIZE
+    need = shared_memory_need(plan.workers_per_rank, plan.nproc_per_node, plan.local_batch_size, image_size)
+    if plan.batch_is_auto and plan.workers_per_rank:
+        yield Finding("shm", "ok", f"{seen}; what the loaders need depends on the measured batch")
+    elif need:
+        count = f"{plan.nproc_per_node * plan.workers_per_rank} loader processes"
+        yield Finding("shm", "ok", f"{seen}; {count} of this run need at most {size_text(need)}")
+    else:
+        yield Finding("shm", "ok", f"{seen}; this run has no loader processes and needs none")
 
 
 def check_port(context: Context) -> Iterable[Finding]:

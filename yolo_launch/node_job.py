@@ -32,8 +32,10 @@ from yolo_launch.lobby.messages import (
     clipped,
 )
 from yolo_launch.node_line import NodeLine
+from yolo_launch.node_place import quiet_variables
 from yolo_launch.restarts import stopped_by
 from yolo_launch.spec import Meeting, Outcome, RankFailure
+from yolo_launch.warm_torch import WarmTorch
 from yolo_launch.watcher import Watcher
 
 POLL_S = 0.1
@@ -61,6 +63,7 @@ class NodeJob:
     make_runner: MakeRunner
     reconnect: Reconnect
     line: NodeLine
+    warm: WarmTorch
 
     def __post_init__(self) -> None:
         self._round = 0
@@ -81,6 +84,7 @@ class NodeJob:
                     return outcome
         finally:
             self._store = None
+            self.warm.close()
             self.line.close()
 
     def _listen(self, member: Member) -> None:
@@ -140,6 +144,7 @@ class NodeJob:
         runner = self._runner = self.make_runner(start)
         self.line.round(runner.plan, runner.files)
         self._store = None
+        self.warm.wait(lambda: watcher.stopping or watcher.round_ended)
         meeting = self._meet(start, watcher)
         if meeting is None:
             number = int(watcher.stop_signal) if watcher.stop_signal is not None else None
@@ -153,8 +158,7 @@ class NodeJob:
     def _meet(self, start: Round, watcher: Watcher) -> Meeting | None:
         """Where this round's workers meet; None where the round is over before they could."""
         if self.rank == 0:
-            # Where no name server answers, torch warns of each worker that joins; that is nothing to act on.
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+            os.environ.update(quiet_variables(os.environ))
             from yolo_launch import elastic  # imports torch
 
             self._store, port = elastic.serve_store()

@@ -35,6 +35,7 @@ class NodeLine:
         self._positions: deque[tuple[float, int]] = deque()
         self._beat: Heartbeat | None = None
         self._in_round = False
+        self._ranks: list[str] = []
         self._shown, self._shown_at, self._drawn = "", -REPEAT_S, False
 
     def roster(self, text: str, left_s: float, *, counts_down: bool = False) -> None:
@@ -53,6 +54,13 @@ class NodeLine:
             self._positions.clear()
             self._beat = None
             self._clear()
+
+    def ranks(self, texts: list[str]) -> None:
+        """Who trains where here, unless that was said before."""
+        if texts != self._ranks:
+            self._ranks = texts
+            for text in texts:
+                self.over(text)
 
     def waiting(self) -> None:
         """The round is over here."""

@@ -18,7 +18,7 @@ from yolo_launch.lobby.server import Lobby
 from yolo_launch.lobby.terms import JobFacts, Terms
 from yolo_launch.node_place import Place, listening_address
 from yolo_launch.plan import make_plan
-from yolo_launch.spec import LaunchPlan, LaunchRequest, Outcome
+from yolo_launch.spec import Host, LaunchPlan, LaunchRequest, Outcome
 from yolo_launch.training_job import Job
 
 
@@ -73,6 +73,21 @@ def settle(job: Job, by_node: tuple[int, ...]) -> int:
 
 
 @contextmanager
+def open_lobby(facts: JobFacts, place: Place, host: Host, terms: Terms, say: Callable[[str], None]) -> Iterator[Lobby]:
+    """A lobby; it closes when everybody has heard the end. Raises LaunchError for a busy port."""
+    lobby = Lobby(Control(terms, facts, time.monotonic()), uuid.uuid4().hex, place.token, say)
+    address = listening_address(place, host)
+    lobby.open(address, place.port, "the same command with another --port, on every machine")
+    if not place.token:
+        say(f"whoever reaches port {place.port} of this machine can join: --token-file FILE keeps strangers out")
+    try:
+        yield lobby
+    finally:
+        lobby.end(Outcome("master_lost", ExitCode.MASTER_LOST, detail="the master has left"))
+        lobby.close()
+
+
+@contextmanager
 def lobby_of(
     job: Job,
     place: Place,
@@ -82,7 +97,7 @@ def lobby_of(
     source_of_restart: Callable[[], str],
     say: Callable[[str], None],
 ) -> Iterator[Lobby]:
-    """The open lobby of a job; it closes when everybody has heard the end. Raises LaunchError for a busy port."""
+    """The open lobby of a training job. Raises LaunchError for a busy port."""
     run_id = str(run_directory.read_plan(job.run_dir).get("run_id") or uuid.uuid4().hex)
     facts = JobFacts(
         own=claim,
@@ -92,16 +107,8 @@ def lobby_of(
         source_of_restart=source_of_restart,
         even=not job.is_resume,
     )
-    lobby = Lobby(Control(terms, facts, time.monotonic()), uuid.uuid4().hex, place.token, say)
-    address = listening_address(place, job.host)
-    lobby.open(address, place.port, "the same command with another --port, on every machine")
-    if not place.token:
-        say(f"whoever reaches port {place.port} of this machine can join: --token-file FILE keeps strangers out")
-    try:
+    with open_lobby(facts, place, job.host, terms, say) as lobby:
         yield lobby
-    finally:
-        lobby.end(Outcome("master_lost", ExitCode.MASTER_LOST, detail="the master has left"))
-        lobby.close()
 
 
 def write_round(job: Job, start: Round, plan: LaunchPlan) -> Job:

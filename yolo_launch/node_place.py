@@ -15,6 +15,7 @@ from typing import Any
 from yolo_launch import network
 from yolo_launch.arguments import retype
 from yolo_launch.cluster import ClusterFacts, read_cluster, srun_line
+from yolo_launch.devices import visible_devices
 from yolo_launch.errors import LaunchError
 from yolo_launch.lobby.member import Door
 from yolo_launch.lobby.messages import MOST_DEVICES, Claim
@@ -22,6 +23,7 @@ from yolo_launch.lobby.terms import parse_nodes
 from yolo_launch.spec import Host, LaunchPlan
 
 DEFAULT_PORT = 1234
+QUIET_VARIABLE = "TORCH_CPP_LOG_LEVEL"
 TOKEN_VARIABLE = "YOLO_LAUNCH_TOKEN"
 _NCCL_PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
 
@@ -45,6 +47,8 @@ class Place:
     source: str = ""
     """The scheduler that told, or nothing."""
     job_id: str = ""
+    nproc: int | None = None
+    """Workers that the scheduler wants here."""
 
     @property
     def door(self) -> Door:
@@ -98,7 +102,20 @@ def find_place(
         token=_token(values, environ),
         source=facts.source,
         job_id=facts.job_id,
+        nproc=facts.nproc_per_node,
     )
+
+
+def scheduled_devices(values: dict[str, Any], place: Place, host: Host) -> dict[str, Any]:
+    """The options with as many GPUs as the scheduler names, where the user chose none and there are that many.
+
+    On a machine without GPUs the scheduler's number is that of its cores, which is no number of workers.
+    """
+    usable = visible_devices(host)
+    chosen = values.get("gpus") is not None or values.get("nproc") is not None
+    if chosen or place.nproc is None or not 0 < place.nproc < len(usable):
+        return values
+    return {**values, "gpus": ",".join(str(index) for index in range(place.nproc))}
 
 
 def listening_address(place: Place, host: Host) -> str:
@@ -154,8 +171,13 @@ def code_version() -> str:
 
 
 def socket_variables(place: Place, environ: Mapping[str, str]) -> dict[str, str]:
-    """What keeps gloo and NCCL on the interface towards the master."""
+    """What keeps gloo and NCCL on the interface towards the master, where the user has set nothing else."""
     return network.socket_environment(place.interface, environ, has_infiniband=network.has_infiniband())
+
+
+def quiet_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Keeps torch from warning of each connection whose name it cannot look up, which is nothing to act on."""
+    return {} if QUIET_VARIABLE in environ else {QUIET_VARIABLE: "ERROR"}
 
 
 def _incomplete(rank: int | None, master: str, environ: Mapping[str, str]) -> LaunchError:

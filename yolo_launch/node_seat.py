@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from yolo_launch.lobby.wire import Channel
 from yolo_launch.node_job import NodeJob
 from yolo_launch.node_line import NodeLine
 from yolo_launch.node_master import round_request
-from yolo_launch.node_place import Place
+from yolo_launch.node_place import Place, quiet_variables
 from yolo_launch.plan import make_plan, rank_lines
 from yolo_launch.spec import Host, LaunchPlan, LaunchRequest, Outcome, WorkerCommand
 from yolo_launch.supervise import watching
+from yolo_launch.warm_torch import WarmTorch
 from yolo_launch.watcher import Limits
 from yolo_launch.worker_logs import WorkerFiles
 
@@ -45,16 +47,12 @@ class Machine:
     def plan(self, request: LaunchRequest, start: Round) -> LaunchPlan:
         """The plan of a round here."""
         plan = make_plan(round_request(request, start, self.place.rank), self.host)
-        return replace(plan, environment={**plan.environment, **self.variables})
+        return replace(plan, environment={**plan.environment, **self.variables, **quiet_variables(os.environ)})
 
-    def runner(self, plan: LaunchPlan, command: WorkerCommand, run_dir: Path, start: Round) -> AttemptRunner:
-        """The workers of a round, with their devices shown once."""
-        if start.number == 1:
-            for text in rank_lines(plan):
-                self.line.over(text)
-        return AttemptRunner(
-            plan, command, WorkerFiles(run_dir.absolute()), console_json=self.console.json_mode
-        )
+    def runner(self, plan: LaunchPlan, command: WorkerCommand, run_dir: Path) -> AttemptRunner:
+        """The workers of a round, with their devices shown where they are not the last round's."""
+        self.line.ranks(rank_lines(plan))
+        return AttemptRunner(plan, command, WorkerFiles(run_dir.absolute()), console_json=self.console.json_mode)
 
 
 class Seat:
@@ -66,6 +64,7 @@ class Seat:
         self._door = door
         self._lobby_id = ""
         self._fingerprint = ""
+        self._warm: WarmTorch | None = None
         self._member: Member | None = None
 
     def take(self, patience_s: float) -> dict[str, Any]:
@@ -112,6 +111,7 @@ class Seat:
     def ready(self, fingerprint: str) -> None:
         """Say that this machine can do the job."""
         self._fingerprint = fingerprint
+        self._warm = self._warm or WarmTorch()
         self.member.send(Ready(fingerprint=fingerprint))
 
     def leave(self, reason: str) -> None:
@@ -131,6 +131,7 @@ class Seat:
                 make_runner=make_runner,
                 reconnect=self._reconnect,
                 line=machine.line,
+                warm=self._warm or WarmTorch(),
             )
             outcome = job.run(watcher)
         self.member.close()

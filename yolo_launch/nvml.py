@@ -38,6 +38,8 @@ class NvmlReport:
 
     devices: tuple[Device, ...] = ()
     driver_version: str = ""
+    driver_cuda_version: str = ""
+    """The newest CUDA that the driver knows."""
     present: bool = False
     """True where the library answered, even with no GPU."""
     problem: str = ""
@@ -84,7 +86,13 @@ def _read_all(nvml: Any) -> NvmlReport:
             owners.append(None if is_mig else handle)
     linked = tuple(_with_links(nvml, index, devices, owners) for index in range(len(devices)))
     driver = _ask(nvml, lambda: _text(nvml.nvmlSystemGetDriverVersion()), "")
-    return NvmlReport(linked, driver, present=True, problem="; ".join(problems))
+    return NvmlReport(linked, driver, _driver_cuda(nvml), present=True, problem="; ".join(problems))
+
+
+def _driver_cuda(nvml: Any) -> str:
+    """'12.4' for the driver's own number 12040."""
+    number = _ask(nvml, lambda: int(nvml.nvmlSystemGetCudaDriverVersion()), 0)
+    return f"{number // 1000}.{number % 1000 // 10}" if number else ""
 
 
 def _parts(nvml: Any, handle: Any) -> Iterator[tuple[Any, bool]]:

@@ -18,17 +18,19 @@ _MODES = {"single": "one worker", "ddp": "DistributedDataParallel", "dp": "DataP
 
 def show_plan(plan: LaunchPlan, command: WorkerCommand, about: Mapping[str, str], console: Console) -> None:
     """A plan in full: what, where, and the torchrun command that comes nearest."""
-    workers = f"{_MODES[plan.mode]}, {plan.world_size} workers" if plan.world_size > 1 else _MODES[plan.mode]
+    workers = _MODES[plan.mode]
+    if plan.world_size > 1:
+        workers = f"{plan.world_size} workers" if command.foreign else f"{workers}, {plan.world_size} workers"
+    share = [_counted(plan.threads_per_rank, "thread")]
+    if not command.foreign:  # a script loads in its own way
+        share.append(_counted(plan.workers_per_rank, "loader process"))
     rows = [
         *([key, value] for key, value in about.items()),
         ["mode", workers + f" on {plan.nnodes} machines" * (plan.nnodes > 1)],
-        ["batch", _batch_text(plan)],
+        *([] if command.foreign else [["batch", _batch_text(plan)]]),
         ["backend", plan.backend],
-        [
-            "per worker",
-            f"{_counted(plan.threads_per_rank, 'thread')}, {_counted(plan.workers_per_rank, 'loader process')}",
-        ],
-        ["restarts", f"at most {plan.max_restarts}; stopped after {plan.stall_timeout_s:g} s without progress"],
+        ["per worker", ", ".join(share)],
+        ["restarts", _restart_text(plan, command)],
     ]
     console.table("Plan", (), rows)
     for line in rank_lines(plan):
@@ -117,6 +119,14 @@ def show_result(run_dir: Path, summary: Mapping[str, Any], *, is_demo: bool, con
 def _longer(run_dir: Path, summary: Mapping[str, Any]) -> str:
     epochs = summary.get("epochs")
     return f"yolo-launch train --resume {run_dir} --epochs {2 * epochs if isinstance(epochs, int) else 'N'}"
+
+
+def _restart_text(plan: LaunchPlan, command: WorkerCommand) -> str:
+    restarts = f"at most {plan.max_restarts}" if plan.max_restarts else "none"
+    if plan.stall_timeout_s <= 0:
+        return restarts
+    watched = " if it writes heartbeats" if command.foreign else ""
+    return f"{restarts}; stopped after {plan.stall_timeout_s:g} s without progress{watched}"
 
 
 def _batch_text(plan: LaunchPlan) -> str:

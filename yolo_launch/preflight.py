@@ -16,6 +16,7 @@ CHECKS: tuple[Check, ...] = (
     machine_checks.check_python,
     machine_checks.check_torch_packages,
     machine_checks.check_gpus,
+    machine_checks.check_driver,
     input_checks.check_data,
     input_checks.check_model,
     input_checks.check_weights,

@@ -1,7 +1,4 @@
-"""The slower checks of ``doctor --deep``, which start processes: a new probe is one row of PROBES.
-
-And the measurement behind ``--batch auto``.
-"""
+"""The slower checks of ``doctor --deep``, which start processes: a new probe is one row of PROBES."""
 
 from __future__ import annotations
 
@@ -15,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from yolo_launch import machine_checks, ports
-from yolo_launch.batch_probe import measure_batch
 from yolo_launch.check_context import Context
 from yolo_launch.devices import describe_device, visible_devices
 from yolo_launch.probe_child import ProbeEnd, alone_on, first_problem, probe_environment, run_probe, visible_name
 from yolo_launch.spec import Device, Finding, LaunchPlan
-
-__all__ = ["PROBES", "ProbeLimits", "measure_batch", "run_probes"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +52,8 @@ def run_probes(context: Context, say: Say | None = None, limits: ProbeLimits | N
     """
     found: list[Finding] = []
     for what, probe in PROBES:
+        if what in ("gpu", "links") and not _gpus(context):
+            continue
         if say is not None:
             say(f"looking at {what} ...")
         try:
@@ -208,7 +204,7 @@ def _judge_disk(folder: Path, end: ProbeEnd) -> Finding:
     if end.answer is None:
         return Finding("disk", "failure", f"{folder} cannot be written: {end.problem}", "choose another: --project DIR")
     speed = end.answer["bytes"] / max(end.answer["seconds"], 1e-6)
-    seen = f"{folder} takes {speed / 1e6:.0f} MB/s, a checkpoint of yolov5s about {CHECKPOINT_BYTES / speed:.1f} s"
+    seen = f"{folder} takes {speed / 1e6:.0f} MB/s, a checkpoint of yolov5s about {CHECKPOINT_BYTES / speed:.2f} s"
     if speed < SLOW_DISK_BYTES_S:
         return Finding("disk", "warning", seen, "a local disk (--project DIR), or a longer --checkpoint-interval")
     return Finding("disk", "ok", seen)

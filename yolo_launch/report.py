@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import Literal
 
 from yolo_launch.causes import describe_exit
-from yolo_launch.spec import LaunchPlan, Outcome, RankFailure
+from yolo_launch.spec import STATE_SAVED, LaunchPlan, Outcome, RankFailure
 
 MAX_MESSAGE_LINES = 12
+_SAVED = {"": "without saving", STATE_SAVED: "with the state saved"}
+"""What the detail of an interrupted job says; what a script has saved is its own affair."""
 _PHASES = {
     "start": "while starting",
     "scan": "while scanning the data set",
@@ -46,8 +49,7 @@ def title(outcome: Outcome, plan: LaunchPlan) -> str:
     if outcome.kind == "saved_and_stopped":
         return f"stopped by {_signal_name(outcome.signal)} with the state saved"
     if outcome.kind == "interrupted":
-        saved = "with the state saved" if outcome.detail else "without saving"
-        return f"stopped by {_signal_name(outcome.signal)} {saved}"
+        return " ".join(filter(None, ("stopped by", _signal_name(outcome.signal), _SAVED.get(outcome.detail))))
     if outcome.kind == "stalled":
         return f"stalled: rank {failure.rank} holds the job up" if failure is not None else "stalled"
     if failure is not None and failure.user_error is not None:
@@ -75,7 +77,7 @@ def lines(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) 
     elif outcome.detail and outcome.kind == "worker_failed":
         rows.append(_labelled("Restarts", outcome.detail))
     if failure is not None:
-        rows.append(_labelled("Log", failure.log_path or str(run_dir / "logs")))
+        rows.append(_labelled("Log", from_here(failure.log_path or str(run_dir / "logs"))))
     if outcome.kind != "done":
         rows.append(_labelled("Next", next_command))
     return [row for row in rows if row]
@@ -107,7 +109,7 @@ def _where(failure: RankFailure, plan: LaunchPlan) -> str:
         place += f" on {device}"
     if plan.nnodes > 1 and failure.host:
         place += f" of {failure.host}"
-    if failure.epoch is not None and failure.step is not None:
+    if failure.epoch is not None and failure.step is not None and failure.phase not in ("start", "scan"):
         place += f", epoch {failure.epoch + 1}, step {failure.step}"
     return f"{place}, {_PHASES[failure.phase]}" if failure.phase in _PHASES else place
 
@@ -117,11 +119,21 @@ def _cause(outcome: Outcome, failure: RankFailure) -> list[str]:
     shown = said[:MAX_MESSAGE_LINES]
     if len(said) > len(shown):
         shown.append(f"... {len(said) - len(shown)} more lines in the log")
-    if outcome.kind != "stalled" and failure.exit_code < 0 and describe_exit(failure.exit_code) not in failure.message:
-        shown.append(f"The process was {describe_exit(failure.exit_code)}.")
-    elif outcome.kind != "stalled" and failure.exit_code < 0 and failure.traceback:
+    if outcome.kind == "stalled":
+        return shown
+    ended = describe_exit(failure.exit_code)
+    if failure.exit_code < 0 and ended not in failure.message:
+        shown.append(f"The process was {ended}.")
+    elif ended in failure.message and failure.traceback:
         shown += ["Its last lines:", *(f"  {line}" for line in failure.traceback.split("\n")[-4:])]
     return shown
+
+
+def from_here(path: str) -> str:
+    """A path as one would type it: without the working folder, where it lies inside."""
+    with contextlib.suppress(ValueError, OSError):
+        return str(Path(path).relative_to(Path.cwd()))
+    return path
 
 
 def _labelled(label: str, text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from yolo_launch.causes import PORT_CLASH
 from yolo_launch.errors import ExitCode
-from yolo_launch.spec import Outcome, RankFailure
+from yolo_launch.spec import LEFT_TO_SCRIPT, STATE_SAVED, Outcome, RankFailure
 
 UNWATCHED_START_S = 60.0
 """A script without heartbeats counts as started once it has run this long."""
@@ -66,9 +66,12 @@ def decide(
     return Decision(True, f"restart {progress.restarts + 1} of {max_restarts}")
 
 
-def stopped_by(by: signal.Signals, saved: bool, failure: RankFailure | None = None) -> Outcome:
+def stopped_by(
+    by: signal.Signals, saved: bool, failure: RankFailure | None = None, *, foreign: bool = False
+) -> Outcome:
     """The outcome of a job that a signal to a launcher ended."""
     if saved and by != signal.SIGINT:
         return Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED, signal=by)
     # 75 would make a scheduler start the job again, which is not what Ctrl-C asks for.
-    return Outcome("interrupted", 128 + by, failure=failure, signal=by, detail="the state was saved" if saved else "")
+    detail = STATE_SAVED if saved else LEFT_TO_SCRIPT if foreign else ""
+    return Outcome("interrupted", 128 + by, failure=failure, signal=by, detail=detail)

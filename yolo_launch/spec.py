@@ -83,6 +83,8 @@ class Host:
     shm_free_bytes: int
     open_file_limit: int
     driver_version: str = ""
+    driver_cuda_version: str = ""
+    """The newest CUDA that the NVIDIA driver knows, for example 12.4."""
     visible_devices: str | None = None
     """CUDA_VISIBLE_DEVICES as inherited; None where it is not set."""
     addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -210,6 +212,12 @@ class RankFailure:
     timestamp_s: float = 0.0
     hint: str = ""
     """One sentence on what to do about it; empty for an unknown cause."""
+
+
+STATE_SAVED = "the state was saved"
+"""Detail of an interrupted job whose workers had time to save."""
+LEFT_TO_SCRIPT = "what was saved is the script's own affair"
+"""Detail of an interrupted job of a script."""
 
 
 @dataclass(frozen=True)

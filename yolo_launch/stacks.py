@@ -32,6 +32,8 @@ _COLLECTIVES = frozenset(
         "destroy_process_group",
     }
 )
+_OUTSIDE_SCRIPT = ("runpy>", "/runpy.py", "/yolo_launch/worker_shim.py")
+"""Where files end that started a script and are no part of it."""
 _BACKWARD = frozenset({"_engine_run_backward"})
 
 
@@ -48,10 +50,13 @@ class Frame:
 
 
 def main_stack(text: str) -> list[Frame]:
-    """The main thread's frames, innermost first; faulthandler lists threads from the newest to the oldest."""
+    """The main thread's frames, innermost first, up to the script; faulthandler lists the main thread last."""
     threads = re.split(r"^(?:Current thread|Thread) .*$", text, flags=re.MULTILINE)
     frames = [match for match in (_FRAME.search(line) for line in threads[-1].splitlines()) if match]
-    return [Frame(match["path"], match["line"], match["function"]) for match in frames]
+    found = [Frame(match["path"], match["line"], match["function"]) for match in frames]
+    while len(found) > 1 and found[-1].path.endswith(_OUTSIDE_SCRIPT):
+        found.pop()
+    return found
 
 
 def collective_in(frames: list[Frame]) -> str:

@@ -125,5 +125,6 @@ def stall_traceback(ranks: list[StalledRank]) -> str:
     stacks = []
     for stalled in sorted(ranks, key=lambda one: one is not first):
         shown = [f'  File "{frame.path}", line {frame.line} in {frame.function}' for frame in stalled.stack]
-        stacks += [f"Stack of rank {stalled.rank}:", *(shown or ["  (none: the worker did not answer)"])]
+        title = f"Stack of rank {stalled.rank}, innermost call first:"
+        stacks += [title, *(shown or ["  (none: the worker did not answer)"])]
     return "\n".join(stacks)

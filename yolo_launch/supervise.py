@@ -94,7 +94,8 @@ class Job:
             return Outcome("stalled", ExitCode.STALLED, failure=stalled)
         if watcher.stop_signal is not None and not attempt.all_done:
             told = failure is not None and self.runner.told_why(failure)
-            return stopped_by(watcher.stop_signal, saved, failure if told and not saved else None)
+            shown = failure if told and not saved else None
+            return stopped_by(watcher.stop_signal, saved, shown, foreign=self.runner.command.foreign)
         if saved and failure is None:
             # A scheduler may signal the workers themselves.
             return Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED)

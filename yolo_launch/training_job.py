@@ -174,7 +174,7 @@ def with_measured_batch(job: Job) -> Job:
     """The job with ``--batch auto`` measured on its devices."""
     if not job.plan.batch_is_auto:
         return job
-    from yolo_launch.probes import measure_batch
+    from yolo_launch.batch_probe import measure_batch
 
     batch = measure_batch(job.plan, job.config)
     plan = make_plan(replace(job.request, global_batch_size=batch), job.host)

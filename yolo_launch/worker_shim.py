@@ -1,7 +1,8 @@
 """Runs a foreign script as a worker: `python -u -m yolo_launch.worker_shim [-m] SCRIPT ...`.
 
-It gives a script what the built-in trainer does by itself: it dies with the launcher, leaves its exception in the
-error file, writes stacks on SIGUSR2, and rank 0's output, which goes to the terminal, is kept in a log as well.
+It gives a script what the built-in trainer does by itself: it dies with the launcher, and its loader processes with
+it; it leaves its exception in the error file and writes stacks on SIGUSR2; rank 0's output, which goes to the terminal,
+is kept in a log as well.
 The script sees the interpreter as `python SCRIPT ...` would leave it.
 """
 
@@ -9,20 +10,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
+import multiprocessing.util
 import os
 import runpy
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, TextIO
+
+_MAIN_THREAD = type(threading.main_thread())
 
 
 def main() -> None:
     """Run the script that the command line names, in this process."""
     guard = _load_guard()
     guard.guard_worker()
+    _tie_loaders(guard)
     if os.environ.get("YOLO_TRAINER_OUTPUT") == "stderr":
         os.dup2(2, 1)  # stdout is for the launcher's JSON
     logs_dir = os.environ.get(guard.LOGS_VARIABLE)
@@ -39,10 +46,12 @@ def main() -> None:
             runpy.run_module(target, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(target, run_name="__main__")
-    except (SystemExit, KeyboardInterrupt):
+    except SystemExit:
         raise
     except BaseException as error:
-        _write_error(error)
+        _begin_traceback_in_script(error)
+        if not isinstance(error, KeyboardInterrupt):
+            _write_error(error)
         raise
 
 
@@ -55,6 +64,43 @@ def _load_guard() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _tie_loaders(guard: ModuleType) -> None:
+    """Let the script's loader processes die with this worker, also in the middle of an item.
+
+    They are daemonic children of multiprocessing, which are meant to end with their parent. The kernel watches the
+    thread that forked; those of a thread that may end before look after their parent themselves.
+    """
+
+    def tie(_: object) -> None:
+        parent = multiprocessing.parent_process()
+        if parent is None or parent.pid is None or not multiprocessing.current_process().daemon:
+            return
+        if type(threading.current_thread()) is _MAIN_THREAD:
+            guard.die_with_parent(parent.pid)
+        else:
+            threading.Thread(target=guard.exit_after_parent, args=(parent.pid,), daemon=True).start()
+
+    multiprocessing.util.register_after_fork(_MAIN_THREAD, tie)
+
+
+def _begin_traceback_in_script(error: BaseException) -> None:
+    """Leave this file's and runpy's frames out of what is shown: they have no bearing on the script."""
+    own_files = {main.__code__.co_filename, runpy.run_path.__code__.co_filename}
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in own_files:
+        frames = frames.tb_next
+    error.__traceback__ = frames
+    show = sys.excepthook
+
+    def show_script_only(kind: type[BaseException], shown: BaseException, trace: TracebackType | None) -> None:
+        # Raising it again has put this file's frame back.
+        if shown is error:
+            shown.__traceback__ = trace = frames
+        show(kind, shown, trace)
+
+    sys.excepthook = show_script_only
 
 
 def _write_error(error: BaseException) -> None:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,15 +19,17 @@ import pytest
 import torch
 import yaml
 
-from trainer.telemetry import TIME_COLUMNS
+from tests.faults.comparison import result_of
 
 EPOCHS = 3
+PROJECT_DIR = Path(__file__).resolve().parents[2]
+Hook = tuple[Callable[..., None], tuple[Any, ...]]
 
 
 @pytest.fixture(scope="session")
 def forkserver() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.worker"])
+    context.set_forkserver_preload(["trainer.worker", "torch._dynamo"])  # what the first optimizer step imports
     return context
 
 
@@ -47,7 +49,18 @@ def fault_data(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def run_worker(config: dict[str, Any], run_dir: str, environ: dict[str, str], log: str) -> None:
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """yolov5n with a quarter of its channels, whose checkpoints are quickly written."""
+    definition = yaml.safe_load((PROJECT_DIR / "trainer" / "model" / "zoo" / "yolov5n.yaml").read_text())
+    path = tmp_path_factory.mktemp("model") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**definition, "width_multiple": 0.0625}))
+    return path
+
+
+def run_worker(
+    config: dict[str, Any], run_dir: str, environ: dict[str, str], log: str, hooks: tuple[Hook, ...] = ()
+) -> None:
     """The body of a forked worker: what ``python -m trainer`` does after its imports."""
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -58,6 +71,8 @@ def run_worker(config: dict[str, Any], run_dir: str, environ: dict[str, str], lo
     from trainer.config import make_config
     from trainer.worker import main
 
+    for hook, arguments in hooks:
+        hook(*arguments)
     sys.stdout.flush()
     os._exit(main(make_config(config), Path(run_dir)))
 
@@ -70,6 +85,10 @@ class Training:
     config: dict[str, Any]
     run_dir: Path
     world_size: int = 1
+    hooks: tuple[Hook, ...] = ()
+    """Called in each worker before it trains."""
+    output_dir: Path | None = None
+    """Where the output of the ranks goes; the run directory, unless something happens to its disk."""
     ranks: list[BaseProcess] = field(default_factory=list)
 
     def start(self) -> None:
@@ -83,8 +102,9 @@ class Training:
             if self.world_size > 1:
                 environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world_size)}
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-            log = str(self.run_dir / f"rank{rank}.out")
-            process = self.context.Process(target=run_worker, args=(self.config, str(self.run_dir), environ, log))
+            log = str((self.output_dir or self.run_dir) / f"rank{rank}.out")
+            arguments = (self.config, str(self.run_dir), environ, log, self.hooks)
+            process = self.context.Process(target=run_worker, args=arguments)
             process.start()
             self.ranks.append(process)
 
@@ -112,48 +132,67 @@ class Training:
         assert [process.exitcode for process in self.ranks] == [0] * self.world_size, self.output()
 
     def output(self) -> str:
-        return "\n".join(path.read_text() for path in sorted(self.run_dir.glob("rank*.out")))
+        return "\n".join(path.read_text() for path in sorted((self.output_dir or self.run_dir).glob("rank*.out")))
 
     def result(self) -> dict[str, Any]:
         """Everything that must be equal to the bit."""
-        content = torch.load(self.run_dir / "weights" / "last.pt", weights_only=True)
-        history = [
-            {name: value for name, value in row.items() if name not in TIME_COLUMNS}
-            for row in content["progress"]["history"]
-        ]
-        return {
-            "model": content["model"],
-            "ema": content["ema"],
-            "optimizer": content["optimizer"],
-            "history": history,
-            "updates": content["progress"]["updates"],
-            "results": (self.run_dir / "results.csv").read_text(),
-        }
+        return result_of(self.run_dir)
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for process in self.ranks:
+            if process.exitcode is None:
+                process.kill()
+                process.join(5)
+
+
+def tiny_config(data: Path, model: Path, **options: Any) -> dict[str, Any]:
+    """A configuration whose run takes seconds and writes a checkpoint at almost every step."""
+    return {
+        "data": str(data),
+        "cfg": str(model),
+        "imgsz": 64,
+        "epochs": EPOCHS,
+        "batch_size": 4,
+        "workers": 0,
+        "plots": False,
+        "checkpoint_interval_s": 0.05,
+        **options,
+    }
 
 
 @pytest.fixture
-def training(forkserver: Any, fault_data: Path, tmp_path: Path) -> Iterator[Any]:
+def training(forkserver: Any, fault_data: Path, tiny_model: Path, tmp_path: Path) -> Iterator[Any]:
     """Makes a Training in a folder of its own; all of them are ended with the test."""
     made: list[Training] = []
 
-    def make(name: str, world_size: int = 1, **options: Any) -> Training:
-        config = {
-            "data": str(fault_data),
-            "cfg": "yolov5n",
-            "imgsz": 64,
-            "epochs": EPOCHS,
-            "batch_size": 4,
-            "workers": 0,
-            "plots": False,
-            "checkpoint_interval_s": 0.05,
-            **options,
-        }
-        made.append(Training(forkserver, config, tmp_path / name, world_size))
+    def make(name: str, world_size: int = 1, hooks: tuple[Hook, ...] = (), **options: Any) -> Training:
+        config = {**tiny_config(fault_data, tiny_model), **options}
+        made.append(Training(forkserver, config, tmp_path / name, world_size, hooks))
         return made[-1]
 
     yield make
     for one in made:
-        for process in one.ranks:
-            if process.exitcode is None:
-                process.kill()
-                process.join(5)
+        one.end()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    forkserver: Any, fault_data: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, Any]]:
+    """The result of a run that nobody disturbs; each is trained once a session."""
+    results: dict[str, dict[str, Any]] = {}
+
+    def train(world_size: int = 1, **options: Any) -> dict[str, Any]:
+        key = f"{world_size} {sorted(options.items())}"
+        if key not in results:
+            folder = tmp_path_factory.mktemp("undisturbed") / "run"
+            run = Training(forkserver, tiny_config(fault_data, tiny_model, **options), folder, world_size)
+            try:
+                run.finish()
+            finally:
+                run.end()
+            results[key] = run.result()
+        return results[key]
+
+    return train

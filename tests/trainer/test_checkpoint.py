@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 import torch
 
 from trainer.checkpoint import (
+    BEST,
     LAST,
     PREVIOUS,
     CheckpointWriter,
@@ -15,6 +17,8 @@ from trainer.checkpoint import (
     copied,
     newest_good,
     read_checkpoint,
+    remove_leftovers,
+    set_aside,
     write_checkpoint,
 )
 from trainer.errors import WeightsError
@@ -84,28 +88,102 @@ def test_the_one_before_is_used_when_the_last_is_damaged(tmp_path):
     assert len(passed_over) == 1
     assert LAST in passed_over[0]
     (tmp_path / PREVIOUS).write_bytes(b"broken")
-    assert newest_good(tmp_path)[0] is None
+    found, passed_over = newest_good(tmp_path)
+    assert found is None
+    assert [("step 0" in line, LAST in line or PREVIOUS in line) for line in passed_over] == [(True, True)] * 2
 
 
-def test_a_failed_write_keeps_the_old_file_and_training_goes_on(tmp_path, monkeypatch, caplog):
-    writer = CheckpointWriter(tmp_path)
-    writer.submit(LAST, content(1), keep_previous=True)
-    writer.flush()
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A disk without room, until the returned function is called."""
 
-    def full_disk(*arguments, **options):
+    def refuse(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", refuse)
+    return monkeypatch.undo
+
+
+def step_of(path):
+    return read_checkpoint(path)["progress"]["micro_step"]
+
+
+def test_a_failed_write_keeps_the_old_file_and_training_goes_on(tmp_path, full_disk, caplog):
+    writer = CheckpointWriter(tmp_path)
     writer.submit(LAST, content(2), keep_previous=True)
     writer.flush()
-    monkeypatch.undo()
     assert writer.failures == 1
     assert "No space left" in caplog.text
-    assert newest_good(tmp_path)[0]["progress"]["micro_step"] == 1
+    assert list(tmp_path.iterdir()) == [], "half a file helps nobody"
+    full_disk()
     writer.submit(LAST, content(3), keep_previous=True)
     writer.close()
-    assert newest_good(tmp_path)[0]["progress"]["micro_step"] == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, LAST]
+    assert step_of(tmp_path / LAST) == 3
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+def test_a_failed_write_is_tried_again_without_being_asked(tmp_path, full_disk, caplog):
+    writer = CheckpointWriter(tmp_path, retry_s=0.05)
+    for name in (BEST, LAST, "epoch1.pt"):
+        writer.submit(name, content(4))
+    writer.flush()
+    time.sleep(0.2)
+    assert writer.failures > 3
+    assert caplog.text.count("could not write") == 3, "one warning each, whatever the number of attempts"
+    full_disk()
+    deadline = time.monotonic() + 10
+    while not (tmp_path / LAST).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    writer.close()
+    assert (step_of(tmp_path / BEST), step_of(tmp_path / LAST)) == (4, 4)
+    assert "could be written now" in caplog.text
+
+
+def test_the_end_of_a_run_tries_once_more(tmp_path, full_disk):
+    writer = CheckpointWriter(tmp_path)
+    writer.submit(BEST, content(4))
+    writer.flush()
+    full_disk()
+    writer.close()
+    assert step_of(tmp_path / BEST) == 4
+
+
+def test_a_newer_checkpoint_takes_the_place_of_one_that_could_not_be_written(tmp_path, full_disk):
+    writer = CheckpointWriter(tmp_path, retry_s=0.05)
+    writer.submit(LAST, content(1))
+    writer.flush()
+    full_disk()
+    writer.submit(LAST, content(2))
+    time.sleep(0.2)
+    writer.close()
+    assert step_of(tmp_path / LAST) == 2
+
+
+def test_a_slow_disk_keeps_no_step_waiting(tmp_path, monkeypatch):
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: time.sleep(0.4) or sync(descriptor))
+    writer, started_at = CheckpointWriter(tmp_path), time.monotonic()
+    for name in (BEST, LAST):  # an epoch's end: one is being written, the other is queued
+        writer.submit(name, content(1))
+    waited_s = time.monotonic() - started_at
+    writer.close()
+    assert waited_s < 0.3 < time.monotonic() - started_at
+    assert step_of(tmp_path / LAST) == 1
+
+
+def test_a_refused_file_does_not_replace_the_good_one_before_it(tmp_path):
+    write_checkpoint(tmp_path / PREVIOUS, content(1))
+    (tmp_path / LAST).write_bytes(b"broken")
+    set_aside(tmp_path)
+    write_checkpoint(tmp_path / LAST, content(2), keep_previous=tmp_path / PREVIOUS)
+    assert (step_of(tmp_path / PREVIOUS), step_of(tmp_path / LAST)) == (1, 2)
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    for name in (".last.pt.123.tmp", ".best.pt.7.tmp", LAST, BEST):
+        (tmp_path / name).write_bytes(b"")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, LAST]
 
 
 def test_a_copy_does_not_change_with_the_original():

@@ -74,9 +74,7 @@ def test_an_all_reduce_that_cannot_work_is_a_finding(context, monkeypatch):
 def test_a_hung_probe_ends_at_its_limit_with_all_it_started():
     nap = f"time.sleep(600.{os.getpid()})"  # in the command lines of this run's processes and of no other's
     code = (
-        "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-c', 'import time; {nap}'])\n"
-        "time.sleep(600)"
+        f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', 'import time; {nap}'])\ntime.sleep(600)"
     )
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     began_at = time.monotonic()
@@ -276,3 +274,17 @@ def test_doctor_deep_prints_its_findings(tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     for check in ('"disk"', '"data set"', '"port"'):
         assert check in run.stdout
+
+
+@pytest.mark.slow
+def test_doctor_looks_at_everything_a_run_on_the_cpu_meets(tmp_path, shared_dir):
+    typed = f"doctor --deep --gpus cpu --nproc 2 --imgsz 64 --data {shared_dir / 'data/bccd/bccd.yaml'}"
+    command = [sys.executable, "-c", "from yolo_launch.cli import main; main()", *typed.split()]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=os.environ)
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = run.stdout.splitlines()
+    found = {row.split(":")[0].split(" ", 1)[1] for row in rows if row.startswith(("ok ", "warning "))}
+    assert found >= {"python", "torch", "torchvision", "data", "model", "run directory", "shm", "memory"}
+    assert found >= {"all-reduce", "disk", "host name", "port", "data set", "loading"}
+    assert "warning" in rows[-1] or rows[-1] == "nothing stands in the way"
+    assert list(tmp_path.glob("runs*")) == []

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from yolo_launch import report
-from yolo_launch.spec import Device, LaunchPlan, Outcome, RankFailure
+from yolo_launch.spec import LEFT_TO_SCRIPT, STATE_SAVED, Device, LaunchPlan, Outcome, RankFailure
 
 RUN_DIR = Path("runs/train/exp")
 GPUS = (Device("cuda", 2, name="RTX 3090"), Device("cuda", 3, name="RTX 3090"))
@@ -85,6 +85,27 @@ def test_a_silent_crash_shows_its_signal_and_last_lines():
     assert "The process was aborted (SIGABRT)" in "\n".join(render(Outcome("worker_failed", 1, failure=own_words)))
 
 
+def test_a_worker_that_only_printed_why_shows_it():
+    refused = replace(
+        FAILURE,
+        exit_code=2,
+        message="ended with exit code 2",
+        traceback="usage: train.py\nerror: unrecognized",
+        hint="",
+    )
+    shown = render(Outcome("worker_failed", 1, failure=refused))
+    assert shown[2:5] == ["ended with exit code 2", "Its last lines:", "  usage: train.py"]
+
+
+def test_a_log_below_the_working_folder_is_named_as_one_would_type_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inside = replace(FAILURE, log_path=str(tmp_path / "runs" / "rank1.log"))
+    assert "Log:      runs/rank1.log" in render(Outcome("worker_failed", 1, failure=inside))
+    assert "Log:      /elsewhere/rank1.log" in render(
+        Outcome("worker_failed", 1, failure=replace(FAILURE, log_path="/elsewhere/rank1.log"))
+    )
+
+
 def test_a_long_message_is_cut():
     long = replace(FAILURE, message="\n".join(f"line {n}" for n in range(40)))
     shown = render(Outcome("worker_failed", 1, failure=long))
@@ -99,6 +120,9 @@ def test_stops():
         "Next:     yolo-launch train --resume runs/train/exp",
     ]
     assert render(Outcome("interrupted", 130, signal=2))[0] == "stopped by Ctrl-C without saving"
+    kept = Outcome("interrupted", 130, signal=2, detail=STATE_SAVED)
+    assert render(kept)[0] == "stopped by Ctrl-C with the state saved"
+    assert render(replace(kept, detail=LEFT_TO_SCRIPT))[0] == "stopped by Ctrl-C"
     assert render(Outcome("saved_and_stopped", 75))[0] == "stopped by a signal to the workers with the state saved"
     assert render(Outcome("done", 0)) == ["done"]
     assert report.level(Outcome("interrupted", 130, signal=2)) == "warning"

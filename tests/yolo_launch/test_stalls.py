@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import inspect
 import json
 import os
 import threading
@@ -45,6 +46,24 @@ def test_the_main_threads_stack_is_read_from_a_real_dump(tmp_path):
     other.join()
     assert frames[0].function == "test_the_main_threads_stack_is_read_from_a_real_dump"
     assert own_frame(frames).path == __file__
+
+
+def test_a_stack_ends_where_the_script_begins():
+    starting = (
+        '  File "/home/me/train.py", line 9 in <module>\n'
+        '  File "<frozen runpy>", line 88 in _run_code\n'
+        '  File "/env/yolo_launch/worker_shim.py", line 48 in main\n'
+        '  File "/usr/lib/python3.10/runpy.py", line 196 in _run_module_as_main\n'
+    )
+    assert main_stack(LOADING + starting)[-1].path == "/home/me/train.py"
+    assert len(main_stack(LOADING + starting)) == 3
+    assert len(main_stack(starting.split("\n", 1)[1])) == 1
+
+
+def test_a_process_group_gives_up_in_minutes():
+    from trainer.distributed import process_group
+
+    assert 60 <= inspect.signature(process_group).parameters["timeout_s"].default <= 1200
 
 
 def test_a_collective_is_recognised_below_its_wrappers():

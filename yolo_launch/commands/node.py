@@ -23,7 +23,7 @@ from yolo_launch.inventory import inspect_host
 from yolo_launch.lobby.messages import Round
 from yolo_launch.node_job import refuse_part
 from yolo_launch.node_line import NodeLine
-from yolo_launch.node_place import describe_place, find_place, make_claim, socket_variables
+from yolo_launch.node_place import describe_place, find_place, make_claim, scheduled_devices, socket_variables
 from yolo_launch.node_seat import Machine, Seat
 from yolo_launch.options import Option, train_options, with_options
 from yolo_launch.plan import make_plan
@@ -68,6 +68,7 @@ def node(ctx: typer.Context, **values: Any) -> None:
     console = Console(json_mode=bool(values["json"]))
     typed, host = typed_in(ctx), inspect_host()
     place = find_place(values, typed, host, os.environ, console.note)
+    values = scheduled_devices(values, place, host)
     variables = socket_variables(place, os.environ)
     console.note(describe_place(place, variables))
     machine = Machine(values, typed, host, place, variables, console, NodeLine(shows_progress=place.rank > 0))
@@ -97,7 +98,7 @@ def lead(machine: Machine) -> None:
         def make_runner(start: Round) -> AttemptRunner:
             nonlocal job
             job = node_master.write_round(job, start, machine.plan(job.request, start))
-            return machine.runner(job.plan, job.command, job.run_dir, start)
+            return machine.runner(job.plan, job.command, job.run_dir)
 
         def source() -> str:
             return source_of_restart(job.run_dir)
@@ -131,7 +132,7 @@ def follow(machine: Machine) -> None:
         plan = machine.plan(request, start)
         settled = config.model_copy(update={"batch_size": start.batch_size, "workers": plan.workers_per_rank})
         command = node_member.member_command(settled, run_dir, place.rank)
-        return machine.runner(plan, command, run_dir, start)
+        return machine.runner(plan, command, run_dir)
 
     outcome = seat.play(make_runner)
     finish(outcome, machine, plan, run_dir, shlex.join(machine.typed))

@@ -12,7 +12,7 @@ import typer
 
 from yolo_launch import run_directory
 from yolo_launch.check_context import Context
-from yolo_launch.commands.typed import TypedCommand, typed_in
+from yolo_launch.commands.typed import RunCommand, typed_in
 from yolo_launch.console import Console
 from yolo_launch.inventory import inspect_host
 from yolo_launch.options import (
@@ -63,7 +63,7 @@ _ARGUMENTS = inspect.Parameter(
 def register(app: typer.Typer) -> None:
     """Add the command."""
     text = "Run any torchrun-style script: yolo-launch run train.py --gpus 0,1 -- --data coco.yaml"
-    app.command("run", cls=TypedCommand, help=text)(run)
+    app.command("run", cls=RunCommand, help=text)(run)
 
 
 @with_options(RUN_OPTIONS, _SCRIPT, _ARGUMENTS)

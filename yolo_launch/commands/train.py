@@ -18,6 +18,7 @@ from yolo_launch.options import train_options, with_options
 from yolo_launch.plan import plan_facts
 from yolo_launch.plan_view import show_differences, show_outcome, show_plan, show_result, show_start
 from yolo_launch.preflight import exit_code_of, refuse_failures
+from yolo_launch.report import from_here
 from yolo_launch.spec import Outcome
 from yolo_launch.training_job import Job, make_job, opened, with_data, with_measured_batch
 
@@ -53,7 +54,7 @@ def show_dry_run(job: Job, console: Console) -> None:
         console.json({**plan_facts(plan, job.command), "run_dir": str(job.run_dir), "data": job.config.data})
     else:
         about = {
-            "data": DEMO_NAME if job.is_demo else job.config.data,
+            "data": DEMO_NAME if job.is_demo else from_here(job.config.data),
             "model": f"{job.config.model_name} at {job.config.imgsz}, {job.config.epochs} epochs",
             "run directory": str(job.run_dir),
         }

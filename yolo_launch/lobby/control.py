@@ -24,6 +24,7 @@ from yolo_launch.lobby.messages import (
     Report,
     Roster,
     Round,
+    Seen,
     Stop,
     StopKind,
     Store,
@@ -31,7 +32,7 @@ from yolo_launch.lobby.messages import (
     Trouble,
     clipped,
 )
-from yolo_launch.lobby.seats import Seat, Table, missing_text, roster_text
+from yolo_launch.lobby.seats import Patience, Seat, Table, missing_text, roster_text
 from yolo_launch.lobby.terms import JobFacts, Terms, other_data, refusal_of
 from yolo_launch.lobby.verdict import Verdict, judge, refused
 from yolo_launch.restarts import Progress
@@ -56,7 +57,7 @@ class Control:
         self.round = 0
         self.outcome: Outcome | None = None
         self._deadline = now + terms.join_timeout_s
-        self._enough_since: float | None = None
+        self._patience = Patience()
         self._lost: list[tuple[Claim, str]] = []
         self._paused = self._completed = False
         self._batch_size = 0
@@ -94,6 +95,8 @@ class Control:
         seat.heard_at = now
         if isinstance(message, Beat):
             seat.beat = message
+        elif isinstance(message, Seen):
+            seat.seen = message
         elif isinstance(message, Ready):
             self._on_ready(seat, message, now)
         elif isinstance(message, Cannot):
@@ -141,9 +144,12 @@ class Control:
         self._maybe_judge(now)
         self._maybe_start(now)
         if self._roster_is_old and self.phase == "gathering" and now - self._last_roster >= ROSTER_S:
-            self._roster_is_old, self._last_roster = False, now
-            left_s = max(0.0, self._deadline - now)
-            self.table.tell_all(Roster(text=roster_text(self.table.seats, self.terms), left_s=left_s))
+            self._tell_roster(now)
+
+    def _tell_roster(self, now: float) -> None:
+        self._roster_is_old, self._last_roster = False, now
+        left_s = max(0.0, self._deadline - now)
+        self.table.tell_all(Roster(text=roster_text(self.table.seats, self.terms), left_s=left_s))
 
     def _wake(self, now: float) -> None:
         """Before anything that arrived is judged by the clock: forgive the time in which this process slept."""
@@ -191,20 +197,12 @@ class Control:
     def _maybe_start(self, now: float) -> None:
         if self.phase != "gathering":
             return
-        seats = self.table.seats
-        ready = sorted(rank for rank, seat in seats.items() if seat.ready)
-        enough = 0 in ready and len(ready) >= self.terms.min_nodes
-        if not enough or len(ready) < len(seats):
-            self._enough_since = None
-        elif self._enough_since is None:
-            self._enough_since = now
-        grace_s = self.terms.join_grace_s if self.round == 0 else 0.0
-        waited = self._enough_since is not None and now - self._enough_since >= grace_s
-        is_late = now > self._deadline
-        if len(ready) == self.terms.max_nodes or waited or (enough and is_late):
+        seats, terms, is_late = self.table.seats, self.terms, now > self._deadline
+        ready = self._patience.who_may_start(seats, terms, now, is_late=is_late, is_first=self.round == 0)
+        if ready:
             self._start(ready, now)
         elif is_late:
-            detail, restarts = missing_text(seats, self.terms, first_round=self.round == 0), self._progress.restarts
+            detail, restarts = missing_text(seats, terms, first_round=self.round == 0), self._progress.restarts
             self.end(Outcome("not_joined", ExitCode.NOT_JOINED, restarts=restarts, detail=detail), now)
 
     def _start(self, ranks: list[int], now: float) -> None:
@@ -215,6 +213,7 @@ class Control:
             except UserError as error:
                 self.end(refused(error), now)
                 return
+        self._tell_roster(now)
         even = self.job.even and self.round == 0
         self.round += 1
         self.phase, self._lost, self._paused, self.table.departed = "running", [], False, {}
@@ -293,7 +292,7 @@ class Control:
                 self.table.dismiss(leaving.connection, End(outcome=outcome))
         self.phase = "gathering"
         self._deadline = now + self.terms.rejoin_timeout_s
-        self._enough_since, self._roster_is_old = None, True
+        self._patience, self._roster_is_old = Patience(), True
         self._maybe_start(now)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.lobby.messages import Beat, Cannot, Claim, Joined, Message, Pulse, Stop, parse
+from yolo_launch.lobby.messages import Beat, Cannot, Claim, Joined, Message, Pulse, Seen, Stop, parse
 from yolo_launch.lobby.wire import (
     MAX_FRAME_BYTES,
     MAX_HELLO_BYTES,
@@ -35,7 +35,7 @@ HELLO_S = 5.0
 ANSWER_S = 15.0
 """A master may be busy loading torch, or with many machines at once."""
 BEAT_S = 1.0
-SILENT_S = 8.0
+SILENT_S = 7.0
 """A master that says nothing for so long is lost."""
 ASLEEP_S = 2.0
 
@@ -162,12 +162,14 @@ class Member:
     """A taken seat. Two threads keep it: one hears, one gives signs of life.
 
     ``on_stop`` is called from the hearing thread as soon as a round is to end, while the main thread may be in C++;
-    ``beat`` says where this machine's first rank is.
+    ``on_seen``, from the same thread, gets what all have found in a check-up. ``beat`` says where this machine's first
+    rank is.
     """
 
     channel: Channel
     beat: Callable[[], Beat] = Beat
     on_stop: Callable[[Stop | MasterGone], None] = lambda message: None
+    on_seen: Callable[[Seen], None] = lambda message: None
     inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
     gone: str = ""
     stop: Stop | None = None
@@ -230,6 +232,8 @@ class Member:
                 if isinstance(message, Stop):
                     self.stop = message
                     self.on_stop(message)
+                elif isinstance(message, Seen):
+                    self.on_seen(message)
                 elif not isinstance(message, Pulse):
                     self.inbox.put(message)
             elif now - self.heard_at > SILENT_S:
@@ -250,7 +254,7 @@ class Member:
 def _expect(channel: Channel, timeout_s: float, limit: int = MAX_HELLO_BYTES) -> dict[str, Any]:
     frame = channel.receive(timeout_s, limit)
     if frame is None:
-        raise WireError(f"nothing within {timeout_s:g} s")
+        raise WireError(f"nothing within {timeout_s:.1f} s")
     return frame
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from yolo_launch.lobby.wire import WireError
-from yolo_launch.spec import Outcome, RankFailure
+from yolo_launch.spec import Finding, Outcome, RankFailure
 from yolo_launch.stalls import StalledRank
 
 MOST_TEXT = 20_000
@@ -53,6 +53,8 @@ class Claim(Message):
     """The scheduler's, or nothing."""
     clock: float = 0.0
     """Seconds since the epoch when it was sent."""
+    checkup_port: int = Field(0, ge=0, le=65535)
+    """In a check-up, the port where it answers the master; 0 where it came to train."""
 
     @property
     def label(self) -> str:
@@ -78,6 +80,13 @@ class Cannot(Message):
     expected: str = ""
     next_command: str = ""
     exit_code: int = 2
+
+
+class Seen(Message):
+    """What a machine has found in a check-up; from the master, what all have found."""
+
+    findings: tuple[tuple[int, Finding], ...] = Field((), max_length=MOST_MACHINES)
+    """Each with the rank of the machine that found it."""
 
 
 class Beat(Message):
@@ -187,7 +196,7 @@ class Pulse(Message):
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
-        *(Claim, Ready, Cannot, Beat, StoreOpen, Trouble, Report, Leave),
+        *(Claim, Ready, Cannot, Seen, Beat, StoreOpen, Trouble, Report, Leave),
         *(Joined, Roster, Round, Store, Stop, Note, End, Pulse),
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from yolo_launch.lobby.messages import Beat, Claim, Message, Note, Report, clipped
+from yolo_launch.lobby.messages import Beat, Claim, Message, Note, Report, Seen, clipped
 from yolo_launch.lobby.terms import Terms
 
 MOST_LABELS = 4
@@ -25,6 +25,7 @@ class Seat:
     in_round: bool = False
     report: Report | None = None
     beat: Beat | None = None
+    seen: Seen | None = None
 
     @property
     def label(self) -> str:
@@ -82,6 +83,27 @@ class Table:
         """This process slept: nobody was silent for so long."""
         for seat in self.seats.values():
             seat.heard_at = min(now, seat.heard_at + seconds)
+
+
+@dataclass
+class Patience:
+    """How long a job that could start with fewer machines waits for the others."""
+
+    enough_since: float | None = None
+
+    def who_may_start(
+        self, seats: dict[int, Seat], terms: Terms, now: float, *, is_late: bool, is_first: bool
+    ) -> list[int]:
+        """The ranks to start with now, or none yet. After a loss nobody waits for more than the fewest."""
+        ready = sorted(rank for rank, seat in seats.items() if seat.ready)
+        enough = 0 in ready and len(ready) >= terms.min_nodes
+        if not enough or len(ready) < len(seats):
+            self.enough_since = None
+        elif self.enough_since is None:
+            self.enough_since = now
+        grace_s = terms.join_grace_s if is_first else 0.0
+        waited = self.enough_since is not None and now - self.enough_since >= grace_s
+        return ready if len(ready) == terms.max_nodes or waited or (enough and is_late) else []
 
 
 def roster_text(seats: dict[int, Seat], terms: Terms) -> str:

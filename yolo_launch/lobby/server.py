@@ -13,7 +13,7 @@ from typing import Any
 
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.lobby.control import Control
-from yolo_launch.lobby.messages import Cannot, Claim, parse
+from yolo_launch.lobby.messages import Cannot, Claim, Message, parse
 from yolo_launch.lobby.wire import (
     MAX_FRAME_BYTES,
     MAX_HELLO_BYTES,
@@ -93,6 +93,10 @@ class Lobby:
         """End the job for every machine, from any thread."""
         with contextlib.suppress(RuntimeError):  # closed already: everybody has heard, or nobody is left
             self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.end(outcome, now)))
+
+    def tell(self, message: Message) -> None:
+        """Send every machine something, from any thread; what is told before the end arrives before it."""
+        self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.table.tell_all(message)))
 
     def close(self, timeout_s: float = 15.0) -> None:
         """Wait until everybody has heard the end, then stop listening."""

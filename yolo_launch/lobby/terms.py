@@ -78,6 +78,18 @@ def refusal_of(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> C
 Rule = Callable[[Claim, Claim, Terms, Claim | None], Cannot | None]
 
 
+def _same_purpose(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+    if bool(claim.checkup_port) == bool(own.checkup_port):
+        return None
+    train, check = "train (yolo-launch node)", "make a check-up (yolo-launch doctor)"
+    theirs, mine = (check, train) if claim.checkup_port else (train, check)
+    return Cannot(
+        what=f"{claim.host} and {own.host} were not started for the same thing.",
+        seen=f"{claim.host} is to {theirs}, {own.host} to {mine}",
+        expected="the same command on every machine, or another --port for one of them",
+    )
+
+
 def _in_range(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
     if claim.rank < terms.max_nodes:
         return None
@@ -135,7 +147,7 @@ def _rank_is_free(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -
     )
 
 
-_RULES: tuple[Rule, ...] = (_same_job, _same_nodes, _in_range, _rank_is_free, _same_versions)
+_RULES: tuple[Rule, ...] = (_same_purpose, _same_job, _same_nodes, _in_range, _rank_is_free, _same_versions)
 
 
 def other_data(claim: Claim, fingerprint: str, job: JobFacts) -> Cannot:

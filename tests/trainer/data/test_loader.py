@@ -56,27 +56,28 @@ def training_data(images, source=None, **options) -> TrainingData:
     return TrainingData(images, image_size=SIZE, seed=SEED, source=source, **options)
 
 
-def sample_hashes(batch: Batch) -> dict[int, str]:
-    """A hash of pixels and labels for each position."""
-    hashes = {}
+def sample_hashes(batch: Batch) -> list[tuple[int, str]]:
+    """Position and a hash of uint8 pixels and labels, in the batch's order."""
+    assert batch.images_bchw.dtype == torch.uint8
+    hashes = []
     for at, position in enumerate(batch.positions.tolist()):
         rows = batch.targets[batch.targets[:, 0] == at, 1:].numpy().tobytes()
-        hashes[position] = hashlib.sha256(batch.images_bchw[at].numpy().tobytes() + rows).hexdigest()
+        hashes.append((position, hashlib.sha256(batch.images_bchw[at].numpy().tobytes() + rows).hexdigest()))
     return hashes
 
 
-def run_epoch(data, epoch=2, *, ranks=1, workers=0, start_step=0, rect=False, weights=None) -> list[dict[int, str]]:
-    """Per global step, the hashes of all ranks' samples."""
+def run_epoch(data, epoch=2, *, ranks=1, workers=0, start_step=0, rect=False, weights=None) -> list[list]:
+    """Per global step, the hashes of all ranks' samples in the order of ranks."""
     ratios = data.images.shapes_hw[:, 0] / data.images.shapes_hw[:, 1] if rect else None
-    steps: list[dict[int, str]] = []
+    steps: list[list] = []
     for rank in range(ranks):
         sampler = EpochBatches(SEED, len(data), BATCH, rank, ranks, aspect_ratios=ratios, image_size=SIZE)
         loader = make_training_loader(data, sampler, num_workers=workers)
         sampler.set_epoch(epoch, start_step, weights)
         for step, batch in enumerate(loader):
             if rank == 0:
-                steps.append({})
-            steps[step].update(sample_hashes(batch))
+                steps.append([])
+            steps[step] += sample_hashes(batch)
     return steps
 
 
@@ -86,10 +87,11 @@ def reference(few):
 
 
 def test_an_epoch_is_new_each_time_but_never_random(few, reference):
-    assert [list(step) for step in reference] == [[*range(a, min(a + BATCH, 30))] for a in range(0, 30, BATCH)]
+    positions = [[position for position, _ in step] for step in reference]
+    assert positions == [[*range(a, min(a + BATCH, 30))] for a in range(0, 30, BATCH)]
     assert run_epoch(training_data(few)) == reference
     other = run_epoch(training_data(few), epoch=3)
-    assert not {h for step in other for h in step.values()} & {h for step in reference for h in step.values()}
+    assert not {h for step in other for _, h in step} & {h for step in reference for _, h in step}
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (3, 0), (4, 0), (1, 1), (1, 4), (3, 4), (5, 1)])
@@ -97,9 +99,15 @@ def test_samples_do_not_depend_on_ranks_or_workers(few, reference, ranks, worker
     assert run_epoch(training_data(few), ranks=ranks, workers=workers) == reference
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_samples_do_not_depend_on_a_resume(few, reference, workers):
-    assert run_epoch(training_data(few), start_step=2, workers=workers) == reference[2:]
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0), (3, 1)])
+def test_samples_do_not_depend_on_a_resume(few, reference, ranks, workers):
+    assert run_epoch(training_data(few), start_step=2, ranks=ranks, workers=workers) == reference[2:]
+
+
+@pytest.mark.parametrize("prefetch", [1, 5])
+def test_samples_do_not_depend_on_the_prefetch(few, reference, monkeypatch, prefetch):
+    monkeypatch.setattr("trainer.data.loader._PREFETCH", prefetch)
+    assert run_epoch(training_data(few), workers=2) == reference
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])

@@ -54,6 +54,30 @@ def test_resume_is_a_slice(seed, num_samples, batch_size, world_size, data):
     assert list(sampler) == whole[start:]
 
 
+@given(SEEDS, st.integers(1, 200), st.integers(1, 32), st.integers(1, 5), st.integers(1, 5), st.booleans(), st.data())
+def test_what_was_learned_before_a_stop_and_after_it_is_each_sample_once(
+    seed, num_samples, batch_size, ranks_before, ranks_after, rect, data
+):
+    """Stopped before any step and gone on with any other number of ranks."""
+    ratios = np.linspace(3, 0.3, num_samples) if rect else None
+    before, after = (
+        [
+            EpochBatches(seed, num_samples, batch_size, rank, world_size, aspect_ratios=ratios, image_size=64)
+            for rank in range(world_size)
+        ]
+        for world_size in (ranks_before, ranks_after)
+    )
+    stop = data.draw(st.integers(0, before[0].steps_per_epoch))
+    for sampler in after:
+        sampler.set_epoch(0, stop)
+    steps = [[key for share in shares for key in share] for shares in zip(*before, strict=True)][:stop]
+    steps += [[key for share in shares for key in share] for shares in zip(*after, strict=True)]
+    keys = [key for step in steps for key in step]
+    assert [key.position for key in keys] == list(range(num_samples))
+    assert sorted(key.index for key in keys) == list(range(num_samples))
+    assert steps == [before[0].global_batch(0, step) for step in range(len(steps))]
+
+
 @given(st.integers(0, 1000), st.integers(1, 17))
 def test_slices_are_disjoint_and_even(count, world_size):
     slices = [rank_slice(count, rank, world_size) for rank in range(world_size)]

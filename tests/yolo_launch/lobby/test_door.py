@@ -34,6 +34,12 @@ PROJECT_DIR = Path(__file__).resolve().parents[3]
 WRONG = "does not take this machine's token"
 
 
+@pytest.fixture(autouse=True)
+def no_torch(monkeypatch):
+    """A seat that is ready loads torch in a child; nobody here needs it."""
+    monkeypatch.setattr("yolo_launch.node_seat.WarmTorch", object)
+
+
 def close_all(*members):
     for member in members:
         member.close()

@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +171,21 @@ def test_a_plan_for_another_machine(here, capsys, make_host):
     assert run_program(proposed.split()[1:]) == 0
 
 
+def test_a_plan_for_a_machine_whose_gpu_is_in_parts(here, capsys, make_host, make_gpu):
+    parts = [replace(make_gpu(i), uuid=f"MIG-{i}aaa", is_mig=True, name="A100 MIG 3g.20gb") for i in range(2)]
+    (here / "mig.json").write_text(json.dumps({"host": asdict(make_host(tuple(parts)))}))
+    assert run_program(["plan", "--host", "mig.json", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["mode"], facts["world_size"], facts["environment"]["CUDA_VISIBLE_DEVICES"]) == (
+        "single",
+        1,
+        "MIG-0aaa",
+    )
+    assert any("one of 2 MIG instances" in finding["seen"] for finding in facts["findings"])
+    assert run_program(["plan", "--host", "mig.json", "--gpus", "0,1"]) in (ExitCode.USAGE, ExitCode.ENVIRONMENT)
+    assert "one MIG instance" in capsys.readouterr().err
+
+
 def test_what_the_doctor_writes_can_be_planned_for(here, capsys):
     assert run_program(["doctor", "--json"]) == 0
     report = capsys.readouterr().out
@@ -181,7 +196,9 @@ def test_what_the_doctor_writes_can_be_planned_for(here, capsys):
 
 def test_the_doctor_fails_with_the_environments_code(here, capsys):
     assert run_program(["doctor", "--data", "nope.yaml"]) == ExitCode.ENVIRONMENT
-    assert "FAILURE data" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "FAILURE data" in out
+    assert out.splitlines()[-1].startswith("1 failure")
     assert run_program(["doctor", "--gpus", "3"]) == ExitCode.ENVIRONMENT
 
 
@@ -190,6 +207,24 @@ def test_a_script_is_planned_with_its_own_arguments(here, capsys):
     typed = ["run", "train.py", "--gpus", "cpu", "--nproc", "2", "--dry-run", "--", "--data", "coco.yaml", "--evolve"]
     assert run_program(typed) == 0
     assert "torchrun --standalone --nproc_per_node=2 train.py --data coco.yaml --evolve" in capsys.readouterr().out
+
+
+def test_a_scripts_batch_is_its_own(here, capsys):
+    (here / "train.py").write_text("")
+    assert run_program(["run", "train.py", "--gpus", "cpu", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "  batch " not in out
+    assert "loader" not in out
+    assert "none; stopped after 300 s without progress if it writes heartbeats" in out
+
+
+def test_forgotten_dashes_before_a_scripts_options_are_shown_where_they_belong(here, capsys):
+    assert run_program(["run", "train.py", "--gpus", "cpu", "--data", "coco.yaml", "--epochs", "3"]) == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert "has no option --data" in err
+    assert "Next:     yolo-launch run train.py --gpus cpu -- --data coco.yaml --epochs 3" in err
+    assert run_program(["run", "train.py", "--nope", "--", "--data", "coco.yaml"]) == ExitCode.USAGE
+    assert "No such option" in capsys.readouterr().err
 
 
 def test_help_and_dry_runs_cost_little(yolo_launch):

@@ -72,8 +72,24 @@ def test_a_terminal_gets_frames_and_brackets_survive(monkeypatch):
     speak(Console())
     assert "two [x]" in out.getvalue()
     assert "what [y]" in err.getvalue()
-    assert "╭─" in err.getvalue()
+    assert "───" in err.getvalue()
     assert "\x1b[33m" in out.getvalue()
+
+
+def test_a_command_in_a_report_can_be_copied_and_prose_is_folded(monkeypatch):
+    err = Terminal()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    command = "yolo-launch run --module yolov5.train --gpus cpu -- --data a.yaml"
+    Console().panel("rank 1 failed first", f"Hint:     {'many words ' * 8}\nNext:     {command}")
+    rows = err.getvalue().splitlines()
+    assert f"Next:     {command}" in rows
+    folded = rows[1 : rows.index(f"Next:     {command}")]
+    assert len(folded) > 2
+    assert all(len(row) <= 40 for row in folded)
+    assert all(row.startswith(" " * 10) for row in folded[1:])
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])

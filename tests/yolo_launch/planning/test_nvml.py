@@ -39,6 +39,9 @@ class FakeNvml:
     def nvmlSystemGetDriverVersion(self):
         return b"550.54"
 
+    def nvmlSystemGetCudaDriverVersion(self):
+        return 12040
+
     def nvmlDeviceGetCount(self):
         return len(self.cards)
 
@@ -98,6 +101,7 @@ def test_cards_processes_links_and_clocks():
     report = read_gpus(library)
     first, second, third = report.devices
     assert (report.present, report.driver_version, report.problem) == (True, "550.54", "")
+    assert report.driver_cuda_version == "12.4"
     assert (first.index, first.uuid, first.name, first.compute_capability) == (0, "GPU-aaaa", "RTX 3090", (8, 6))
     assert first.memory_free_bytes == 15 * GB
     assert first.processes[0].pid == os.getpid()

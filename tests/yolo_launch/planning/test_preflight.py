@@ -119,10 +119,27 @@ def test_an_image_size_that_is_rounded_says_so(context):
 
 
 @pytest.mark.parametrize(
-    ("script", "fails"), [("missing.py", True), ("-m json.tool", False), ("-m no_such_module_here", True)]
+    ("script", "fails"),
+    [
+        ("missing.py", True),
+        ("-m json.tool", False),
+        ("-m json.toool", True),
+        ("-m no_such_module_here", True),
+        ("-m .json", True),
+        ("-m sys", False),
+    ],
 )
 def test_scripts(context, script, fails):
     assert bool(found(input_checks.check_script, replace(context, script=script))) is fails
+
+
+def test_a_module_in_the_working_folder_is_found_and_not_imported(context, tmp_path, monkeypatch):
+    (tmp_path / "their_package").mkdir()
+    (tmp_path / "their_package" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "their_package" / "train.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for script, count in (("-m their_package.train", 0), ("-m their_package.trian", 1)):
+        assert len(found(input_checks.check_script, replace(context, script=script))) == count
 
 
 def test_a_run_directory_below_a_file_or_without_permission(context, tmp_path, monkeypatch):
@@ -149,8 +166,41 @@ def test_limits_of_containers(make_host):
 def test_a_cache_larger_than_memory(context):
     small = replace(context, host=replace(context.host, memory_available_bytes=1 << 20))
     assert found(input_checks.check_memory_for_cache, configured(small, cache="ram"))[0][0] == "warning"
-    assert found(input_checks.check_memory_for_cache, configured(context, cache="ram")) == []
-    assert found(input_checks.check_memory_for_cache, small) == []
+    level, seen = found(input_checks.check_memory_for_cache, configured(context, cache="ram"))[0]
+    assert (level, seen) == ("ok", "100.0 GB are free; --cache ram needs up to 2 MB for 2 images")
+    level, seen = found(input_checks.check_memory_for_cache, small)[0]
+    assert (level, "would not fit" in seen) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("driver_cuda", "torch_cuda", "level"),
+    [
+        ("12.4", "12.1", "ok"),
+        ("12.2", "12.8", "ok"),
+        ("12.4", "13.0", "warning"),
+        ("", "12.1", "ok"),
+        ("12.4", "", "ok"),
+    ],
+)
+def test_the_driver_against_torchs_cuda(make_host, driver_cuda, torch_cuda, level):
+    host = make_host(1, driver_version="550.54", driver_cuda_version=driver_cuda)
+    host = replace(host, torch=replace(host.torch, cuda_version=torch_cuda))
+    assert found(machine_checks.check_driver, Context(host))[0][0] == level
+    assert found(machine_checks.check_driver, Context(make_host(0))) == []
+
+
+def test_shared_memory_against_what_this_run_needs(context, make_host):
+    ((level, seen),) = found(machine_checks.check_shared_memory, context)
+    workers = context.plan.workers_per_rank
+    need_mb = workers * 3 * 16 * 3 * 640 * 640 / 2**20
+    assert level == "ok"
+    assert seen == f"/dev/shm has 64.0 GB free; {workers} loader processes of this run need at most {need_mb:.0f} MB"
+    host = make_host(1, shm_free_bytes=1 << 30, shm_total_bytes=1 << 30)
+    small = make_plan(LaunchRequest(global_batch_size=256), host)
+    assert [finding.check for finding in small.findings if finding.level == "warning"] == ["shm"]
+    assert found(machine_checks.check_shared_memory, replace(context, host=host, plan=small)) == []
+    on_cpu = make_plan(LaunchRequest(gpus="cpu", workers=0), context.host)
+    assert "needs none" in found(machine_checks.check_shared_memory, replace(context, plan=on_cpu))[0][1]
 
 
 def test_a_busy_port_names_its_holder(context):

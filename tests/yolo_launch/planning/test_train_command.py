@@ -241,6 +241,37 @@ def tiny(data):
     return ("train", *common, "--epochs", "1")
 
 
+def test_auto_batch_on_a_cpu_is_16_and_says_so(supervisor, data, tmp_path, capsys):
+    assert train("--data", data, "--gpus", "cpu", "--batch", "auto", "--dry-run") == 0
+    assert "--batch auto takes 16 on a CPU" in capsys.readouterr().out
+    assert train("--data", data, "--gpus", "cpu", "--batch", "auto") == 0
+    assert supervisor.last.plan.global_batch_size == 16
+    assert read_config(supervisor.last.run_dir / "config.yaml").batch_size == 16
+
+
+def test_auto_batch_on_gpus_is_measured_before_the_start_and_then_planned(
+    supervisor, data, monkeypatch, make_host, capsys
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("yolo_launch.commands.train.inspect_host", lambda: make_host(2))
+    asked = []
+
+    def measured(plan, config):
+        asked.append((len(plan.devices), config.imgsz))
+        return 48
+
+    monkeypatch.setattr("yolo_launch.batch_probe.measure_batch", measured)
+    assert train("--data", data, "--batch", "auto", "--imgsz", "320", "--dry-run") == 0
+    assert "measured on the devices at the start" in capsys.readouterr().out
+    assert asked == []  # a dry run starts nothing
+    assert train("--data", data, "--batch", "auto", "--imgsz", "320") == 0
+    assert asked == [(2, 320)]
+    plan = supervisor.last.plan
+    assert (plan.global_batch_size, plan.local_batch_size, plan.batch_is_auto) == (48, 24, False)
+    assert read_config(supervisor.last.run_dir / "config.yaml").batch_size == 48
+    assert json.loads((supervisor.last.run_dir / "plan.json").read_text())["global_batch_size"] == 48
+
+
 def test_a_real_run_end_to_end(yolo_launch, data):
     done = yolo_launch(*tiny(data), "--json", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr

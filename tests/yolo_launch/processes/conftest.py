@@ -19,6 +19,7 @@ import pytest
 WORKERS_DIR = Path(__file__).resolve().parent.parent / "workers"
 PROJECT_DIR = WORKERS_DIR.parent.parent.parent
 MARK = "YOLO_LAUNCH_TEST_MARK"
+PROGRAM = "from yolo_launch.cli import main; main()"
 
 
 class LaunchedJob:
@@ -37,15 +38,23 @@ class LaunchedJob:
         ignore_hangup: bool = False,
         environment: dict[str, str] | None = None,
     ) -> LaunchedJob:
+        command = [sys.executable, str(WORKERS_DIR / "launcher.py"), "--run-dir", str(self.run_dir), *options]
+        return self._start([*command, str(WORKERS_DIR / worker), *arguments], environment or {}, ignore_hangup)
+
+    def start_program(self, *typed: str, **environment: str) -> LaunchedJob:
+        """``yolo-launch`` as typed, in the run directory."""
+        return self._start([sys.executable, "-c", PROGRAM, *typed], environment)
+
+    def _start(self, command: list[str], environment: dict[str, str], ignore_hangup: bool = False) -> LaunchedJob:
         def prepare() -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell had it ignored
             signal.signal(signal.SIGHUP, signal.SIG_IGN if ignore_hangup else signal.SIG_DFL)
 
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(WORKERS_DIR / "launcher.py"), "--run-dir", str(self.run_dir), *options]
         self.process = subprocess.Popen(
-            [*command, str(WORKERS_DIR / worker), *arguments],
-            env={**os.environ, **(environment or {}), MARK: self.mark, "PYTHONPATH": str(PROJECT_DIR)},
+            command,
+            env={**os.environ, **environment, MARK: self.mark, "PYTHONPATH": str(PROJECT_DIR)},
+            cwd=self.run_dir,
             stdout=(self.run_dir / "stdout.txt").open("w"),
             stderr=(self.run_dir / "stderr.txt").open("w"),
             preexec_fn=prepare,

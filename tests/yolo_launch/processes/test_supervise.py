@@ -189,7 +189,8 @@ print("progress 1\\rprogress 2\\rdone")
 if "{how}" == "raise":
     raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 if "{how}" == "usage":
-    sys.exit(2)
+    import argparse
+    argparse.ArgumentParser().parse_args(["--epoch"])
 if "{how}" == "sleep":
     open(r"{ready}", "w").close()
     time.sleep(60)
@@ -215,7 +216,10 @@ def test_a_foreign_scripts_exception_is_the_cause(job, tmp_path):
     assert foreign(job, tmp_path, "raise").wait() == 1
     failure = job.outcome["failure"]
     assert failure["message"] == "RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"
-    assert "their_train.py" in failure["traceback"]
+    assert failure["traceback"].splitlines()[1].startswith(f'  File "{tmp_path / "their_train.py"}"')
+    assert "worker_shim" not in job.stderr + failure["traceback"]
+    assert "runpy" not in job.stderr + failure["traceback"]
+    assert job.stderr.count("Traceback (most recent call last)") == 1
     assert "--batch" in failure["hint"]
     assert "writes no heartbeat" in job.outcome["detail"]
     assert "RuntimeError" in (job.run_dir / "logs" / "rank0.log").read_text()
@@ -225,6 +229,8 @@ def test_a_foreign_script_that_refuses_its_arguments_is_not_retried(job, tmp_pat
     assert foreign(job, tmp_path, "usage").wait() == 1
     assert job.outcome["failure"]["exit_code"] == 2
     assert job.outcome["restarts"] == 0
+    assert "their_train.py: error: unrecognized arguments: --epoch" in job.stderr.split("Its last lines:")[1]
+    assert "come after --" in job.outcome["failure"]["hint"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -235,6 +241,8 @@ def test_a_foreign_script_gets_the_signal_that_the_user_sent(job, tmp_path, numb
     assert job.seconds_until_nothing_is_left(since) < 2.5
     assert job.outcome["kind"] == "interrupted"
     assert ("KeyboardInterrupt" in job.stderr) == (number == signal.SIGINT)
+    assert "worker_shim" not in job.stderr
+    assert "saving" not in job.stderr
 
 
 def test_a_foreign_script_with_heartbeats_is_restarted_by_the_same_rule(job, tmp_path):

@@ -1,0 +1,50 @@
+"""What a forked worker may have done to it before it trains."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+
+def set_value(dotted: str, value: Any) -> None:
+    """Replace a constant of a module."""
+    module, _, name = dotted.rpartition(".")
+    setattr(importlib.import_module(module), name, value)
+
+
+def record_samples(folder: str, die_after: int | None = None) -> None:
+    """Write down what each global step learns from; kill -9 this rank after a step, if one is named."""
+    import trainer.loop as loop
+
+    rank, train_step = int(os.environ.get("RANK", "0")), loop.train_step
+    path = Path(folder) / f"samples.{rank}.jsonl"
+
+    def recorded(run: Any, batch: Any, *, is_update: bool) -> Any:
+        step = run.state.progress.micro_step
+        images = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images_bchw]
+        labels = [batch.targets[batch.targets[:, 0] == at, 1:].tolist() for at in range(len(batch))]
+        with path.open("a") as file:
+            file.write(json.dumps([step, batch.positions.tolist(), images, labels]) + "\n")
+        wishes = train_step(run, batch, is_update=is_update)
+        if step == die_after:
+            run.checkpoints.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return wishes
+
+    loop.train_step = recorded
+
+
+def recorded_samples(folder: Path) -> dict[int, list[Any]]:
+    """Per global step, the samples of all ranks in order; a step that was repeated counts as it was last."""
+    steps: dict[int, dict[int, list[Any]]] = {}
+    for path in sorted(folder.glob("samples.*.jsonl")):
+        rank = int(path.name.split(".")[1])
+        for line in path.read_text().splitlines():
+            step, *columns = json.loads(line)
+            steps.setdefault(step, {})[rank] = [list(row) for row in zip(*columns, strict=True)]
+    return {step: [row for rank in sorted(by_rank) for row in by_rank[rank]] for step, by_rank in steps.items()}

@@ -1,0 +1,101 @@
+"""``yolo-launch train`` as a user starts it, with two real trainers: killed, stopped, frozen, and gone on with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import signal
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+TYPED = shlex.split("train --data cats.yaml --cfg yolov5n --weights '' --imgsz 64 --batch 4 --gpus cpu --nproc 2")
+RUN = "runs/train/exp"
+
+
+@pytest.fixture
+def training(job, tmp_path):
+    """A job in a folder with a data set of a few pictures; call it with more options to start it."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            (job.run_dir / "cats" / folder / split).mkdir(parents=True)
+        for index in range(16):
+            pixels = generator.integers(0, 255, (64, 64, 3), np.uint8)
+            cv2.imwrite(str(job.run_dir / "cats" / "images" / split / f"{index}.png"), pixels)
+            (job.run_dir / "cats" / "labels" / split / f"{index}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    (job.run_dir / "cats.yaml").write_text("path: cats\ntrain: images/train\nval: images/val\nnames: [cat]\n")
+
+    def start(*more: str):
+        return job.start_program(
+            *TYPED, "--noplots", *more, XDG_CACHE_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1"
+        )
+
+    return start
+
+
+def epochs_done(job) -> list[int]:
+    with (job.run_dir / RUN / "results.csv").open() as stream:
+        return [int(row["epoch"]) for row in csv.DictReader(stream, skipinitialspace=True)]
+
+
+def test_a_killed_worker_costs_a_restart_from_the_newest_checkpoint(training):
+    job = training("--epochs", "8")
+    job.wait_for(f"{RUN}/weights/last.pt")
+    job.worker(1).kill()
+    assert job.wait(120) == 0
+    assert (
+        "rank 1 failed (killed by SIGKILL); restart 1 of 3, going on from the newest good checkpoint in" in job.stderr
+    )
+    assert len(epochs_done(job)) == len(set(epochs_done(job))) == 8
+    assert job.alive() == []
+
+
+@pytest.mark.parametrize(("number", "code", "title"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_stopped_training_saves_and_goes_on_when_resumed(training, number, code, title):
+    job = training("--epochs", "40")
+    job.wait_for(f"{RUN}/results.csv")
+    since = job.signal(number)
+    assert job.wait(40) == code
+    assert job.seconds_until_nothing_is_left(since) < 10
+    assert f"stopped by {title} with the state saved" in job.stderr
+    assert f"Next:     yolo-launch train --resume {RUN}" in job.stderr
+    before = len(epochs_done(job))
+    assert 0 < before < 40
+    job.start_program("train", "--resume", RUN, "--epochs", str(before + 2), "--override")
+    assert job.wait(120) == 0
+    assert len(epochs_done(job)) == before + 2
+
+
+def test_a_frozen_rank_is_named_with_what_the_others_wait_for(training):
+    job = training("--epochs", "40", "--stall-timeout", "6")
+    job.wait_for(f"{RUN}/weights/last.pt")
+    frozen = job.worker(1)
+    frozen.suspend()
+    since = time.monotonic()
+    assert job.wait(60) == 4
+    assert job.seconds_until_nothing_is_left(since) < 20
+    report = job.stderr.split("stalled: rank 1 holds the job up")[1]
+    assert "the process is stopped (SIGSTOP or a debugger)" in report
+    assert "rank 0 has been in 'train'" in report or "rank 0 has been in 'val'" in report
+    assert "waiting for the other ranks in" in report
+    assert "Stack of rank 0, innermost call first:" in job.stderr
+
+
+def test_every_rank_says_where_it_is(training):
+    job = training("--epochs", "3")
+    seen: dict[int, set[str]] = {0: set(), 1: set()}
+    while job.process.poll() is None:
+        for rank, phases in seen.items():
+            path = job.run_dir / RUN / "logs" / f"rank{rank}.heartbeat.json"
+            if path.exists():
+                beat = json.loads(path.read_text())
+                assert {"phase", "epoch", "step", "time"} <= set(beat)
+                phases.add(beat["phase"])
+        time.sleep(0.005)
+    assert job.wait() == 0
+    assert all({"start", "train", "val"} <= phases for phases in seen.values()), seen

@@ -1,0 +1,74 @@
+"""Whether one machine reaches a free port of another: a port that answers, and what silence means."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from types import TracebackType
+
+GREETING = b"yolo-launch\n"
+RING_S = 3.0
+"""How long a machine that is reached may take to answer."""
+_REASONS = {
+    errno.ECONNREFUSED: "refused",
+    errno.ECONNRESET: "cut off",
+    errno.EHOSTUNREACH: "rejected, or no such machine",
+    errno.ENETUNREACH: "no route",
+    errno.EPERM: "not allowed by its own firewall",
+    errno.EACCES: "not allowed by its own firewall",
+}
+
+
+class Bell:
+    """A port that greets whoever connects, from ``with`` to its end.
+
+    The kernel chooses it from where torch, gloo and NCCL get theirs. An empty address means all of this machine's.
+    """
+
+    def __init__(self, address: str) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listening = socket.socket(family, socket.SOCK_STREAM)
+        self._listening.bind((address, 0))
+        self._listening.listen(256)
+        self.port = int(self._listening.getsockname()[1])
+        self._thread = threading.Thread(target=self._answer, name="bell", daemon=True)
+
+    def __enter__(self) -> Bell:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listening.close()
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                caller, _ = self._listening.accept()
+            except ConnectionError:
+                continue  # the caller was gone already
+            except OSError:
+                return
+            with caller:
+                try:
+                    caller.sendall(GREETING)
+                except OSError:
+                    continue
+
+
+def ring(address: str, port: int, timeout_s: float = RING_S) -> str:
+    """Connect to another machine's bell: nothing where it answers, else why it does not, in a few words."""
+    try:
+        with socket.create_connection((address, port), timeout_s) as connection:
+            if connection.recv(len(GREETING), socket.MSG_WAITALL) == GREETING:
+                return ""
+            return "another program answers"
+    except TimeoutError:
+        return "timed out"
+    except OSError as error:
+        return _REASONS.get(error.errno or 0) or os.strerror(error.errno or 0) or str(error)
