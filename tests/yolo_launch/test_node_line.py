@@ -83,6 +83,13 @@ def test_a_long_text_fits_on_one_line_with_both_its_ends(columns):
     assert fitted("short", columns) == "short"
 
 
+def test_a_roster_that_is_too_long_for_a_terminal_does_not_wrap(clock):
+    stream = Terminal()
+    NodeLine(stream).roster("4/5 machines: " + "x" * 100 + " - waiting for 4", 60)
+    assert len(stream.shown()) == 79
+    assert stream.shown().endswith(" - waiting for 4, 1m00s left")
+
+
 def test_a_file_gets_a_line_for_each_change_and_then_now_and_then(clock):
     stream = io.StringIO()
     line = NodeLine(stream)
