@@ -24,6 +24,9 @@ TRAIN_FLAGS = """
 --nproc --optimizer --override --parallel --patience --plots --port --project --recipe --rect --resume --save
 --save-period --seed --set --single-cls --stall-timeout --sync-bn --val --weights --workers
 """
+NODE_FLAGS = """
+--rank --master --nodes --join-timeout --rejoin-timeout --join-grace --token --token-file
+"""
 PLAN_FLAGS = """
 --batch --batch-size --debug --device --gpus --host --img --img-size --imgsz --json --max-restarts --nnodes --nproc
 --parallel --port --stall-timeout --sync-bn --workers
@@ -39,7 +42,13 @@ DOCTOR_FLAGS = """
 
 @pytest.mark.parametrize(
     ("command", "flags"),
-    [("train", TRAIN_FLAGS), ("plan", PLAN_FLAGS), ("run", RUN_FLAGS), ("doctor", DOCTOR_FLAGS)],
+    [
+        ("train", TRAIN_FLAGS),
+        ("node", TRAIN_FLAGS.replace("--inline", "") + NODE_FLAGS),
+        ("plan", PLAN_FLAGS),
+        ("run", RUN_FLAGS),
+        ("doctor", DOCTOR_FLAGS),
+    ],
 )
 def test_the_options_are_these_and_no_others(command, flags):
     """A new option is a decision: it changes this list."""
