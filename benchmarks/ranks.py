@@ -3,8 +3,8 @@
     python benchmarks/ranks.py --data bccd.yaml --weights yolov5n.pt [--frozen] [--seeds 4] [--epochs 8] [--imgsz 160]
 
 The ranks are processes on this machine's CPU, with one thread each, so that they differ in nothing but their number.
-With ``--frozen`` batch norm keeps the statistics of the weights; without, each rank normalises by its own images, as any
-run on a CPU does.
+With ``--frozen`` batch norm keeps the statistics of the weights; without, each rank normalises by its own images, as
+any run on a CPU does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 import yaml
-
 
 WORKER = """
 import sys
