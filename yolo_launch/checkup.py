@@ -86,6 +86,19 @@ def has_failed(seen: Seen) -> bool:
     return any(found.level == "failure" and found.check == CHECK for _, found in seen)
 
 
+def of_workers(plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | None, lobby_port: int) -> list[Finding]:
+    """What the workers found: whether machines other than the master reach one another, and the sum over all."""
+    blocked = answer["blocked"] if answer is not None else []
+    if blocked:
+        rows = [_blocked(host, other, port, lobby_port, problem) for host, other, port, problem in blocked]
+        return [*rows, not_tried()]
+    found = [all_reduced(plan, outcome, answer)]
+    if answer is not None and plan.nnodes > 2:
+        pairs = (plan.nnodes - 1) * (plan.nnodes - 2)
+        found.insert(0, Finding(CHECK, "ok", f"the machines other than the master reach one another ({pairs} ways)"))
+    return found
+
+
 def all_reduced(plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | None) -> Finding:
     """What became of the sum over all workers."""
     who = f"{plan.world_size} workers on {plan.nnodes} machines over {plan.backend}"
