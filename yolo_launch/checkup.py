@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from yolo_launch.lobby.messages import Claim
+from yolo_launch.reach import NO_ANSWER
 from yolo_launch.spec import Finding, LaunchPlan, Outcome
 
 CHECK = "machines"
 CLOCKS_APART_S = 2.0
 OPEN_PORTS = "open TCP 1024-65535 between the machines, or use --network=host in containers"
+SAME_MTU = "large packets do not pass: compare the MTU of both machines in ip link, and that of a tunnel between them"
 
 Seen = Sequence[tuple[int, Finding]]
 """Findings with the rank of the machine that made them."""
@@ -122,7 +124,7 @@ def not_tried() -> Finding:
 
 def _blocked(host: str, other: str, port: int, lobby_port: int, problem: str) -> Finding:
     text = f"master port {lobby_port} OK, but {host} -> {other}:{port} blocked ({problem})"
-    return Finding(CHECK, "failure", text, OPEN_PORTS)
+    return Finding(CHECK, "failure", text, SAME_MTU if problem == NO_ANSWER else OPEN_PORTS)
 
 
 def _at(address: str, port: int) -> str:
