@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -87,14 +88,15 @@ class Seat:
                     next_command=f"yolo-launch doctor --master {self._door.address} --rank {self._claim.rank}",
                     exit_code=ExitCode.NOT_JOINED,
                 )
-            # Something took the connection and cut it: the proxy of a container that is not up yet does that.
+            # Something took the connection and cut it: the proxy of a container that is not up yet, or a lobby at
+            # which more machines knock at once than it listens to.
             explain(problem)
-            time.sleep(0.5)
+            time.sleep(random.uniform(0.2, 1.0))
 
     def _sit_down(self, channel: Channel) -> dict[str, Any]:
         with closing_on_failure(channel):
             self._lobby_id = greet(channel, self._door)
-            description = claim_rank(channel, self._claim_now())
+            description = claim_rank(channel, self._door, self._claim_now())
         self._member = Member(channel)
         self._member.start()
         return description
@@ -155,7 +157,7 @@ class Seat:
                 if greet(channel, self._door, left_s()) != self._lobby_id:
                     channel.close()
                     return None  # another job has taken its place
-                claim_rank(channel, self._claim_now(), left_s())
+                claim_rank(channel, self._door, self._claim_now(), left_s())
         except (NoLobby, LaunchError):
             return None
         self._member = Member(channel)

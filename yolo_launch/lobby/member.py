@@ -100,7 +100,7 @@ def greet(channel: Channel, door: Door, timeout_s: float = HELLO_S) -> str:
         if door.token and not is_proof(answer.get("proof"), door.token, "lobby", theirs, mine):
             raise _refused(door, "the master's own token", "another one")
     except (EOFError, ConnectionError):
-        raise NoLobby(dial_problem(ConnectionResetError(), door.address, door.port)) from None
+        raise _cut(door) from None
     except (WireError, OSError) as error:
         raise LaunchError(
             f"What listens on {door.address}:{door.port} is no lobby of this yolo-launch.",
@@ -123,8 +123,11 @@ def closing_on_failure(channel: Channel) -> Iterator[None]:
         raise
 
 
-def claim_rank(channel: Channel, claim: Claim, timeout_s: float = ANSWER_S) -> dict[str, Any]:
-    """Ask for the rank; the job's description. Raises LaunchError with the lobby's refusal."""
+def claim_rank(channel: Channel, door: Door, claim: Claim, timeout_s: float = ANSWER_S) -> dict[str, Any]:
+    """Ask for the rank; the job's description.
+
+    Raises LaunchError with the lobby's refusal, and NoLobby where the connection is cut, as it is in a great crowd.
+    """
     try:
         channel.send(claim.pack())
         while True:
@@ -133,9 +136,11 @@ def claim_rank(channel: Channel, claim: Claim, timeout_s: float = ANSWER_S) -> d
                 return message.job
             if isinstance(message, Cannot):
                 raise refusal_error(message)
-    except (WireError, EOFError, OSError) as error:
+    except (EOFError, ConnectionError):
+        raise _cut(door) from None
+    except (WireError, OSError) as error:
         raise LaunchError(
-            "The lobby closed the connection.",
+            "The lobby does not answer.",
             seen=str(error) or type(error).__name__,
             exit_code=ExitCode.NOT_JOINED,
         ) from None
@@ -240,8 +245,10 @@ class Member:
             return
         self.gone = reason
         gone = MasterGone(reason=reason)
-        self.on_stop(gone)
-        self.inbox.put(gone)
+        try:
+            self.on_stop(gone)
+        finally:
+            self.inbox.put(gone)
 
 
 def _expect(channel: Channel, timeout_s: float, limit: int = MAX_HELLO_BYTES) -> dict[str, Any]:
@@ -249,6 +256,10 @@ def _expect(channel: Channel, timeout_s: float, limit: int = MAX_HELLO_BYTES) ->
     if frame is None:
         raise WireError(f"nothing within {timeout_s:.1f} s")
     return frame
+
+
+def _cut(door: Door) -> NoLobby:
+    return NoLobby(dial_problem(ConnectionResetError(), door.address, door.port))
 
 
 def _refused(door: Door, expected: str, seen: str) -> LaunchError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
@@ -32,8 +33,10 @@ logger = logging.getLogger(__name__)
 
 HELLO_S = 5.0
 """How long a stranger may take to say who it is."""
-MOST_STRANGERS = 128
-"""Connections that have not said who they are; the oldest goes when one more comes."""
+MOST_STRANGERS = 256
+"""Connections that have not said who they are; one more takes the place of the oldest, or has to come again."""
+YOUNG_S = 2.0
+"""A stranger keeps its place for so long: many machines that come at once must not push one another out for ever."""
 MOST_UNSENT_BYTES = 4 << 20
 TICK_S = 0.1
 BACKLOG = 1024
@@ -59,7 +62,7 @@ class Lobby:
         self._listening: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="lobby", daemon=True)
         self._writers: dict[int, tuple[asyncio.StreamWriter, Seal]] = {}
-        self._strangers: dict[int, asyncio.StreamWriter] = {}
+        self._strangers: dict[int, tuple[asyncio.StreamWriter, float]] = {}
         self._numbered = 0
         self._rejected_said_at = -60.0
 
@@ -88,7 +91,8 @@ class Lobby:
 
     def end(self, outcome: Outcome) -> None:
         """End the job for every machine, from any thread."""
-        self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.end(outcome, now)))
+        with contextlib.suppress(RuntimeError):  # closed already: everybody has heard, or nobody is left
+            self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.end(outcome, now)))
 
     def tell(self, message: Message) -> None:
         """Send every machine something, from any thread; what is told before the end arrives before it."""
@@ -113,7 +117,7 @@ class Lobby:
             if self._ticking is not None:
                 self._ticking.cancel()
             # Conversations end by themselves once their connection has; asyncio complains of cancelled ones.
-            for writer in [*self._strangers.values(), *(writer for writer, _ in self._writers.values())]:
+            for writer, _ in [*self._strangers.values(), *self._writers.values()]:
                 writer.transport.abort()
             tasks = asyncio.all_tasks(self._loop)
             if tasks:  # a peer that takes nothing must not hold the port
@@ -171,9 +175,10 @@ class Lobby:
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._numbered += 1
         number, peer = self._numbered, _name_of(writer)
-        self._strangers[number] = writer
-        if len(self._strangers) > MOST_STRANGERS:
-            self._strangers.pop(next(iter(self._strangers))).transport.abort()
+        if not self._has_room():
+            writer.transport.abort()
+            return
+        self._strangers[number] = (writer, time.monotonic())
         reason = "its connection was closed"
         try:
             claim, incoming = await asyncio.wait_for(self._first_words(reader, writer, number), HELLO_S)
@@ -191,6 +196,17 @@ class Lobby:
             self._writers.pop(number, None)
             self._after(lambda now: self.control.on_gone(number, reason, now))
             writer.close()
+
+    def _has_room(self) -> bool:
+        if len(self._strangers) < MOST_STRANGERS:
+            return True
+        oldest = next(iter(self._strangers))
+        writer, since = self._strangers[oldest]
+        if time.monotonic() - since < YOUNG_S:
+            return False
+        del self._strangers[oldest]
+        writer.transport.abort()
+        return True
 
     async def _first_words(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int

@@ -58,8 +58,8 @@ class JobFacts:
 
 def parse_nodes(text: str) -> tuple[int, int]:
     """Fewest and most machines of '4' or '1:4'. Raises LaunchError."""
-    low, _, high = text.partition(":")
-    high = high or low
+    low, colon, high = text.partition(":")
+    high = high if colon else low
     if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= MOST_MACHINES):
         expected = f"a number, or MIN:MAX as in 1:4, of at most {MOST_MACHINES}"
         raise LaunchError("--nodes cannot be used.", seen=f"--nodes {text}", expected=expected)
