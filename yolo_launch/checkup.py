@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from yolo_launch.lobby.messages import Claim
+from yolo_launch.reach import NO_ANSWER
 from yolo_launch.spec import Finding, LaunchPlan, Outcome
 
 CHECK = "machines"
 CLOCKS_APART_S = 2.0
 OPEN_PORTS = "open TCP 1024-65535 between the machines, or use --network=host in containers"
+SAME_MTU = "large packets do not pass: compare the MTU of both machines in ip link, and that of a tunnel between them"
 
 Seen = Sequence[tuple[int, Finding]]
 """Findings with the rank of the machine that made them."""
@@ -86,6 +88,19 @@ def has_failed(seen: Seen) -> bool:
     return any(found.level == "failure" and found.check == CHECK for _, found in seen)
 
 
+def of_workers(plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | None, lobby_port: int) -> list[Finding]:
+    """What the workers found: whether machines other than the master reach one another, and the sum over all."""
+    blocked = answer["blocked"] if answer is not None else []
+    if blocked:
+        rows = [_blocked(host, other, port, lobby_port, problem) for host, other, port, problem in blocked]
+        return [*rows, not_tried()]
+    found = [all_reduced(plan, outcome, answer)]
+    if answer is not None and plan.nnodes > 2:
+        pairs = (plan.nnodes - 1) * (plan.nnodes - 2)
+        found.insert(0, Finding(CHECK, "ok", f"the machines other than the master reach one another ({pairs} ways)"))
+    return found
+
+
 def all_reduced(plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | None) -> Finding:
     """What became of the sum over all workers."""
     who = f"{plan.world_size} workers on {plan.nnodes} machines over {plan.backend}"
@@ -109,7 +124,7 @@ def not_tried() -> Finding:
 
 def _blocked(host: str, other: str, port: int, lobby_port: int, problem: str) -> Finding:
     text = f"master port {lobby_port} OK, but {host} -> {other}:{port} blocked ({problem})"
-    return Finding(CHECK, "failure", text, OPEN_PORTS)
+    return Finding(CHECK, "failure", text, SAME_MTU if problem == NO_ANSWER else OPEN_PORTS)
 
 
 def _at(address: str, port: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import tempfile
 from collections.abc import Sequence
@@ -46,13 +47,15 @@ class Checkup:
     local: list[Finding]
     """What this machine found on itself and the others should know."""
     folder: Path
+    bell: tuple[str, str, int]
+    """Host, address and port where this machine answers."""
     seen: checkup.Seen = ()
 
     def runner(self, start: Round) -> AttemptRunner:
         """The workers of the sum over all machines."""
         plan = self.plan = self.machine.plan(self.request, start)
-        module = ("-m", SHIM, "-m", "yolo_launch.checkup_worker")
-        command = WorkerCommand((*module, str(self.folder), plan.backend))
+        arguments = {"folder": str(self.folder), "backend": plan.backend, "bell": self.bell}
+        command = WorkerCommand(("-m", SHIM, "-m", "yolo_launch.checkup_worker", json.dumps(arguments)))
         return self.machine.runner(plan, command, self.folder)
 
     def say(self, seat: Seat, found: Sequence[Finding]) -> None:
@@ -72,8 +75,10 @@ class Checkup:
         found = checkup.for_reader(self.seen, self.machine.place.rank)
         if outcome.kind in ("done", "worker_failed", "stalled"):
             answer = read_answer(self.folder, self.plan.first_rank)
-            unreached = checkup.has_failed(self.seen)
-            found.append(checkup.not_tried() if unreached else checkup.all_reduced(self.plan, outcome, answer))
+            if checkup.has_failed(self.seen):
+                found.append(checkup.not_tried())
+            else:
+                found += checkup.of_workers(self.plan, outcome, answer, self.machine.place.port)
             failed = any(finding.level == "failure" for finding in found)
             return found, ExitCode.ENVIRONMENT if failed else ExitCode.DONE
         if outcome.kind == "interrupted":
@@ -101,7 +106,8 @@ def check_machines(machine: Machine, local: Sequence[Finding]) -> tuple[list[Fin
     plan = make_plan(request, host)
     address = listening_address(place, host) if place.rank == 0 else place.own_address
     with tempfile.TemporaryDirectory(prefix="yolo-launch-") as folder, Bell(address) as bell:
-        part = Checkup(machine, request, plan, checkup.worth_telling(local, host.name), Path(folder))
+        told = checkup.worth_telling(local, host.name)
+        part = Checkup(machine, request, plan, told, Path(folder), (host.name, place.own_address, bell.port))
         claim = make_claim(place, plan, host).model_copy(update={"checkup_port": bell.port})
         try:
             outcome = lead(part, claim) if place.rank == 0 else follow(part, claim)

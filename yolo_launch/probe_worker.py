@@ -114,6 +114,16 @@ def all_reduce(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**reduced, "small_s": statistics.median(small_s)}
 
 
+def join_store(timeout_s: float) -> Any:
+    """The store of this job's workers, where the environment says."""
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s))
+
+
 def scan_data(arguments: dict[str, Any]) -> dict[str, Any]:
     """Scan both splits as training does, and leave the same cache behind. Raises DataError."""
     from trainer.data.dataset_file import load_dataset_file

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import threading
+import time
 from types import TracebackType
 
-GREETING = b"yolo-launch\n"
+GREETING = b"yolo-launch\n" * 2000
+"""Many packets, so that a link which loses large ones shows."""
 RING_S = 3.0
 """How long a machine that is reached may take to answer."""
+NO_ANSWER = "connects, but the answer is lost"
 _REASONS = {
     errno.ECONNREFUSED: "refused",
     errno.ECONNRESET: "cut off",
@@ -54,21 +58,35 @@ class Bell:
                 continue  # the caller was gone already
             except OSError:
                 return
-            with caller:
-                try:
-                    caller.sendall(GREETING)
-                except OSError:
-                    continue
+            threading.Thread(target=_greet, args=(caller,), name="greeting", daemon=True).start()
+
+
+def _greet(caller: socket.socket) -> None:
+    with caller, contextlib.suppress(OSError):
+        caller.settimeout(RING_S)
+        caller.sendall(GREETING)
 
 
 def ring(address: str, port: int, timeout_s: float = RING_S) -> str:
     """Connect to another machine's bell: nothing where it answers, else why it does not, in a few words."""
     try:
         with socket.create_connection((address, port), timeout_s) as connection:
-            if connection.recv(len(GREETING), socket.MSG_WAITALL) == GREETING:
-                return ""
-            return "another program answers"
+            return _listen(connection, time.monotonic() + timeout_s)
     except TimeoutError:
         return "timed out"
     except OSError as error:
         return _REASONS.get(error.errno or 0) or os.strerror(error.errno or 0) or str(error)
+
+
+def _listen(connection: socket.socket, deadline: float) -> str:
+    heard = b""
+    try:
+        while len(heard) < len(GREETING):
+            connection.settimeout(max(0.01, deadline - time.monotonic()))
+            piece = connection.recv(len(GREETING))
+            if not piece:
+                break
+            heard += piece
+    except TimeoutError:
+        return NO_ANSWER
+    return "" if heard == GREETING else "another program answers"

@@ -17,6 +17,13 @@ def set_value(dotted: str, value: Any) -> None:
     setattr(importlib.import_module(module), name, value)
 
 
+def find_classes_by_loss() -> None:
+    """Let the mAP of classes, which is zero in runs as short as these, follow the validation losses."""
+    from trainer.evaluation.evaluator import Metrics
+
+    Metrics.class_map = lambda self: [(value * 1e4) % 1 for value in list(self.row().values())[-3:]]
+
+
 def record_samples(folder: str, die_after: int | None = None) -> None:
     """Write down what each global step learns from; kill -9 this rank after a step, if one is named."""
     import trainer.loop as loop

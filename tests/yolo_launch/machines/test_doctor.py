@@ -26,8 +26,8 @@ from yolo_launch.spec import Finding, Outcome
 PROGRAM = (sys.executable, "-c", "from yolo_launch.cli import main; main()")
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 LIMIT_S = 120.0
-DROP_HIGH_PORTS = "tcp dport 32768-65535 drop"
-REJECT_HIGH_PORTS = "tcp dport 32768-65535 reject with tcp reset"
+DROP_HIGH_PORTS = "tcp dport != 1234 drop"
+REJECT_HIGH_PORTS = "tcp dport != 1234 reject with tcp reset"
 
 
 def a_claim(rank: int, host: str, **values) -> Claim:
@@ -146,40 +146,40 @@ def here(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
 
 
 @pytest.fixture
-def checked_machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
-    """Two network namespaces, gpu-a and gpu-b, joined by a cable; the firewall of each is its own."""
+def checked_machines(tmp_path: Path) -> Iterator[list[Machine]]:
+    """Three network namespaces, gpu-a to gpu-c, on one switch in a fourth; the firewall of each is its own."""
     if os.geteuid() != 0:
         pytest.skip("needs root for network namespaces")
     for program in ("ip", "unshare"):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program} for network namespaces")
-    mark = uuid.uuid4().hex[:6]
-    machines = []
+    mark = f"yl{uuid.uuid4().hex[:6]}"
+    letters, machines = "abc", []
     try:
-        for place, name in enumerate(("gpu-a", "gpu-b")):
-            space = f"yl{mark}{name[-1]}"
+        run("ip", "netns", "add", f"{mark}h")
+        run("ip", "-n", f"{mark}h", "link", "add", "name", "switch", "type", "bridge")
+        run("ip", "-n", f"{mark}h", "link", "set", "switch", "up")
+        for place, letter in enumerate(letters, start=1):
+            space, name, port = mark + letter, f"gpu-{letter}", f"port{letter}"
             run("ip", "netns", "add", space)
             resolver = Path("/etc/netns") / space
             resolver.mkdir(parents=True)
             (resolver / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+            run("ip", "-n", f"{mark}h", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", space)
+            run("ip", "-n", f"{mark}h", "link", "set", port, "master", "switch", "up")
+            run("ip", "-n", space, "addr", "add", f"10.93.7.{place}/24", "dev", "eth0")
+            for link in ("eth0", "lo"):
+                run("ip", "-n", space, "link", "set", link, "up")
             renamed = ("unshare", "-u", "sh", "-c", f'hostname {name}; exec "$@"', "sh")
             prefix = ("ip", "netns", "exec", space, *renamed)
-            machines.append(Machine(name, tmp_path / name, f"10.93.7.{place + 1}", prefix))
-        one, other = (machine.prefix[3] for machine in machines)
-        run("ip", "link", "add", f"v{mark}a", "netns", one, "type", "veth", "peer", f"v{mark}b", "netns", other)
-        for machine in machines:
-            space = machine.prefix[3]
-            link = f"v{mark}{space[-1]}"
-            run("ip", "-n", space, "addr", "add", f"{machine.address}/24", "dev", link)
-            run("ip", "-n", space, "link", "set", link, "up")
-            run("ip", "-n", space, "link", "set", "lo", "up")
-        yield machines[0], machines[1]
+            machines.append(Machine(name, tmp_path / name, f"10.93.7.{place}", prefix))
+        yield machines
     finally:
         for machine in machines:
             machine.close()
-        for name in "ab":
-            subprocess.run(["ip", "netns", "delete", f"yl{mark}{name}"], check=False, capture_output=True)
-            shutil.rmtree(f"/etc/netns/yl{mark}{name}", ignore_errors=True)
+        for letter in (*letters, "h"):
+            subprocess.run(["ip", "netns", "delete", mark + letter], check=False, capture_output=True)
+            shutil.rmtree(f"/etc/netns/{mark}{letter}", ignore_errors=True)
         with contextlib.suppress(OSError):
             Path("/etc/netns").rmdir()
 
@@ -197,9 +197,15 @@ def block(machine: Machine, rule: str) -> None:
     subprocess.run([*machine.prefix[:4], "nft", "-f", "-"], input=rules, text=True, check=True)
 
 
-def check_up(machine: Machine, rank: int, master: str, port: int, *more: str) -> subprocess.Popen[str]:
-    where = ("--master", master, "--port", str(port), "--rank", str(rank), *(("--nodes", "2") * (rank == 0)))
+def check_up(machine: Machine, rank: int, master: str, port: int, *more: str, nodes: int = 2) -> subprocess.Popen[str]:
+    where = ("--master", master, "--port", str(port), "--rank", str(rank), *(("--nodes", str(nodes)) * (rank == 0)))
     return machine.start("doctor", *where, "--gpus", "cpu", "--join-timeout", "60", *more)
+
+
+def check_all(machines: list[Machine], *more: str) -> list[tuple[int, str, str]]:
+    """A check-up of all of them, the first one being the master: how each ended."""
+    master, nodes = machines[0].address, len(machines)
+    return ends(*[check_up(one, rank, master, 1234, *more, nodes=nodes) for rank, one in enumerate(machines)])
 
 
 def test_two_launchers_on_one_machine_are_healthy(here, free_lobby_port):
@@ -248,29 +254,30 @@ def free_lobby_port() -> int:
 
 
 @pytest.mark.netns
-def test_two_machines_are_healthy(checked_machines):
-    a, b = checked_machines
-    (code_a, out_a, err_a), (code_b, out_b, _) = ends(check_up(a, 0, a.address, 1234), check_up(b, 1, a.address, 1234))
-    assert (code_a, code_b) == (0, 0), out_a + err_a
-    for out in (out_a, out_b):
-        assert f"ok machines: node 0 gpu-a is {a.address} on v" in out
-        assert f"ok machines: node 1 gpu-b is {b.address} on v" in out
-        assert f"ok machines: node 1 gpu-b ({b.address}) -> master {a.address}:" in out
-        assert f"ok machines: master gpu-a ({a.address}) -> node 1 gpu-b {b.address}:" in out
-        assert "ok all-reduce: 2 workers on 2 machines over gloo: 29 MB summed in " in out
-        assert "gpu-a resolves to no address" in out
-        assert "gpu-b resolves to no address" in out
+def test_three_machines_are_healthy(checked_machines):
+    a, b, c = checked_machines
+    results = check_all(checked_machines)
+    assert [code for code, _, _ in results] == [0, 0, 0], results[0]
+    for _, out, _ in results:
+        for rank, machine in enumerate((a, b, c)):
+            assert f"ok machines: node {rank} {machine.name} is {machine.address} on eth0, 1 worker (CPU)" in out
+            assert f"{machine.name} resolves to no address" in out
+        for rank, machine in ((1, b), (2, c)):
+            assert f"ok machines: node {rank} {machine.name} ({machine.address}) -> master {a.address}:" in out
+            assert f"ok machines: master gpu-a ({a.address}) -> node {rank} {machine.name} {machine.address}:" in out
+        assert "ok machines: the machines other than the master reach one another (2 ways)" in out
+        assert "ok all-reduce: 3 workers on 3 machines over gloo: 29 MB summed in " in out
 
 
 @pytest.mark.netns
 def test_high_ports_of_the_master_that_are_blocked_are_named(checked_machines):
-    a, b = checked_machines
+    a, b, _ = checked_machines
     block(a, DROP_HIGH_PORTS)
     began_at = time.monotonic()
-    (code_a, out_a, _), (code_b, out_b, _) = ends(check_up(a, 0, a.address, 1234), check_up(b, 1, a.address, 1234))
+    results = check_all([a, b])
     assert time.monotonic() - began_at < 45
-    assert (code_a, code_b) == (3, 3)
-    for out in (out_a, out_b):
+    assert [code for code, _, _ in results] == [3, 3]
+    for _, out, _ in results:
         assert "FAILURE machines: master port 1234 OK, but gpu-b -> gpu-a:" in out
         assert " blocked (timed out)\n  -> open TCP 1024-65535 between the machines" in out
         assert f"ok machines: master gpu-a ({a.address}) -> node 1 gpu-b {b.address}:" in out
@@ -279,21 +286,36 @@ def test_high_ports_of_the_master_that_are_blocked_are_named(checked_machines):
 
 @pytest.mark.netns
 def test_high_ports_of_another_machine_that_are_rejected_are_named(checked_machines):
-    a, b = checked_machines
+    a, b, _ = checked_machines
     block(b, REJECT_HIGH_PORTS)
-    (code_a, out_a, _), (code_b, out_b, _) = ends(check_up(a, 0, a.address, 1234), check_up(b, 1, a.address, 1234))
-    assert (code_a, code_b) == (3, 3)
-    for out in (out_a, out_b):
+    results = check_all([a, b])
+    assert [code for code, _, _ in results] == [3, 3]
+    for _, out, _ in results:
         assert f"ok machines: node 1 gpu-b ({b.address}) -> master {a.address}:" in out
         assert "FAILURE machines: master port 1234 OK, but gpu-a -> gpu-b:" in out
         assert " blocked (refused)\n" in out
 
 
 @pytest.mark.netns
+def test_two_machines_that_only_the_master_reaches_are_named(checked_machines):
+    _, b, c = checked_machines
+    block(c, f"ip saddr {b.address} {DROP_HIGH_PORTS}")
+    began_at = time.monotonic()
+    results = check_all(checked_machines)
+    assert time.monotonic() - began_at < 60, results[0]
+    assert [code for code, _, _ in results] == [3, 3, 3]
+    for _, out, _ in results:
+        assert "FAILURE machines: master port 1234 OK, but gpu-b -> gpu-c:" in out
+        assert "gpu-c -> gpu-b:" not in out
+        assert "warning all-reduce: not tried, because of the failures above" in out
+
+
+@pytest.mark.netns
 def test_a_machine_that_wants_to_train_is_refused_by_name_on_both_sides(checked_machines):
-    a, b = checked_machines
-    master = check_up(a, 0, a.address, 1234, "--join-timeout", "25")
-    ((code, _, err),) = ends(b.start("node", "--rank", "1", "--master", a.address, "--gpus", "cpu"))
+    a, b, _ = checked_machines
+    trains = b.start("node", "--rank", "1", "--master", a.address, "--gpus", "cpu")
+    master = check_up(a, 0, a.address, 1234, "--join-timeout", "12")
+    ((code, _, err),) = ends(trains)
     assert code == 2
     text = "gpu-b and gpu-a were not started for the same thing."
     assert text in err
@@ -301,4 +323,13 @@ def test_a_machine_that_wants_to_train_is_refused_by_name_on_both_sides(checked_
     ((code, out, err),) = ends(master)
     assert code == 5
     assert f"refused 1 gpu-b ({b.address}, 1x CPU): {text}" in err
-    assert "FAILURE machines: machine 1 did not join within 25 s" in out
+    assert "FAILURE machines: machine 1 did not join within 12 s" in out
+
+
+@pytest.mark.netns
+def test_a_check_up_is_refused_by_a_master_that_trains(checked_machines):
+    a, b, _ = checked_machines
+    a.start("node", "--rank", "0", "--master", a.address, "--nodes", "2", "--gpus", "cpu", "--project", "runs")
+    ((code, out, _),) = ends(check_up(b, 1, a.address, 1234))
+    assert code == 2
+    assert "FAILURE machines: gpu-b and gpu-a were not started for the same thing.\n" in out

@@ -24,6 +24,9 @@ TRAIN_FLAGS = """
 --nproc --optimizer --override --parallel --patience --plots --port --project --recipe --rect --resume --save
 --save-period --seed --set --single-cls --stall-timeout --sync-bn --val --weights --workers
 """
+NODE_FLAGS = """
+--rank --master --nodes --join-timeout --rejoin-timeout --join-grace --token --token-file
+"""
 PLAN_FLAGS = """
 --batch --batch-size --debug --device --gpus --host --img --img-size --imgsz --json --max-restarts --nnodes --nproc
 --parallel --port --stall-timeout --sync-bn --workers
@@ -32,14 +35,21 @@ RUN_FLAGS = """
 --debug --device --dry-run --gpus --json --max-restarts --module --name --nproc --port --project --stall-timeout
 """
 DOCTOR_FLAGS = """
---batch --batch-size --data --debug --deep --device --gpus --img --img-size --imgsz --json --nproc --port --project
+--batch --batch-size --data --debug --deep --device --gpus --img --img-size --imgsz --join-timeout --json --master --nodes
+--nproc --port --project --rank --token --token-file
 --workers
 """
 
 
 @pytest.mark.parametrize(
     ("command", "flags"),
-    [("train", TRAIN_FLAGS), ("plan", PLAN_FLAGS), ("run", RUN_FLAGS), ("doctor", DOCTOR_FLAGS)],
+    [
+        ("train", TRAIN_FLAGS),
+        ("node", TRAIN_FLAGS.replace("--inline", "") + NODE_FLAGS),
+        ("plan", PLAN_FLAGS),
+        ("run", RUN_FLAGS),
+        ("doctor", DOCTOR_FLAGS),
+    ],
 )
 def test_the_options_are_these_and_no_others(command, flags):
     """A new option is a decision: it changes this list."""
