@@ -36,9 +36,7 @@ RUN_FLAGS = """
 """
 DOCTOR_FLAGS = """
 --batch --batch-size --data --debug --deep --device --gpus --img --img-size --imgsz --join-timeout --json --master
---nodes
---nproc --port --project --rank --token --token-file
---workers
+--nodes --nproc --port --project --rank --token --token-file --workers
 """
 
 
