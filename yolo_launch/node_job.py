@@ -35,7 +35,7 @@ from yolo_launch.node_line import NodeLine
 from yolo_launch.node_place import quiet_variables
 from yolo_launch.restarts import stopped_by
 from yolo_launch.spec import Meeting, Outcome, RankFailure
-from yolo_launch.warm_torch import WarmTorch
+from yolo_launch.warm_torch import WARM_S, WarmTorch
 from yolo_launch.watcher import Watcher
 
 POLL_S = 0.1
@@ -44,8 +44,8 @@ LINGER_S = 1.0
 FAREWELL_S, HASTY_FAREWELL_S = 25.0, 2.0
 """How long a machine that was signalled waits for the job's end, once it has said so and otherwise. Slurm kills 30 s
 after its signal, and the others may be writing a checkpoint."""
-STORE_S = 90.0
-"""How long the master may take to load torch and open the round's store."""
+STORE_S = WARM_S + 60.0
+"""How long the master may take to load torch and open the round's store; one that is gone is noticed before."""
 
 MakeRunner = Callable[[Round], AttemptRunner]
 Reconnect = Callable[[str], Member | None]

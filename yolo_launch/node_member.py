@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig, make_config, write_config
+from trainer.hyperparameters import make_hyperparameters
 from yolo_launch import run_directory
 from yolo_launch.check_context import Context
 from yolo_launch.errors import LaunchError
@@ -52,9 +53,11 @@ def refuse_other_options(config: TrainConfig, values: Mapping[str, Any]) -> None
         same = Path(str(typed)).name == Path(str(job)).name if name in PATH_FIELDS else _plain(typed) == _plain(job)
         if name not in LOCAL_FIELDS and not same:
             rows.append(f"{flags.get(name, name)} {typed} here, {job} in the job")
-    for name, typed in parse_overrides(values.get("set_")).items():
-        job = getattr(config.hyperparameters, name, None)
-        if job is None or float(job) != float(typed):
+    overrides = parse_overrides(values.get("set_"))
+    here = make_hyperparameters({**config.hyperparameters.model_dump(), **overrides})
+    for name, typed in overrides.items():
+        job = getattr(config.hyperparameters, name)
+        if getattr(here, name) != job:
             rows.append(f"--set {name}={typed} here, {job} in the job")
     if rows:
         raise LaunchError(

@@ -83,7 +83,8 @@ class Control:
             self.on_gone(seat.connection, "it came back over a new connection", now)
         self.table.seats[claim.rank] = Seat(claim, connection, heard_at=now, clock_ahead_s=claim.clock - wall)
         self.table.outbox.append((connection, Joined(job=self.job.description)))
-        self.table.say(f"machine {claim.label} joined")
+        # The others see it in the roster: a line each would be a message of everybody to everybody.
+        self.table.said.append(f"machine {claim.label} joined")
         self._roster_is_old = True
 
     def on_message(self, connection: int, message: Message, now: float) -> None:

@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 DIAL_S = 3.0
 """How long one attempt to connect may take."""
-HELLO_S = 5.0
 ANSWER_S = 15.0
 """A master may be busy loading torch, or with many machines at once."""
 BEAT_S = 1.0
@@ -79,7 +78,7 @@ def dial(door: Door, timeout_s: float, explain: Explain, *, patient: bool = True
         time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
 
 
-def greet(channel: Channel, door: Door, timeout_s: float = HELLO_S) -> str:
+def greet(channel: Channel, door: Door, timeout_s: float = ANSWER_S) -> str:
     """Exchange nonces and, where a token is set, proofs; the lobby's id.
 
     Raises LaunchError for another program or token, and NoLobby where the connection ends without a word.

@@ -444,8 +444,8 @@ def test_a_master_that_is_stopped_is_given_up_within_ten_seconds():
         reason = wait_for(seat.member, MasterGone, 10).reason
         assert reason == f"no word from the master for {SILENT_S:g} s"
         assert seat._reconnect(reason) is None
-        assert SILENT_S - 1 < time.monotonic() - began_at < 10
-        assert f"no word from the master for {SILENT_S:g} s; looking for it" in shown.getvalue()
+        assert SILENT_S - 1.5 < time.monotonic() - began_at < 10
+        assert f"{reason}; looking for it" in shown.getvalue()
     finally:
         server.send_signal(signal.SIGCONT)
         server.kill()

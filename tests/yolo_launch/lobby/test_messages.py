@@ -23,6 +23,7 @@ from yolo_launch.lobby.messages import (
     Report,
     Roster,
     Round,
+    Seen,
     Stop,
     Store,
     StoreOpen,
@@ -31,7 +32,7 @@ from yolo_launch.lobby.messages import (
     parse,
 )
 from yolo_launch.lobby.wire import MAX_FRAME_BYTES, WireError, text_of
-from yolo_launch.spec import Outcome, RankFailure
+from yolo_launch.spec import Finding, Outcome, RankFailure
 from yolo_launch.stacks import Frame
 from yolo_launch.stalls import StalledRank
 
@@ -44,6 +45,7 @@ MESSAGES = [
     Ready(fingerprint="d" * 64),
     Cannot(what="w", seen="s", expected="e", next_command="n", exit_code=3),
     Beat(phase="train", epoch=1, step=2),
+    Seen(findings=((1, Finding("all-reduce", "warning", "0.1 GB/s", "look at the cable")),)),
     StoreOpen(round=1, port=4711),
     Trouble(round=1, kind="stalled"),
     Report(round=1, kind="failed", failure=FAILURE, key=(0.0, 0.0, 1.0, 1e9, 3.0), ran_s=1.5, finished_a_step=True),

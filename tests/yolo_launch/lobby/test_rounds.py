@@ -230,7 +230,10 @@ def test_a_master_whose_process_slept_blames_nobody():
     stage.wait(2)
     assert stage.phase == "running"
     stage.silent.add(1)
-    stage.wait(7)  # and notices silence as soon as ever afterwards
+    stage.sleep(60)
+    stage.wait(4)
+    assert stage.phase == "running"
+    stage.wait(3)  # and notices silence as soon as ever afterwards
     assert stage.phase == "stopping"
 
 
@@ -342,6 +345,16 @@ def test_nothing_changes_an_end():
     stage.control.end(Outcome("master_lost", 6), stage.now)
     stage.wait(1)
     assert stage.outcome is ended
+    assert len(stage.told(1, End)) == 1
+
+
+def test_a_report_after_the_end_changes_nothing():
+    stage = Stage(2).running(0, 1)
+    stage.control.end(Outcome("interrupted", 130), stage.now)
+    stage.say(0, Report(round=1, kind="done"))
+    stage.say(1, Report(round=1, kind="done"))
+    stage.wait(1)
+    assert (stage.phase, stage.outcome.kind) == ("ended", "interrupted")
     assert len(stage.told(1, End)) == 1
 
 
