@@ -30,6 +30,8 @@ from yolo_launch.supervise import SHIM
 JOIN_TIMEOUT_S = 300.0
 STALL_S = 150.0
 """The workers end by themselves long before."""
+SILENT_S = 30.0
+"""Nothing is lost here by waiting, and a busy launcher that loads torch can be silent for longer than 5 s."""
 OWN_LOBBY_S = 10.0
 
 
@@ -121,7 +123,7 @@ def lead(part: Checkup, claim: Claim) -> Outcome:
     machine, place = part.machine, part.machine.place
     description = {"checkup": True, "host": claim.host, "port": claim.checkup_port, "backend": part.plan.backend}
     facts = JobFacts(own=claim, description=description, fingerprint="", settle=sum)
-    terms = make_terms({"join_timeout": patience_s(machine)}, place, max_restarts=0)
+    terms = replace(make_terms({"join_timeout": patience_s(machine)}, place, max_restarts=0), silent_s=SILENT_S)
     with open_lobby(facts, place, machine.host, terms, machine.line.over) as lobby:
 
         def make_runner(start: Round) -> AttemptRunner:

@@ -85,7 +85,8 @@ class Seat:
                     f"The master did not answer within {patience_s:g} s.",
                     seen=problem,
                     expected=f"a lobby at {self._door.address}:{self._door.port}",
-                    next_command=f"yolo-launch doctor --master {self._door.address} --rank {self._claim.rank}",
+                    next_command=f"yolo-launch doctor --master {self._door.address} --port {self._door.port} "
+                f"--rank {self._claim.rank}, on the master too",
                     exit_code=ExitCode.NOT_JOINED,
                 )
             # Something took the connection and cut it: the proxy of a container that is not up yet, or a lobby at

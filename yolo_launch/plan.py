@@ -160,7 +160,8 @@ def _batch_findings(request: LaunchRequest, split: BatchSplit, mode: Mode, devic
         measured = "--batch auto is measured on the smallest chosen GPU when the run starts"
         found.append(Finding("batch", "ok", text if on_cpu else measured))
     if split.grown_from is not None:
-        text = f"the default batch {split.grown_from} does not divide over {len(devices)} devices; {total} is used"
+        shares = sum(_nproc_by_node(request, devices))
+        text = f"the default batch {split.grown_from} does not divide over {shares} devices; {total} is used"
         found.append(Finding("batch", "warning", text, f"choose it yourself: --batch {total}"))
     if total % split.local_batch_size:
         text = f"batch {total} is split as evenly as possible: at most {split.local_batch_size} images a worker"

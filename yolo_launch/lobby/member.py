@@ -219,9 +219,9 @@ class Member:
                 frame = self.channel.receive(0.5)
                 message = parse(frame) if frame is not None else None
             except EOFError:
-                return self._lose("the master closed the connection")
+                return self._break("the master closed the connection")
             except (OSError, WireError) as error:
-                return self._lose(f"the connection to the master broke: {error}")
+                return self._break(f"the connection to the master broke: {error}")
             now = time.monotonic()
             if now - looked_at > ASLEEP_S:  # this process slept; the master is not to blame
                 self.heard_at += now - looked_at
@@ -238,6 +238,11 @@ class Member:
             elif now - self.heard_at > SILENT_S:
                 return self._lose(f"no word from the master for {SILENT_S:g} s")
         return None
+
+    def _break(self, reason: str) -> None:
+        # The end of the connection is the master's last word, however long this process slept before it heard it.
+        self.heard_at = time.monotonic()
+        self._lose(reason)
 
     def _lose(self, reason: str) -> None:
         if self._closed.is_set():

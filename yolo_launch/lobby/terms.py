@@ -21,7 +21,7 @@ class Terms:
     join_grace_s: float = 30.0
     """How long a job that may run with fewer waits for the others once it could start."""
     max_restarts: int = 3
-    silent_s: float = 5.0
+    silent_s: float = 8.0
     """A machine that says nothing for so long is lost."""
     stop_s: float = 20.0
     """From the end of a round to the last machine's report about it."""

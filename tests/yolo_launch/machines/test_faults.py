@@ -11,7 +11,7 @@ import pytest
 from tests.yolo_launch.machines.conftest import results, wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(400)]
-NOTICED_S = 8.0
+NOTICED_S = 12.0
 """Bound for noticing; the figures themselves are far lower, on a machine that is not busy."""
 
 
@@ -53,7 +53,7 @@ def test_a_machine_that_dies_and_comes_back(network, record):
 def test_a_cable_that_is_cut_and_plugged_in_again(network, record):
     a, b = start_two(network)
     since = b.link("down")
-    seen = a.wait_for("machine 1 gpu-b (10.77.0.2, 1x CPU) is lost: no word from it for 5 s") - since
+    seen = a.wait_for("machine 1 gpu-b (10.77.0.2, 1x CPU) is lost: no word from it for 8 s") - since
     record("cable cut, the master knows", seen)
     assert seen < NOTICED_S
     code = b.wait(30)
@@ -79,7 +79,7 @@ def test_a_short_cut_of_the_cable_costs_nothing(network):
 def test_a_launcher_that_is_frozen_for_a_while(network, record):
     a, b = start_two(network)
     since = b.signal(signal.SIGSTOP)
-    seen = a.wait_for("machine 1 gpu-b (10.77.0.2, 1x CPU) is lost: no word from it for 5 s") - since
+    seen = a.wait_for("machine 1 gpu-b (10.77.0.2, 1x CPU) is lost: no word from it for 8 s") - since
     record("launcher frozen, the master knows", seen)
     assert seen < NOTICED_S
     thawed = b.signal(signal.SIGCONT)

@@ -35,9 +35,8 @@ RUN_FLAGS = """
 --debug --device --dry-run --gpus --json --max-restarts --module --name --nproc --port --project --stall-timeout
 """
 DOCTOR_FLAGS = """
---batch --batch-size --data --debug --deep --device --gpus --img --img-size --imgsz --join-timeout --json --master --nodes
---nproc --port --project --rank --token --token-file
---workers
+--batch --batch-size --data --debug --deep --device --gpus --img --img-size --imgsz --join-timeout --json --master
+--nodes --nproc --port --project --rank --token --token-file --workers
 """
 
 
