@@ -27,6 +27,8 @@ from yolo_launch.warm_torch import WarmTorch
 from yolo_launch.watcher import Limits
 from yolo_launch.worker_logs import WorkerFiles
 
+LOOK_S = 1.0
+"""How long a master looks for another one at an address that is not its own."""
 LOST_S = 9.0
 """How long a machine looks for a master that it has lost, counted from the master's last word."""
 
@@ -86,7 +88,7 @@ class Seat:
                     seen=problem,
                     expected=f"a lobby at {self._door.address}:{self._door.port}",
                     next_command=f"yolo-launch doctor --master {self._door.address} --port {self._door.port} "
-                f"--rank {self._claim.rank}, on the master too",
+                    f"--rank {self._claim.rank}, on the master too",
                     exit_code=ExitCode.NOT_JOINED,
                 )
             # Something took the connection and cut it: the proxy of a container that is not up yet, or a lobby at
@@ -101,6 +103,20 @@ class Seat:
         self._member = Member(channel)
         self._member.start()
         return description
+
+    def refuse_second_master(self) -> None:
+        """Ask for rank 0 where the master is said to be. Raises LaunchError, on both sides, where there is one already.
+
+        A master behind an address that is not its own finds nobody there, and goes on.
+        """
+        try:
+            channel = dial(self._door, LOOK_S, lambda problem: None, patient=False)
+            with closing_on_failure(channel):
+                greet(channel, self._door)
+                claim_rank(channel, self._door, self._claim_now())
+            channel.close()
+        except NoLobby:
+            return
 
     @property
     def member(self) -> Member:

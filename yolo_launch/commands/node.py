@@ -14,6 +14,7 @@ import typer
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from yolo_launch import node_master, node_member, run_directory
+from yolo_launch.arguments import retype
 from yolo_launch.attempt import AttemptRunner
 from yolo_launch.commands.train import show_dry_run
 from yolo_launch.commands.typed import TrainCommand, typed_in
@@ -21,6 +22,7 @@ from yolo_launch.console import Console
 from yolo_launch.errors import LaunchError
 from yolo_launch.inventory import inspect_host
 from yolo_launch.lobby.messages import Round
+from yolo_launch.network import is_local_address
 from yolo_launch.node_job import refuse_part
 from yolo_launch.node_line import NodeLine
 from yolo_launch.node_place import describe_place, find_place, make_claim, scheduled_devices, socket_variables
@@ -91,6 +93,8 @@ def lead(machine: Machine) -> None:
     refuse_failures(job.findings)
     terms = node_master.make_terms(values, place, job.request.max_restarts)
     claim = make_claim(place, job.plan, machine.host)
+    if not is_local_address(place.address, machine.host.addresses):
+        Seat(machine, claim, place.door).refuse_second_master()
     with opened(with_data(job)) as job:
         config = job.config
         console.line(f"{config.model_name} at {config.imgsz}, {config.epochs} epochs -> {job.run_dir}")
@@ -109,7 +113,7 @@ def lead(machine: Machine) -> None:
             seat.take(patience_s=10.0)
             seat.ready(fingerprint)
             outcome = seat.play(make_runner)
-    finish(outcome, machine, job.plan, job.run_dir, f"yolo-launch train --resume {job.run_dir}")
+    finish(outcome, machine, job.plan, job.run_dir, retype(machine.typed, {"--resume": str(job.run_dir)}))
 
 
 def follow(machine: Machine) -> None:

@@ -43,6 +43,11 @@ def test_each_refusal_by_name(waiting):
     refused(c, 2, taken, "Expected: each rank from 0 on, once")
     assert taken in a.output
 
+    c.start("node", "--rank", "0", "--nodes", "3", "--master", a.address, "--gpus", "cpu", "--nproc", "1")
+    refused(c, 2, "Rank 0 is taken twice: by 0 gpu-a (10.77.0.1, 1x CPU) and by 0 gpu-c (10.77.0.3, 1x CPU)")
+    assert "refused 0 gpu-c" in a.output
+    assert not (c.folder / "runs").exists()
+
     c.start("node", "--rank", "7", "--master", a.address, "--gpus", "cpu", "--nproc", "1")
     refused(c, 2, "Rank 7 of gpu-c is out of range: the job on gpu-a has 3 machines")
     assert "refused 7 gpu-c" in a.output
