@@ -1,6 +1,6 @@
 """Where the time of a training step goes: medians in ms for a model on random images, and images/s.
 
-python benchmarks/step.py [--cfg yolov5n] [--imgsz 320] [--batch 16] [--threads 2] [--amp off|bf16] [--steps 12]
+    python benchmarks/step.py [--cfg yolov5n] [--imgsz 320] [--batch 16] [--threads 2] [--amp off|bf16] [--steps 12]
 """
 
 from __future__ import annotations

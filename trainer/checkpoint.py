@@ -75,12 +75,22 @@ def write_checkpoint(path: Path, content: dict[str, Any], keep_previous: Path | 
             _link_over(path, keep_previous)
         temporary.replace(path)
         _sync_folder(path.parent)
-    except RuntimeError as error:  # torch.save reports a full disk so
-        raise OSError(str(error)) from error
+    except RuntimeError as error:  # torch.save's own words for a full disk are "unexpected pos"
+        raise _disk_error_behind(error) from error
     except WeightsError as error:
         raise OSError(f"what was written does not read back: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _disk_error_behind(error: BaseException) -> OSError:
+    """The disk's refusal that an error came from, or else its text."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return OSError(cause.errno, cause.strerror)
+        cause = cause.__cause__ or cause.__context__
+    return OSError(str(error))
 
 
 def _link_over(source: Path, target: Path) -> None:

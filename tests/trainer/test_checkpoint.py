@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +139,19 @@ def test_a_failed_write_is_tried_again_without_being_asked(tmp_path, full_disk, 
     writer.close()
     assert (step_of(tmp_path / BEST), step_of(tmp_path / LAST)) == (4, 4)
     assert "could be written now" in caplog.text
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_file_is_called_full(tmp_path, monkeypatch):
+    class FullHalfWay(io.FileIO):
+        def write(self, data):
+            if self.tell() > 8000:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(Path, "open", lambda self, mode="rb": FullHalfWay(self, mode))
+    with pytest.raises(OSError, match="No space left on device"):
+        write_checkpoint(tmp_path / LAST, content(1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_end_of_a_run_tries_once_more(tmp_path, full_disk):
