@@ -148,7 +148,7 @@ def test_a_token_has_to_be_proved(network):
     a, b = network(2)
     (a.folder / "token").write_text("correct horse\n")
     a.node("--token-file", "token", epochs=1)
-    a.wait_for("waiting for 1")
+    a.wait_for("1/2 machines: 0 gpu-a (10.77.0.1, 1x CPU) - waiting for 1, 9m5")
     assert "whoever reaches port" not in a.output
     b.node()
     refused(b, 5, "does not take this machine's token", "Expected: a token")

@@ -21,7 +21,6 @@ def test_two_machines_by_hand(network):
     b.wait_for("nothing listens on 10.77.0.1:1234 yet: is the master started")
     a.node(epochs=2)
     assert (a.wait(), b.wait()) == (0, 0), a.net.outputs()
-    assert "1/2 machines: 0 gpu-a (10.77.0.1, 1x CPU) - waiting for 1, 9m5" in a.output
     for machine in (a, b):
         assert "2/2 machines: 0 gpu-a (10.77.0.1, 1x CPU), 1 gpu-b (10.77.0.2, 1x CPU)" in machine.output
         assert "GLOO_SOCKET_IFNAME=eth0" in machine.output
