@@ -170,6 +170,8 @@ class Network:
         settings = Path("/etc/netns") / space
         settings.mkdir(parents=True, exist_ok=True)
         (settings / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+        names = [f"10.77.0.{rank + 1} gpu-{'abcdefgh'[rank]}\n" for rank in range(8)]
+        (settings / "hosts").write_text("".join(["127.0.0.1 localhost\n", *names]))
         run("ip", "link", "add", outer, "netns", self.hub, "type", "veth", "peer", "name", "eth0", "netns", space)
         run("ip", "-n", self.hub, "link", "set", outer, "master", "br0", "up")
         run("ip", "-n", space, "addr", "add", f"{machine.address}/24", "dev", "eth0")

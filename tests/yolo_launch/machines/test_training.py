@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.yolo_launch.machines.conftest import PROJECT_DIR, results
+from tests.yolo_launch.machines.conftest import CPU, PROJECT_DIR, TRAINING, results
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
 
@@ -56,6 +56,23 @@ def test_uneven_machines_learn_what_three_workers_of_one_machine_learn(network):
     )
     assert results(alone) == results(a.run_dir)
     assert len(results(alone)) == 3
+
+
+def test_inside_a_slurm_step_one_command_is_enough(network):
+    """What ``srun yolo-launch node ...`` starts on each machine, with the variables that Slurm sets there."""
+    machines = network(2)
+    command = ("node", "--data", "data/data.yaml", "--epochs", "1", *CPU, "1", *TRAINING)
+    for rank, machine in enumerate(machines):
+        step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu-[a-b]"}
+        place = {"SLURM_NODEID": str(rank), "SLURM_PROCID": str(rank), "SLURM_LOCALID": "0"}
+        machine.start(*command, SLURM_JOB_ID="42", SLURM_STEP_TASKS_PER_NODE="1(x2)", **step, **place)
+    a, b = machines
+    assert (a.wait(), b.wait()) == (0, 0), a.net.outputs()
+    for machine in machines:
+        assert "Slurm job 42: machine" in machine.output
+        assert "master gpu-a:15042" in machine.output
+    assert (a.run_dir / "summary.json").is_file()
+    assert not (b.run_dir / "summary.json").exists()
 
 
 def test_weights_are_needed_on_the_master_alone(network, shared_dir):
