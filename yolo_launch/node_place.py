@@ -140,6 +140,7 @@ def make_claim(place: Place, plan: LaunchPlan, host: Host) -> Claim:
         interface=place.interface,
         devices=tuple(device.name or device.kind.upper() for device in plan.devices)[:MOST_DEVICES],
         nproc=plan.nproc_per_node,
+        backend=plan.backend,
         torch=host.torch.torch_version,
         cuda=host.torch.cuda_version,
         nccl=nccl_version(),

@@ -42,6 +42,8 @@ class Claim(Message):
     interface: Short = ""
     devices: tuple[Short, ...] = Field((), max_length=MOST_DEVICES)
     nproc: int = Field(ge=1, le=MOST_DEVICES)
+    backend: Short = ""
+    """'nccl' or 'gloo': what its workers would speak."""
     torch: Short = ""
     cuda: Short = ""
     nccl: Short = ""

@@ -137,6 +137,17 @@ def _same_versions(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) 
     return None
 
 
+def _same_backend(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+    # A check-up of machines tells of this itself, beside what else it finds.
+    if claim.backend == own.backend or claim.checkup_port:
+        return None
+    return Cannot(
+        what=f"{claim.host} and {own.host} would train on different kinds of devices, which cannot talk to one another.",
+        seen=f"{claim.backend} on {claim.host}, {own.backend} on {own.host}",
+        expected="GPUs on every machine, or --gpus cpu on every machine",
+    )
+
+
 def _rank_is_free(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
     if taken is None or taken.session == claim.session:
         return None
@@ -147,7 +158,7 @@ def _rank_is_free(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -
     )
 
 
-_RULES: tuple[Rule, ...] = (_same_purpose, _same_job, _same_nodes, _in_range, _rank_is_free, _same_versions)
+_RULES: tuple[Rule, ...] = (_same_purpose, _same_job, _same_nodes, _in_range, _rank_is_free, _same_versions, _same_backend)
 
 
 def other_data(claim: Claim, fingerprint: str, job: JobFacts) -> Cannot:

@@ -24,6 +24,7 @@ def make_claim(rank: int, **more) -> Claim:
         "address": f"10.0.0.{rank + 1}",
         "devices": ("A100", "A100"),
         "nproc": 2,
+        "backend": "nccl",
         **VERSIONS,
     }
     return Claim(**{**facts, **more})

@@ -66,6 +66,12 @@ REFUSALS = [
         "fff on gpu-x, abc123 on gpu-a",
         id="other code",
     ),
+    pytest.param(
+        {"rank": 2, "backend": "gloo"},
+        "gpu-x and gpu-a would train on different kinds of devices, which cannot talk to one another.",
+        "gloo on gpu-x, nccl on gpu-a",
+        id="a CPU among GPUs",
+    ),
 ]
 
 
