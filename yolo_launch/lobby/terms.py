@@ -142,7 +142,7 @@ def _same_backend(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -
     if claim.backend == own.backend or claim.checkup_port:
         return None
     return Cannot(
-        what=f"{claim.host} and {own.host} would train on different kinds of devices, which cannot talk to one another.",
+        what=f"{claim.host} and {own.host} would train on different kinds of devices.",
         seen=f"{claim.backend} on {claim.host}, {own.backend} on {own.host}",
         expected="GPUs on every machine, or --gpus cpu on every machine",
     )
@@ -158,7 +158,15 @@ def _rank_is_free(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -
     )
 
 
-_RULES: tuple[Rule, ...] = (_same_purpose, _same_job, _same_nodes, _in_range, _rank_is_free, _same_versions, _same_backend)
+_RULES: tuple[Rule, ...] = (
+    _same_purpose,
+    _same_job,
+    _same_nodes,
+    _in_range,
+    _rank_is_free,
+    _same_versions,
+    _same_backend,
+)
 
 
 def other_data(claim: Claim, fingerprint: str, job: JobFacts) -> Cannot:
