@@ -71,14 +71,21 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
     return result + rest
 
 
-def retype(typed: Sequence[str], changes: Mapping[str, str]) -> str:
+def retype(typed: Sequence[str], changes: Mapping[str, str], without: Sequence[str] = ()) -> str:
     """The command as typed with options set anew, ready to paste; an option that is absent is added at the end."""
     end = typed.index("--") if "--" in typed else len(typed)
-    words = list(typed[:end])
+    words = _without_option(list(typed[:end]), without)
     for flag, value in changes.items():
         spellings = next((names for names in ALIASES if flag in names), (flag,))
         words = [*_without_option(words, spellings), flag, value]
     return shlex.join([*words, *typed[end:]])
+
+
+def without_value(typed: Sequence[str], flag: str) -> tuple[str, ...]:
+    """The command as typed with the value of a secret option left out, for everything that is ever printed."""
+    if not any(word.partition("=")[0] == flag for word in typed):
+        return tuple(typed)
+    return (*_without_option(list(typed), (flag,)), flag, "...")
 
 
 def _without_option(words: list[str], spellings: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import uuid
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from yolo_launch import one_worker
 from yolo_launch.causes import count_oom_kills, hint_for, look_up_facts
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.failures import WorkerEnd, rank_failures, read_error, worker_ends
+from yolo_launch.failures import WorkerEnd, first_of, rank_failures, read_error, worker_ends
 from yolo_launch.heartbeats import StallWatch
 from yolo_launch.spec import LaunchPlan, Meeting, RankFailure, WorkerCommand
 from yolo_launch.watcher import Watcher
@@ -38,7 +39,7 @@ class Attempt:
     @property
     def failure(self) -> RankFailure | None:
         """The rank that the others followed, or None."""
-        return min(self.failures, key=lambda pair: pair[0])[1] if self.failures else None
+        return first_of(self.failures)
 
     @property
     def saved(self) -> bool:
@@ -58,6 +59,8 @@ class AttemptRunner:
         self.plan = plan
         self.command = command
         self.files = files
+        self.elsewhere_idle_s: Callable[[], float] = lambda: math.inf
+        """For how long no rank of another machine has moved."""
         self._console_json = console_json
         self._oom_kills_before = count_oom_kills()
 
@@ -76,6 +79,7 @@ class AttemptRunner:
             plan.stall_timeout_s,
             start_allowance_s=watcher.limits.start_allowance_s,
             required=not self.command.foreign,
+            elsewhere_idle_s=self.elsewhere_idle_s,
         )
         attempt = Attempt(Workers(mark), stall_watch)
         environment = self.environment(mark)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +84,9 @@ def failure_of(end: WorkerEnd, files: WorkerFiles, heartbeat: Heartbeat | None) 
     )
 
 
-def first_failure(ends: list[WorkerEnd], files: WorkerFiles, heartbeats: Mapping[int, Heartbeat]) -> RankFailure | None:
+def first_of(failures: Sequence[tuple[OrderKey, RankFailure]]) -> RankFailure | None:
     """The failure that the others follow from, or None where every rank ended well."""
-    return min(rank_failures(ends, files, heartbeats), default=(None, None), key=lambda pair: pair[0] or ())[1]
+    return min(failures, key=lambda pair: pair[0])[1] if failures else None
 
 
 def rank_failures(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from yolo_launch.worker_logs import WorkerFiles
@@ -49,10 +49,20 @@ class StallWatch:
     """Notices that no rank's heartbeat changes any more.
 
     One rank that moves is enough: its peers may wait for it while it validates or saves. ``required`` is False for
-    foreign scripts: they are watched from their first heartbeat on, if they write any.
+    foreign scripts: they are watched from their first heartbeat on, if they write any. ``elsewhere_idle_s`` tells for
+    how long no rank of another machine has moved.
     """
 
-    def __init__(self, files: WorkerFiles, timeout_s: float, *, start_allowance_s: float, required: bool) -> None:
+    def __init__(
+        self,
+        files: WorkerFiles,
+        timeout_s: float,
+        *,
+        start_allowance_s: float,
+        required: bool,
+        elsewhere_idle_s: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        self._elsewhere_idle_s = elsewhere_idle_s
         self._files = files
         self._timeout_s = timeout_s if timeout_s > 0 else math.inf
         self._start_allowance_s = start_allowance_s
@@ -99,4 +109,4 @@ class StallWatch:
             return False
         # Until the first heartbeat the workers import torch, which takes a minute on a cold disk.
         limit_s = self._timeout_s if self.heard else max(self._timeout_s, self._start_allowance_s)
-        return all(self.idle_s(rank, now) >= limit_s for rank in alive)
+        return all(self.idle_s(rank, now) >= limit_s for rank in alive) and self._elsewhere_idle_s() >= limit_s

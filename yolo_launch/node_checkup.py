@@ -31,7 +31,7 @@ JOIN_TIMEOUT_S = 300.0
 STALL_S = 150.0
 """The workers end by themselves long before."""
 SILENT_S = 30.0
-"""Nothing is lost here by waiting, and a busy launcher that loads torch can be silent for longer than 5 s."""
+"""Nothing is lost here by waiting, and a busy launcher that loads torch can be silent for long."""
 OWN_LOBBY_S = 10.0
 
 

@@ -34,6 +34,7 @@ from yolo_launch.lobby.messages import (
 from yolo_launch.node_line import NodeLine
 from yolo_launch.node_place import quiet_variables
 from yolo_launch.restarts import stopped_by
+from yolo_launch.signals import signal_name
 from yolo_launch.spec import Meeting, Outcome, RankFailure
 from yolo_launch.warm_torch import WARM_S, WarmTorch
 from yolo_launch.watcher import Watcher
@@ -119,7 +120,7 @@ class NodeJob:
             message = self.member.next(POLL_S)
             if isinstance(message, End):
                 return message.outcome
-        name = "Ctrl-C" if number == signal.SIGINT else number.name
+        name = signal_name(number)
         self.member.send(Leave(reason=f"it left ({name})"))
         return stopped_by(number, saved=last is not None and last.saved)
 
@@ -141,7 +142,12 @@ class NodeJob:
             self._on_stop(self.member.stop)
         if self.member.gone:
             watcher.end_round(0.0)
-        runner = self._runner = self.make_runner(start)
+        try:
+            runner = self._runner = self.make_runner(start)
+        except UserError as error:
+            refuse_part(self.member, error)
+            raise
+        runner.elsewhere_idle_s = lambda: self.member.idle_s()
         self.line.round(runner.plan, runner.files)
         self._store = None
         self.warm.wait(lambda: watcher.stopping or watcher.round_ended)

@@ -7,9 +7,10 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import TextIO
+from typing import Any, TextIO
 
 from yolo_launch.heartbeats import Heartbeat
+from yolo_launch.queued_stream import QueuedStream
 from yolo_launch.spec import LaunchPlan
 from yolo_launch.worker_logs import WorkerFiles
 
@@ -26,7 +27,7 @@ class NodeLine:
     """
 
     def __init__(self, stream: TextIO | None = None, *, shows_progress: bool = True) -> None:
-        self._stream = stream or sys.stderr
+        self._stream: Any = stream or QueuedStream(sys.stderr)
         self._is_terminal = self._stream.isatty()
         self._shows_progress = shows_progress
         self._lock = threading.RLock()
@@ -103,6 +104,8 @@ class NodeLine:
         """Leave the terminal clean."""
         with self._lock:
             self._clear()
+        if isinstance(self._stream, QueuedStream):
+            self._stream.drain()
 
     def _progress(self) -> str:
         plan, beat = self._plan, self._beat

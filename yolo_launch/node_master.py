@@ -66,10 +66,14 @@ def round_request(request: LaunchRequest, start: Round, rank: int) -> LaunchRequ
     )
 
 
-def settle(job: Job, by_node: tuple[int, ...]) -> int:
-    """The global batch for these machines. Raises LaunchError with the totals that divide."""
+def settle(job: Job, by_node: tuple[int, ...], say: Callable[[str], None]) -> int:
+    """The global batch for these machines, and a word where it is not the one typed. Raises LaunchError with totals."""
     request = replace(job.request, nnodes=len(by_node), node_rank=0, nproc_by_node=by_node)
-    return make_plan(replace(request, uneven_batch_ok=job.is_resume), job.host).global_batch_size
+    plan = make_plan(replace(request, uneven_batch_ok=job.is_resume), job.host)
+    for found in plan.findings:
+        if found.check == "batch" and found.level == "warning":
+            say(f"warning {found.check}: {found.seen}")
+    return plan.global_batch_size
 
 
 @contextmanager
@@ -103,7 +107,7 @@ def lobby_of(
         own=claim,
         description=describe_job(job, run_id),
         fingerprint=fingerprint,
-        settle=lambda by_node: settle(job, by_node),
+        settle=lambda by_node: settle(job, by_node, say),
         source_of_restart=source_of_restart,
         even=not job.is_resume,
     )

@@ -18,7 +18,7 @@ from yolo_launch.options import config_field_options, config_options, launch_req
 from yolo_launch.plan import make_plan
 from yolo_launch.preflight import refuse_failures, run_checks
 from yolo_launch.resume import PLACE_FIELDS
-from yolo_launch.spec import Host, LaunchPlan, LaunchRequest, WorkerCommand
+from yolo_launch.spec import Finding, Host, LaunchRequest, WorkerCommand
 from yolo_launch.training_job import with_demo_data
 
 LOCAL_FIELDS = PLACE_FIELDS | {"data", "workers"}
@@ -36,6 +36,12 @@ def job_config(description: Mapping[str, Any], values: Mapping[str, Any]) -> Tra
     """The job's configuration with this machine's own paths. Raises LaunchError for options that differ by name."""
     config = make_config(dict(description["config"]))
     refuse_other_options(config, values)
+    if description.get("is_demo") and values.get("data"):
+        raise LaunchError(
+            "This machine was started with other data than the job.",
+            seen=f"--data {values['data']} here, the embedded data set in the job",
+            expected="--data on the master",
+        )
     if description.get("is_demo"):
         return with_demo_data(config)
     own = {name: values[name] for name in ("data", "workers") if values.get(name) is not None}
@@ -80,21 +86,24 @@ def member_request(draft: LaunchRequest, config: TrainConfig, description: Mappi
     )
 
 
-def check_machine(host: Host, request: LaunchRequest, config: TrainConfig, run_dir: Path) -> LaunchPlan:
-    """The checks before a start, on this machine. Raises LaunchError."""
+def check_machine(host: Host, request: LaunchRequest, config: TrainConfig, run_dir: Path) -> list[Finding]:
+    """The checks before a start, on this machine: its warnings. Raises LaunchError for a failure."""
     plan = make_plan(request, host)
     context = Context(host, plan, config, run_dir)
-    # Model and weights are read on the master, which sends them.
-    refuse_failures([found for found in run_checks(context) if found.check not in ("model", "weights")])
-    return plan
+    # Model and weights are read on the master, which sends them; the batch is the master's affair.
+    found = [one for one in run_checks(context) if one.check not in ("model", "weights")]
+    refuse_failures(found)
+    return [one for one in (*plan.findings, *found) if one.level == "warning" and one.check != "batch"]
 
 
-def own_run_dir(description: Mapping[str, Any], rank: int) -> Path:
+def own_run_dir(description: Mapping[str, Any], rank: int, project: str | None = None) -> Path:
     """Where this machine's logs go: the master's folder where both see it, else one of its own with that name.
 
-    Raises LaunchError where it cannot be written.
+    ``project`` is another folder for it on this machine. Raises LaunchError where it cannot be written.
     """
     folder = Path(str(description["run_dir"]))
+    if project:
+        folder = Path(project) / folder.name
     run_id = description["run_id"]
     for number in range(1, 1000):
         name = folder.name if number == 1 else f"{folder.name}-machine{rank}" + f"-{number - 1}" * (number > 2)

@@ -19,7 +19,7 @@ from yolo_launch.devices import visible_devices
 from yolo_launch.errors import LaunchError
 from yolo_launch.lobby.member import Door
 from yolo_launch.lobby.messages import MOST_DEVICES, Claim
-from yolo_launch.lobby.terms import parse_nodes
+from yolo_launch.lobby.terms import JOIN_TIMEOUT_S, parse_nodes
 from yolo_launch.spec import Host, LaunchPlan
 
 DEFAULT_PORT = 1234
@@ -84,7 +84,7 @@ def find_place(
     port = values["port"] if values.get("port") is not None else facts.port or DEFAULT_PORT
     if not 0 < port < 65536:
         raise LaunchError("--port cannot be used.", seen=f"--port {port}", expected="a port from 1 to 65535")
-    patience_s = 600.0 if values.get("join_timeout") is None else values["join_timeout"]
+    patience_s = JOIN_TIMEOUT_S if values.get("join_timeout") is None else values["join_timeout"]
     address = _resolved(master, patience_s if facts.source else 0.0, say)
     own = network.source_address(address, port)
     if rank == 0 and not network.is_local_address(address, host.addresses):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from pathlib import Path
 from typing import Literal
 
 from yolo_launch.causes import describe_exit
+from yolo_launch.signals import signal_name
 from yolo_launch.spec import STATE_SAVED, LaunchPlan, Outcome, RankFailure
 
 MAX_MESSAGE_LINES = 12
@@ -146,4 +146,4 @@ def _labelled(label: str, text: str) -> str:
 def _signal_name(number: int | None) -> str:
     if number is None:
         return "a signal to the workers"
-    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    return signal_name(number)

@@ -16,6 +16,11 @@ _KEEP_IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SI
 """What nohup and a shell's `&` set to ignored stays ignored."""
 
 
+def signal_name(number: int) -> str:
+    """As a person knows it."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 def note_signal(signum: int, frame: FrameType | None) -> None:
     """A handler that does nothing: Python has written the number to the inbox already."""
 

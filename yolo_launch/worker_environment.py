@@ -29,8 +29,6 @@ def child_environment(
     environment[PARENT_VARIABLE] = str(os.getpid())
     environment[LOGS_VARIABLE] = str(files.folder.absolute())
     environment[JOB_VARIABLE] = mark
-    # Workers that share the agent's store meet stale keys where they form a second process group (torch 2.6+).
-    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if console_json:
         environment[OUTPUT_VARIABLE] = "stderr"
     return environment

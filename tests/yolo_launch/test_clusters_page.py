@@ -7,7 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+
+from yolo_launch.cli import app
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
 
@@ -87,3 +90,15 @@ def test_the_indexed_job_names_its_own_first_pod():
     assert f"--master {master} " in script
     assert f"--nodes {job['spec']['completions']} " in script
     assert job["spec"]["completions"] == job["spec"]["parallelism"]
+
+
+@pytest.mark.parametrize("command", ["node", "doctor"])
+def test_every_option_on_the_page_exists(command):
+    parameters = typer.main.get_command(app).commands[command].params
+    known = {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
+    joined = PAGE.replace("\\\n", " ")
+    lines = re.findall(rf"yolo-launch,? {command}\b[^\n]*", joined)
+    # Two commands stand side by side in the first example; what follows the second belongs to it.
+    typed = {flag for line in lines for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line.split("#")[0])}
+    assert typed - known == set()
+    assert len(typed) > 2

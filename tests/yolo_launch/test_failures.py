@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from yolo_launch.failures import WorkerEnd, first_failure, worker_ends
+from yolo_launch.failures import WorkerEnd, first_of, rank_failures, worker_ends
 from yolo_launch.heartbeats import Heartbeat
 from yolo_launch.worker_logs import WorkerFiles
 from yolo_launch.workers import Worker
@@ -32,14 +32,14 @@ def leave_error(files, rank, message, written_at):
 def test_times_are_finer_than_seconds(files):
     leave_error(files, 0, "ValueError: later", 100.30)
     leave_error(files, 1, "ValueError: earlier", 100.29)
-    found = first_failure([WorkerEnd(0, 1, 101.0), WorkerEnd(1, 1, 101.0)], files, {})
+    found = first_of(rank_failures([WorkerEnd(0, 1, 101.0), WorkerEnd(1, 1, 101.0)], files, {}))
     assert (found.rank, found.message, found.epoch, found.step) == (1, "ValueError: earlier", 2, 7)
 
 
 def test_a_lost_peer_is_a_consequence_even_when_it_was_written_first(files):
     leave_error(files, 0, LOST_PEER, 100.0)
     ends = [WorkerEnd(0, 1, 100.1), WorkerEnd(1, -9, 100.2), WorkerEnd(2, -9, 103.0, by_us=True)]
-    found = first_failure(ends, files, {1: Heartbeat(1, "train", 3, 41, 99.0)})
+    found = first_of(rank_failures(ends, files, {1: Heartbeat(1, "train", 3, 41, 99.0)}))
     assert (found.rank, found.exit_code, found.message) == (1, -9, "killed by SIGKILL")
     assert (found.epoch, found.step, found.phase) == (3, 41, "train")
 
@@ -47,26 +47,26 @@ def test_a_lost_peer_is_a_consequence_even_when_it_was_written_first(files):
 def test_with_lost_peers_alone_the_first_is_named(files):
     leave_error(files, 0, LOST_PEER, 100.2)
     leave_error(files, 1, LOST_PEER, 100.1)
-    assert first_failure([WorkerEnd(0, 1, 0.0), WorkerEnd(1, 1, 0.0)], files, {}).rank == 1
+    assert first_of(rank_failures([WorkerEnd(0, 1, 0.0), WorkerEnd(1, 1, 0.0)], files, {})).rank == 1
 
 
 def test_what_the_agent_ended_is_no_cause(files):
     leave_error(files, 2, "OSError: disk", 100.5)
     ends = [WorkerEnd(0, -signal.SIGTERM, 100.1), WorkerEnd(1, -signal.SIGABRT, 100.2), WorkerEnd(2, 1, 101.0)]
-    assert first_failure(ends, files, {}).rank == 2
+    assert first_of(rank_failures(ends, files, {})).rank == 2
 
 
 def test_a_worker_killed_after_it_wrote_its_error_is_still_the_cause(files):
     leave_error(files, 1, "OSError: disk", 100.0)
     ends = [WorkerEnd(0, -9, 103.0, by_us=True), WorkerEnd(1, -9, 103.0, by_us=True)]
-    found = first_failure(ends, files, {})
+    found = first_of(rank_failures(ends, files, {}))
     assert (found.message, found.exit_code) == ("OSError: disk", 1)
 
 
 def test_a_silent_crash_shows_the_end_of_this_attempts_log(files):
     with files.log(1).open("a") as log:
         log.write("old line\n=== attempt 1, now ===\nFatal Python error: Segmentation fault\n")
-    found = first_failure([WorkerEnd(0, 0, 0.0), WorkerEnd(1, -11, 5.0)], files, {})
+    found = first_of(rank_failures([WorkerEnd(0, 0, 0.0), WorkerEnd(1, -11, 5.0)], files, {}))
     assert "segmentation fault" in found.message
     assert found.traceback == "Fatal Python error: Segmentation fault"
 
@@ -74,16 +74,16 @@ def test_a_silent_crash_shows_the_end_of_this_attempts_log(files):
 @pytest.mark.parametrize("text", ["", '{"message": {"mess', "[1]", '{"message": 5}', '{"message": {}}'])
 def test_a_damaged_error_file_is_no_reason_to_fail(files, text):
     files.error(0).write_text(text)
-    assert first_failure([WorkerEnd(0, 1, 5.0)], files, {}).exit_code == 1
+    assert first_of(rank_failures([WorkerEnd(0, 1, 5.0)], files, {})).exit_code == 1
 
 
 def test_plain_strings_are_read_too(files):
     files.error(0).write_text(json.dumps({"message": "RuntimeError: from C++"}))
-    assert first_failure([WorkerEnd(0, 1, 5.0)], files, {}).message == "RuntimeError: from C++"
+    assert first_of(rank_failures([WorkerEnd(0, 1, 5.0)], files, {})).message == "RuntimeError: from C++"
 
 
 def test_saving_and_success_are_no_failures(files):
-    assert first_failure([WorkerEnd(0, 75, 1.0), WorkerEnd(1, 0, 1.0)], files, {}) is None
+    assert first_of(rank_failures([WorkerEnd(0, 75, 1.0), WorkerEnd(1, 0, 1.0)], files, {})) is None
 
 
 def test_exit_codes_come_from_the_watcher_then_from_the_agent():

@@ -126,6 +126,11 @@ def test_a_disk_of_its_own_gets_a_folder_of_that_name_and_keeps_it(tmp_path):
     assert own_run_dir(description(tmp_path), 1) == run_dir, "the same run goes on in the same folder"
 
 
+def test_another_folder_can_be_named_here(tmp_path):
+    description = {"run_dir": "/nobody/may/write/exp", "run_id": "r1"}
+    assert own_run_dir(description, 1, str(tmp_path / "logs")) == tmp_path / "logs" / "exp"
+
+
 def test_an_earlier_run_of_that_name_is_left_alone(tmp_path):
     own_run_dir(description(tmp_path, run_id="an earlier run"), 1)
     mine = own_run_dir(description(tmp_path), 1)

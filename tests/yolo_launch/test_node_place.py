@@ -227,6 +227,8 @@ def test_the_claim_tells_the_number_of_machines_as_it_was_typed(nodes, said):
     claim = make_claim(place, plan, host)
     assert (claim.nodes, claim.rank, claim.nproc) == (said, 1, 2)
     assert len(claim.devices) == 2
+    assert claim.backend == "gloo"
+    assert (claim.cuda, claim.nccl) == (host.torch.cuda_version, node_place.nccl_version())
     assert claim.torch == host.torch.torch_version
     assert claim.code == node_place.code_version()
     assert make_claim(place, plan, host).session != claim.session

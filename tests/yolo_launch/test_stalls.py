@@ -138,6 +138,20 @@ def test_one_rank_that_moves_is_enough(files):
     assert watcher.idle_s(0, 39.1) == pytest.approx(39.1)
 
 
+def test_ranks_that_wait_for_another_machine_are_no_stall(files):
+    elsewhere_idle_s = 0.0
+    watcher = StallWatch(
+        files, 10.0, start_allowance_s=60.0, required=True, elsewhere_idle_s=lambda: elsewhere_idle_s
+    )
+    beat(files, 0, step=1)
+    assert not watcher.look([0], 0.0)
+    assert not watcher.look([0], 50.0)
+    elsewhere_idle_s = 9.0
+    assert not watcher.look([0], 59.0)
+    elsewhere_idle_s = 11.0
+    assert watcher.look([0], 61.0)
+
+
 def test_a_rank_that_has_ended_is_not_waited_for(files):
     watcher = watch(files)
     beat(files, 0)

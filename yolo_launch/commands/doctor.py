@@ -12,6 +12,7 @@ import typer
 
 from trainer.config import make_config
 from yolo_launch import checkup, node_checkup
+from yolo_launch.arguments import without_value
 from yolo_launch.check_context import Context
 from yolo_launch.commands.node import NODE_OPTIONS
 from yolo_launch.commands.typed import TrainCommand, typed_in
@@ -19,7 +20,7 @@ from yolo_launch.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.inventory import inspect_host
 from yolo_launch.node_line import NodeLine
-from yolo_launch.node_place import Place, describe_place, find_place, socket_variables
+from yolo_launch.node_place import Place, describe_place, find_place, scheduled_devices, socket_variables
 from yolo_launch.node_seat import Machine
 from yolo_launch.options import (
     BATCH,
@@ -69,9 +70,10 @@ def register(app: typer.Typer) -> None:
 def doctor(ctx: typer.Context, **values: Any) -> None:
     """Print host and findings; exit code 3 where something fails."""
     console = Console(json_mode=bool(values["json"]))
-    typed, host = typed_in(ctx), inspect_host()
+    typed, host = without_value(typed_in(ctx), "--token"), inspect_host()
     together = any(values[name] is not None for name in ("rank", "master", "nodes"))
     place = find_place(values, typed, host, os.environ, console.note) if together else None
+    values = scheduled_devices(values, place, host) if place is not None else values
     plan, findings = _planned(values, host, typed, place)
     config = make_config({"data": values["data"], "imgsz": values["imgsz"] or 640}) if values["data"] else None
     run_dir = Path(values["project"] or "runs/train") / "exp"

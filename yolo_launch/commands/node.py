@@ -14,7 +14,7 @@ import typer
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from yolo_launch import node_master, node_member, run_directory
-from yolo_launch.arguments import retype
+from yolo_launch.arguments import retype, without_value
 from yolo_launch.attempt import AttemptRunner
 from yolo_launch.commands.train import show_dry_run
 from yolo_launch.commands.typed import TrainCommand, typed_in
@@ -22,6 +22,8 @@ from yolo_launch.console import Console
 from yolo_launch.errors import LaunchError
 from yolo_launch.inventory import inspect_host
 from yolo_launch.lobby.messages import Round
+from yolo_launch.lobby.terms import JOIN_TIMEOUT_S
+from yolo_launch.lobby.verdict import refused
 from yolo_launch.network import is_local_address
 from yolo_launch.node_job import refuse_part
 from yolo_launch.node_line import NodeLine
@@ -29,7 +31,7 @@ from yolo_launch.node_place import describe_place, find_place, make_claim, sched
 from yolo_launch.node_seat import Machine, Seat
 from yolo_launch.options import Option, train_options, with_options
 from yolo_launch.plan import make_plan
-from yolo_launch.plan_view import show_outcome, show_result
+from yolo_launch.plan_view import show_differences, show_findings, show_outcome, show_result
 from yolo_launch.preflight import refuse_failures
 from yolo_launch.spec import LaunchPlan, LaunchRequest, Outcome
 from yolo_launch.supervise import source_of_restart
@@ -68,7 +70,7 @@ def register(app: typer.Typer) -> None:
 def node(ctx: typer.Context, **values: Any) -> None:
     """Find this machine's place, take part, and leave with the job's exit code."""
     console = Console(json_mode=bool(values["json"]))
-    typed, host = typed_in(ctx), inspect_host()
+    typed, host = without_value(typed_in(ctx), "--token"), inspect_host()
     place = find_place(values, typed, host, os.environ, console.note)
     values = scheduled_devices(values, place, host)
     variables = socket_variables(place, os.environ)
@@ -90,7 +92,9 @@ def lead(machine: Machine) -> None:
     if values["dry_run"]:
         show_dry_run(job, console)
         return
+    show_differences(job.differences, console)
     refuse_failures(job.findings)
+    show_findings((found for found in job.findings if found.level != "ok"), console)
     terms = node_master.make_terms(values, place, job.request.max_restarts)
     claim = make_claim(place, job.plan, machine.host)
     if not is_local_address(place.address, machine.host.addresses):
@@ -112,8 +116,13 @@ def lead(machine: Machine) -> None:
             seat = Seat(machine, claim, replace(place.door, address=lobby.own_address))
             seat.take(patience_s=10.0)
             seat.ready(fingerprint)
-            outcome = seat.play(make_runner)
-    finish(outcome, machine, job.plan, job.run_dir, retype(machine.typed, {"--resume": str(job.run_dir)}))
+            try:
+                outcome = seat.play(make_runner)
+            except UserError as error:
+                lobby.end(refused(error))
+                raise
+    command = retype(machine.typed, {"--resume": str(job.run_dir)}, without=("--config",))
+    finish(outcome, machine, job.plan, job.run_dir, command, is_demo=job.is_demo)
 
 
 def follow(machine: Machine) -> None:
@@ -121,8 +130,14 @@ def follow(machine: Machine) -> None:
     place, values = machine.place, machine.values
     draft = node_member.draft_request(values, machine.typed)
     plan = make_plan(draft, machine.host)
+    if values["dry_run"]:
+        raise LaunchError(
+            "--dry-run shows the job's plan, which only the master knows.",
+            seen=f"--rank {place.rank} --dry-run",
+            expected="--dry-run on the machine with --rank 0",
+        )
     seat = Seat(machine, make_claim(place, plan, machine.host), place.door)
-    patience_s = 600.0 if values["join_timeout"] is None else values["join_timeout"]
+    patience_s = JOIN_TIMEOUT_S if values["join_timeout"] is None else values["join_timeout"]
     try:
         description = seat.take(patience_s)
         config, request, run_dir = check_job(machine, draft, description, seat)
@@ -150,12 +165,13 @@ def check_job(
     try:
         config = node_member.job_config(description, values)
         request = node_member.member_request(draft, config, description)
-        run_dir = node_member.own_run_dir(description, rank)
-        node_member.check_machine(machine.host, request, config, run_dir)
+        run_dir = node_member.own_run_dir(description, rank, values["project"])
+        warnings = node_member.check_machine(machine.host, request, config, run_dir)
         seat.ready(fingerprint_of(config))
     except UserError as error:
         refuse_part(seat.member, error)
         raise
+    show_findings(warnings, machine.console)
     return config, request, run_dir
 
 
@@ -166,7 +182,9 @@ def fingerprint_of(config: TrainConfig) -> str:
     return fingerprint(load_dataset_file(config.data))
 
 
-def finish(outcome: Outcome, machine: Machine, plan: LaunchPlan, run_dir: Path, next_command: str) -> None:
+def finish(
+    outcome: Outcome, machine: Machine, plan: LaunchPlan, run_dir: Path, next_command: str, *, is_demo: bool = False
+) -> None:
     """Say what came of the job and leave with its exit code."""
     console, is_master = machine.console, machine.place.rank == 0
     if outcome.kind == "done" and is_master:
@@ -174,7 +192,7 @@ def finish(outcome: Outcome, machine: Machine, plan: LaunchPlan, run_dir: Path, 
         if console.json_mode:
             console.json(summary)
         else:
-            show_result(run_dir, summary, is_demo=False, console=console)
+            show_result(run_dir, summary, is_demo=is_demo, console=console)
         return
     if outcome.kind == "done":
         console.note(f"done; the results are on the master, this machine's logs in {run_dir / 'logs'}")

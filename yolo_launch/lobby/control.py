@@ -60,9 +60,8 @@ class Control:
         self._patience = Patience()
         self._lost: list[tuple[Claim, str]] = []
         self._paused = self._completed = False
-        self._batch_size = 0
-        self._progress = Progress()
-        self._last_tick = self._last_pulse = now
+        self._batch_size, self._progress = 0, Progress()
+        self._last_tick = self._last_pulse = self._moved_at = now
         self._roster_is_old, self._last_roster = False, now - ROSTER_S
 
     def on_claim(self, connection: int, claim: Claim, now: float, wall: float) -> None:
@@ -95,7 +94,8 @@ class Control:
             return
         seat.heard_at = now
         if isinstance(message, Beat):
-            seat.beat = message
+            if message != seat.beat:
+                seat.beat, self._moved_at = message, now
         elif isinstance(message, Seen):
             seat.seen = message
         elif isinstance(message, Ready):
@@ -135,7 +135,7 @@ class Control:
         self._last_tick = now
         if now - self._last_pulse >= PULSE_S:
             self._last_pulse = now
-            self.table.tell_all(Pulse())
+            self.table.tell_all(Pulse(idle_s=now - self._moved_at))
         if self.phase == "ended":
             return
         for seat in list(self.table.seats.values()):
@@ -264,7 +264,7 @@ class Control:
         waiting = [rank for rank in self.table.in_round() if self.table.seats[rank].report is None]
         if waiting and now <= self._deadline:
             return
-        for rank in waiting:
+        for rank in [] if self._completed else waiting:  # who is late then hears the end all the same
             seat = self.table.seats.pop(rank)
             self.table.closing.append(seat.connection)
             self._lost.append((seat.claim, "it did not say how the round ended"))

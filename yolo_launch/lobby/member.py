@@ -174,6 +174,7 @@ class Member:
     stop: Stop | None = None
     """The last one heard: a round may end before the main thread has begun it."""
     heard_at: float = field(default_factory=time.monotonic)
+    _pulse: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), 0.0))
     _closed: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
@@ -191,6 +192,11 @@ class Member:
         with contextlib.suppress(queue.Empty):
             return self.inbox.get(timeout=timeout_s)
         return None
+
+    def idle_s(self) -> float:
+        """For how long no rank of the job has moved, as far as the master knows."""
+        heard_at, idle_s = self._pulse
+        return idle_s + time.monotonic() - heard_at
 
     def close(self) -> None:
         """Leave the connection."""
@@ -233,7 +239,9 @@ class Member:
                     self.on_stop(message)
                 elif isinstance(message, Seen):
                     self.on_seen(message)
-                elif not isinstance(message, Pulse):
+                elif isinstance(message, Pulse):
+                    self._pulse = (now, message.idle_s)
+                else:
                     self.inbox.put(message)
             elif now - self.heard_at > SILENT_S:
                 return self._lose(f"no word from the master for {SILENT_S:g} s")

@@ -194,6 +194,9 @@ class End(Message):
 class Pulse(Message):
     """The master lives."""
 
+    idle_s: float = 0.0
+    """For how long no machine's ranks have moved."""
+
 
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind

@@ -9,6 +9,8 @@ from typing import Any
 from yolo_launch.errors import LaunchError
 from yolo_launch.lobby.messages import MOST_MACHINES, Cannot, Claim
 
+JOIN_TIMEOUT_S = 600.0
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -16,7 +18,7 @@ class Terms:
 
     min_nodes: int
     max_nodes: int
-    join_timeout_s: float = 600.0
+    join_timeout_s: float = JOIN_TIMEOUT_S
     rejoin_timeout_s: float = 300.0
     join_grace_s: float = 30.0
     """How long a job that may run with fewer waits for the others once it could start."""

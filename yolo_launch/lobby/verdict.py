@@ -12,6 +12,7 @@ from yolo_launch.lobby.messages import Claim, Report
 from yolo_launch.lobby.seats import Seat
 from yolo_launch.lobby.terms import Terms
 from yolo_launch.restarts import Progress, decide, stopped_by
+from yolo_launch.signals import signal_name
 from yolo_launch.spec import Outcome, RankFailure
 from yolo_launch.stalls import culprit, describe_stall, stall_hint, stall_traceback
 
@@ -103,7 +104,7 @@ def _stopped(reports: Reports, progress: Progress, terms: Terms) -> Verdict:
     saved = any(report.saved for _, report in reports.values())
     seat, report = signalled[min(signalled)]
     number = report.signal or signal.SIGTERM
-    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    name = signal_name(number)
     text = f"{name} on machine {seat.label}"
     outcome = replace(stopped_by(signal.Signals(number), saved), restarts=progress.restarts)
     left = [rank for rank in reports if rank not in signalled]

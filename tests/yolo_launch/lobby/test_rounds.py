@@ -82,6 +82,7 @@ def test_machines_that_do_not_report_after_rank_0_is_done_are_not_waited_for_lon
     stage.say(0, Report(round=1, kind="done"))
     stage.wait(12)
     assert stage.outcome == Outcome("done", 0)
+    assert stage.last(1, End).outcome == Outcome("done", 0)  # and does not look for a master that is gone
 
 
 def test_a_done_machine_that_goes_early_does_not_stop_the_others():
@@ -100,6 +101,16 @@ def test_pulses_come_every_second():
     before = len(stage.told(1, Pulse))
     stage.wait(10)
     assert 9 <= len(stage.told(1, Pulse)) - before <= 11
+
+
+def test_pulses_tell_for_how_long_no_machine_has_moved():
+    stage = Stage(2).running(0, 1)
+    stage.say(1, Beat(phase="scan", step=1))
+    stage.wait(5)
+    assert 4 <= stage.last(0, Pulse).idle_s <= 6
+    stage.say(1, Beat(phase="scan", step=2))
+    stage.wait(2)
+    assert stage.last(0, Pulse).idle_s <= 2
 
 
 # ---- losses

@@ -101,6 +101,13 @@ def test_a_name_that_cannot_be_resolved(network):
     refused(b, 2, "The machine no-such-machine cannot be found")
 
 
+def test_a_dry_run_is_the_masters_affair(waiting):
+    a, b, _ = waiting
+    b.node("--dry-run")
+    refused(b, 2, "--dry-run shows the job's plan, which only the master knows")
+    assert "gpu-b" not in a.output
+
+
 def test_nobody_comes(network, record):
     a, b = network(2)
     a.node("--join-timeout", "4")

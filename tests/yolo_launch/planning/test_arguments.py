@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolo_launch.arguments import NEWEST_RUN, REFUSED, normalise_arguments, retype
+from yolo_launch.arguments import NEWEST_RUN, REFUSED, normalise_arguments, retype, without_value
 from yolo_launch.errors import LaunchError
 
 
@@ -77,3 +77,15 @@ def test_retyped_commands_keep_the_rest(typed, changes, command):
 
 def test_retyped_commands_can_be_pasted():
     assert retype(("yolo-launch", "train", "--data", "a b.yaml"), {}) == "yolo-launch train --data 'a b.yaml'"
+
+
+@pytest.mark.parametrize("typed", [("--token", "s3cret"), ("--token=s3cret",)])
+def test_a_secret_is_not_typed_again(typed):
+    command = without_value(("yolo-launch", "node", *typed, "--rank", "1"), "--token")
+    assert command == ("yolo-launch", "node", "--rank", "1", "--token", "...")
+    assert without_value(("yolo-launch", "node"), "--token") == ("yolo-launch", "node")
+
+
+def test_an_option_can_be_left_out_of_a_command_that_is_typed_again():
+    typed = ("yolo-launch", "node", "--config", "c.yaml", "--rank", "0")
+    assert retype(typed, {"--resume": "exp"}, without=("--config",)) == "yolo-launch node --rank 0 --resume exp"
