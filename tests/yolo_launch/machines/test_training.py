@@ -63,7 +63,7 @@ def test_inside_a_slurm_step_one_command_is_enough(network):
     machines = network(2)
     command = ("node", "--data", "data/data.yaml", "--epochs", "1", *CPU, "1", *TRAINING)
     for rank, machine in enumerate(machines):
-        step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu-[a-b]"}
+        step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu-a,gpu-b"}
         place = {"SLURM_NODEID": str(rank), "SLURM_PROCID": str(rank), "SLURM_LOCALID": "0"}
         machine.start(*command, SLURM_JOB_ID="42", SLURM_STEP_TASKS_PER_NODE="1(x2)", **step, **place)
     a, b = machines
