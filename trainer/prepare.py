@@ -14,7 +14,7 @@ from trainer.data.demo import default_cache_dir
 from trainer.data.labels import LabelledImages, scan_split
 from trainer.data.scan_report import ScanReport
 from trainer.distributed import Peers
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 from trainer.model.graph import DetectionModel
 from trainer.progress import Reporter
 from trainer.telemetry import Heartbeat
@@ -55,9 +55,21 @@ def load_data(path: str, *, single_cls: bool, peers: Peers, reporter: Reporter, 
                 report_scan(reporter, split, report)
             return images
 
-        return peers.main_first(scan_as)
+        images = peers.main_first(scan_as)
+        check_same_images(split, peers.gather(len(images)))
+        return images
 
     return Data(dataset, names, scan("train"), scan("val"))
+
+
+def check_same_images(split: str, counts: Sequence[int]) -> None:
+    """Raises DataError where the ranks do not count the same: they would not agree on an epoch's batches."""
+    if len(set(counts)) > 1:
+        raise DataError(
+            f"the machines have different usable '{split}' images",
+            seen=f"{', '.join(str(count) for count in counts)}, rank by rank",
+            expected="the same files on every machine",
+        )
 
 
 def report_scan(reporter: Reporter, split: str, report: ScanReport) -> None:

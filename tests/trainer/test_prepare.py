@@ -1,6 +1,9 @@
-"""What the ranks of a run agree on before they train."""
+"""What the ranks of a run agree on before they train: one precision, and the same images."""
 
 from __future__ import annotations
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from trainer.prepare import agree_on_autocast, shared_autocast
 from trainer.progress import Reporter
 from trainer.telemetry import Heartbeat
 
+TWO_MACHINES = str(Path(__file__).parent / "workers" / "two_machines.py")
 BF16, FP16 = torch.bfloat16, torch.float16
 
 
@@ -68,3 +72,25 @@ def test_a_run_is_built_with_the_precision_of_all_ranks(run_config, tmp_path, mo
     run, _ = build.build_run(config, DistEnv(), device, tmp_path, reporter, heartbeat)
     assert run.settings.autocast_dtype is FP16
     assert run.state.scaler.is_enabled()
+
+
+@pytest.fixture
+def other_machine(small_bccd, tmp_path):
+    """The data set as a second machine has it."""
+    return Path(shutil.copytree(small_bccd.parent, tmp_path / "other")) / small_bccd.name
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_machines_with_different_images_are_refused_on_every_rank(
+    run_ranks, small_bccd, other_machine, tmp_path, split
+):
+    next((other_machine.parent / "images" / split).iterdir()).unlink()
+    outputs = run_ranks([TWO_MACHINES, str(tmp_path), str(small_bccd), str(other_machine)], 2)
+    counts = "22, 21" if split == "train" else "10, 9"
+    for output in outputs:
+        assert f"the machines have different usable '{split}' images\nSeen: {counts}, rank by rank" in output
+
+
+def test_machines_with_copies_of_the_same_images_go_on(run_ranks, small_bccd, other_machine, tmp_path):
+    outputs = run_ranks([TWO_MACHINES, str(tmp_path), str(small_bccd), str(other_machine)], 2)
+    assert all(output.endswith("22 and 10 images\n") for output in outputs), outputs
