@@ -19,12 +19,6 @@ def xyxy_from_cxcywh(boxes_cxcywh: Tensor) -> Tensor:
     return torch.cat((centre - half, centre + half), dim=-1)
 
 
-def cxcywh_from_xyxy(boxes_xyxy: Tensor) -> Tensor:
-    """Centre and size of boxes given by corners."""
-    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:4]
-    return torch.cat(((low + high) / 2, high - low), dim=-1)
-
-
 def xyxy_from_cxcywh_numpy(boxes_cxcywh: np.ndarray) -> np.ndarray:
     """Corners of boxes given by centre and size."""
     centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:4] / 2

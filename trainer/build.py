@@ -17,7 +17,7 @@ from trainer.config import TrainConfig, rounded_image_size
 from trainer.distributed import DistEnv, Peers, rehearse, wrap_model
 from trainer.model.anchors import anchors_per_level, best_possible_recall, fit_anchors
 from trainer.model.graph import DetectionModel, build_model, load_definition
-from trainer.prepare import Data, freeze_layers, label_sizes, load_data, pick_autocast
+from trainer.prepare import Data, agree_on_autocast, freeze_layers, label_sizes, load_data
 from trainer.progress import Reporter
 from trainer.run import LoopSettings, Run
 from trainer.schedule import Recipe, make_recipe
@@ -101,7 +101,7 @@ def build_run(
     batches_per_epoch = -(-len(data.train) // config.batch_size)
     recipe = settle_recipe(config, batches_per_epoch, saved)
     schedule = make_schedule(config, recipe, batches_per_epoch)
-    autocast = pick_autocast(config.amp, device)
+    autocast = agree_on_autocast(config.amp, device, peers, reporter)
     loss = make_loss(config, model, image_size, recipe)
     cached = partial(image_source, config, image_size=image_size, heartbeat=heartbeat)
     feed = make_feed(config, data, cached(data.train, training=True), stride, image_size, recipe, peers, device)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], keep_previous: Path | 
         if keep_previous is not None and path.exists():
             _link_over(path, keep_previous)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except RuntimeError as error:  # torch.save's own words for a full disk are "unexpected pos"
         raise _disk_error_behind(error) from error
     except WeightsError as error:
@@ -96,12 +97,20 @@ def _disk_error_behind(error: BaseException) -> OSError:
 def _link_over(source: Path, target: Path) -> None:
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     beside.unlink(missing_ok=True)
-    os.link(source, beside)
-    beside.replace(target)
+    try:
+        try:
+            os.link(source, beside)
+        except OSError:  # FAT, some network shares and bucket mounts know no hard links
+            shutil.copyfile(source, beside)
+            _sync(beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -76,7 +76,9 @@ class DistEnv:
 def process_group(env: DistEnv, device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
     """Join the peers for the duration of the block; a lone process joins nobody.
 
-    The block ends with a barrier when it succeeds, and rank 0, which may host the store, leaves last.
+    The block ends with a barrier when it succeeds, and rank 0, which may host the store, leaves last. Where it fails,
+    a group with NCCL stays as it is: taking it apart may wait for peers that wait for this rank, and the failure must
+    be told first. The end of the process gives it up without waiting.
     """
     if env.world_size == 1:
         yield
@@ -89,8 +91,11 @@ def process_group(env: DistEnv, device: torch.device, timeout_s: float = 600.0) 
     try:
         yield
         dist.monitored_barrier(timeout=timedelta(seconds=timeout_s)) if backend == "gloo" else dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if backend == "gloo":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 class Peers:

@@ -47,17 +47,18 @@ def draw_start(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     )
 
 
-def keep_weights(run: Run) -> None:
+def keep_weights(run: Run, *, finished: bool) -> None:
     """Return when every weights file is on the disk. Raises DiskError on all ranks where one cannot be written."""
     run.checkpoints.close()
     unwritten, why = run.peers.broadcast((run.checkpoints.unwritten, run.checkpoints.last_error))
     if unwritten:
-        raise _lost(f"{' and '.join(unwritten)} could not be written", f"{run.checkpoints.weights_dir}: {why}")
+        ended = "came to its end" if finished else "was stopped"
+        raise _lost(ended, f"{' and '.join(unwritten)} could not be written", f"{run.checkpoints.weights_dir}: {why}")
 
 
-def _lost(what: str, seen: str) -> DiskError:
+def _lost(ended: str, what: str, seen: str) -> DiskError:
     expected = "a disk with space; then resume the run, which goes on from its last good checkpoint"
-    return DiskError(f"the training came to its end, but {what}", seen=seen, expected=expected)
+    return DiskError(f"the training {ended}, but {what}", seen=seen, expected=expected)
 
 
 def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
@@ -73,7 +74,7 @@ def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     try:
         replace_text(run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     except OSError as error:
-        raise _lost("its summary could not be written", f"{run_dir}: {error.strerror}") from None
+        raise _lost("came to its end", "its summary could not be written", f"{run_dir}: {error.strerror}") from None
 
 
 def best_model(run: Run) -> Any:

@@ -20,6 +20,7 @@ from trainer.progress import duration
 from trainer.recovery import any_not_finite, roll_back, save_checkpoint, save_for_inference
 from trainer.run import Run
 from trainer.schedule import multi_scale_size
+from trainer.state import LOSS_NAMES
 from trainer.telemetry import Speedometer
 
 GRADIENT_LIMIT = 10.0
@@ -145,7 +146,7 @@ def finish_epoch(run: Run) -> None:
     speed, data_wait = run.speed.images_per_second, run.speed.data_wait_s / run.speed.elapsed_s
     losses = run.peers.sum(run.state.loss_sums.clone()).cpu() / run.schedule.batches_per_epoch
     row: dict[str, float] = {"epoch": progress.epoch}
-    row.update(zip(("train/box_loss", "train/obj_loss", "train/cls_loss"), losses.tolist(), strict=True))
+    row.update((f"train/{name}", loss) for name, loss in zip(LOSS_NAMES, losses.tolist(), strict=True))
     is_final = progress.epoch + 1 == settings.epochs
     is_best = False
     if settings.validate_each_epoch or is_final:

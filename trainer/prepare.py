@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from trainer.data.demo import default_cache_dir
 from trainer.data.labels import LabelledImages, scan_split
 from trainer.data.scan_report import ScanReport
 from trainer.distributed import Peers
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 from trainer.model.graph import DetectionModel
 from trainer.progress import Reporter
 from trainer.telemetry import Heartbeat
@@ -54,9 +55,21 @@ def load_data(path: str, *, single_cls: bool, peers: Peers, reporter: Reporter, 
                 report_scan(reporter, split, report)
             return images
 
-        return peers.main_first(scan_as)
+        images = peers.main_first(scan_as)
+        check_same_images(split, peers.gather(len(images)))
+        return images
 
     return Data(dataset, names, scan("train"), scan("val"))
+
+
+def check_same_images(split: str, counts: Sequence[int]) -> None:
+    """Raises DataError where the ranks do not count the same: they would not agree on an epoch's batches."""
+    if len(set(counts)) > 1:
+        raise DataError(
+            f"the machines have different usable '{split}' images",
+            seen=f"{', '.join(str(count) for count in counts)}, rank by rank",
+            expected="the same files on every machine",
+        )
 
 
 def report_scan(reporter: Reporter, split: str, report: ScanReport) -> None:
@@ -101,6 +114,23 @@ def pick_autocast(amp: str, device: torch.device) -> torch.dtype | None:
     if any(card in torch.cuda.get_device_name(device) for card in BROKEN_FP16_CARDS):
         return None
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def shared_autocast(choices: Sequence[torch.dtype | None]) -> torch.dtype | None:
+    """What all ranks can do: scaled and unscaled gradients must never be averaged."""
+    if None in choices:
+        return None
+    return torch.float16 if torch.float16 in choices else torch.bfloat16
+
+
+def agree_on_autocast(amp: str, device: torch.device, peers: Peers, reporter: Reporter) -> torch.dtype | None:
+    """The dtype of mixed precision of every rank, with a warning where their devices alone would choose differently."""
+    choices = peers.gather(pick_autocast(amp, device))
+    shared = shared_autocast(choices)
+    if len(set(choices)) > 1:
+        names = [str(choice or torch.float32).removeprefix("torch.") for choice in (shared, *choices)]
+        reporter.warn(f"the ranks' devices differ ({', '.join(names[1:])} by rank); all of them train in {names[0]}")
+    return shared
 
 
 def loader_workers(wanted: int | None, local_world_size: int) -> int:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from trainer.ema import ModelEma
 
 LOSS_NAMES = ("box_loss", "obj_loss", "cls_loss")
+"""The entries of ``loss_sums``, in order."""
 
 
 @dataclass

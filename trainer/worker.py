@@ -55,7 +55,7 @@ def train(
     del saved
     draw_start(run, data, run_dir, pictures=config.plots)
     finished = fit(run)
-    keep_weights(run)
+    keep_weights(run, finished=finished)
     if finished:
         finish_run(run, data, run_dir, pictures=config.plots)
     run.results.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -172,6 +173,41 @@ def test_a_newer_checkpoint_takes_the_place_of_one_that_could_not_be_written(tmp
     time.sleep(0.2)
     writer.close()
     assert step_of(tmp_path / LAST) == 2
+
+
+@pytest.fixture
+def no_hard_links(monkeypatch):
+    """A file system that knows no hard links."""
+
+    def refuse(*arguments, **options):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+def test_the_one_before_is_kept_where_there_are_no_hard_links(tmp_path, no_hard_links):
+    writer = CheckpointWriter(tmp_path)
+    for step in (1, 2, 3):
+        writer.submit(LAST, content(step), keep_previous=True)
+    writer.close()
+    assert writer.unwritten == []
+    assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (3, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, LAST]
+
+
+def test_a_copy_without_room_leaves_both_files_as_they_were(tmp_path, no_hard_links, monkeypatch):
+    for step in (1, 2):
+        write_checkpoint(tmp_path / LAST, content(step), keep_previous=tmp_path / PREVIOUS)
+
+    def fill_up(source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fill_up)
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint(tmp_path / LAST, content(3), keep_previous=tmp_path / PREVIOUS)
+    assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (2, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, LAST]
 
 
 def test_a_slow_disk_keeps_no_step_waiting(tmp_path, monkeypatch):

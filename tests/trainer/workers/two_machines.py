@@ -1,0 +1,24 @@
+"""One rank, the first of its own machine: reads the machine's copy of a data set; prints what it makes of it."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from trainer.distributed import DistEnv, Peers, process_group
+from trainer.errors import DataError
+from trainer.prepare import load_data
+from trainer.progress import Reporter
+from trainer.telemetry import Heartbeat
+
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+os.environ |= {"LOCAL_RANK": "0", "XDG_CACHE_HOME": str(folder / f"cache{rank}")}
+env = DistEnv.from_environ()
+with process_group(env, torch.device("cpu")):
+    heartbeat, reporter = Heartbeat(folder / f"rank{rank}.heartbeat.json", rank), Reporter(enabled=env.is_main)
+    try:
+        data = load_data(sys.argv[2 + rank], single_cls=False, peers=Peers(env), reporter=reporter, heartbeat=heartbeat)
+        print(f"{len(data.train)} and {len(data.val)} images")
+    except DataError as error:
+        print(error)
