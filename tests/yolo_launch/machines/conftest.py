@@ -215,8 +215,9 @@ def machine_data(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _namespaces() -> None:
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skips where network namespaces cannot be made."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("needs root on Linux for network namespaces")
     if shutil.which("ip") is None:
@@ -228,7 +229,7 @@ def _namespaces() -> None:
 
 
 @pytest.fixture
-def network(tmp_path: Path, machine_data: Path) -> Iterator[Callable[[int], list[Machine]]]:
+def network(namespaces: None, tmp_path: Path, machine_data: Path) -> Iterator[Callable[[int], list[Machine]]]:
     """Makes so many machines; all that they started is ended with the test."""
     made: list[Network] = []
 
