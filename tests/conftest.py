@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 
@@ -20,6 +23,26 @@ def shared_dir() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the data sets in {folder}, which is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def copy_bccd(shared_dir: Path) -> Callable[[Path, int, int], Path]:
+    """Copies the first training and validation images of bccd into a folder; gives the path of their data-set YAML."""
+    source = shared_dir / "data" / "bccd"
+
+    def copy(folder: Path, train: int, val: int) -> Path:
+        for split, count in (("train", train), ("val", val)):
+            for kind, suffix in (("images", ".jpg"), ("labels", ".txt")):
+                target = folder / kind / split
+                target.mkdir(parents=True)
+                for image in sorted((source / "images" / split).iterdir())[:count]:
+                    shutil.copy(source / kind / split / f"{image.stem}{suffix}", target)
+        content = {"path": ".", "train": "images/train", "val": "images/val", "names": ["RBC", "WBC", "Platelets"]}
+        path = folder / "data.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return copy
 
 
 @pytest.fixture(scope="session")

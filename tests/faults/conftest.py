@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -34,19 +33,10 @@ def forkserver() -> Any:
 
 
 @pytest.fixture(scope="session")
-def fault_data(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fault_data(copy_bccd: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data-set YAML with 26 training and 8 validation images of bccd."""
-    source, folder = shared_dir / "data" / "bccd", tmp_path_factory.mktemp("fault_data")
-    for split, count in (("train", 26), ("val", 8)):
-        for kind, suffix in (("images", ".jpg"), ("labels", ".txt")):
-            target = folder / kind / split
-            target.mkdir(parents=True)
-            for image in sorted((source / "images" / split).iterdir())[:count]:
-                shutil.copy(source / kind / split / f"{image.stem}{suffix}", target)
-    path = folder / "data.yaml"
-    content = {"train": "images/train", "val": "images/val", "names": ["RBC", "WBC", "Platelets"]}
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return copy_bccd(tmp_path_factory.mktemp("fault_data"), 26, 8)
+
 
 
 @pytest.fixture(scope="session")

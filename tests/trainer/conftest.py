@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,19 +16,9 @@ PROJECT_DIR = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def small_bccd(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_bccd(copy_bccd: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data-set YAML with the first 22 training and 10 validation images of bccd."""
-    source, folder = shared_dir / "data" / "bccd", tmp_path_factory.mktemp("small_bccd")
-    for split, count in (("train", 22), ("val", 10)):
-        for kind, suffix in (("images", ".jpg"), ("labels", ".txt")):
-            target = folder / kind / split
-            target.mkdir(parents=True)
-            for image in sorted((source / "images" / split).iterdir())[:count]:
-                shutil.copy(source / kind / split / f"{image.stem}{suffix}", target)
-    content = {"path": ".", "train": "images/train", "val": "images/val", "names": ["RBC", "WBC", "Platelets"]}
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return copy_bccd(tmp_path_factory.mktemp("small_bccd"), 22, 10)
 
 
 @pytest.fixture

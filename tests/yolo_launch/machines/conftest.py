@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 ENTRY = "import sys; from yolo_launch.cli import main; main()"
@@ -201,18 +200,10 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: Callable[[
 
 
 @pytest.fixture(scope="session")
-def machine_data(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def machine_data(copy_bccd: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data.yaml, 24 training and 8 validation images of bccd."""
-    source, folder = shared_dir / "data" / "bccd", tmp_path_factory.mktemp("machine_data")
-    for split, count in (("train", 24), ("val", 8)):
-        for kind, suffix in (("images", ".jpg"), ("labels", ".txt")):
-            target = folder / kind / split
-            target.mkdir(parents=True)
-            for image in sorted((source / "images" / split).iterdir())[:count]:
-                shutil.copy(source / kind / split / f"{image.stem}{suffix}", target)
-    content = {"path": ".", "train": "images/train", "val": "images/val", "names": ["RBC", "WBC", "Platelets"]}
-    (folder / "data.yaml").write_text(yaml.safe_dump(content))
-    return folder
+    return copy_bccd(tmp_path_factory.mktemp("machine_data"), 24, 8).parent
+
 
 
 @pytest.fixture(scope="session")
