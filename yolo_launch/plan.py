@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from yolo_launch.batch import CPU_AUTO_BATCH, BatchSplit, split_batch
 from yolo_launch.devices import busy_text, choose_devices, describe_device, is_idle, visible_devices
@@ -18,7 +18,6 @@ from yolo_launch.torch_support import check_torch, check_torchvision
 SMALL_LOCAL_BATCH = 8
 """Up to here batch norm sees too few images, and statistics over all GPUs help."""
 
-Backend = Literal["nccl", "gloo"]
 
 
 def make_plan(request: LaunchRequest, host: Host) -> LaunchPlan:
