@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,12 @@ def check_machine(host: Host, request: LaunchRequest, config: TrainConfig, run_d
     # Model and weights are read on the master, which sends them; the batch is the master's affair.
     found = [one for one in run_checks(context) if one.check not in ("model", "weights")]
     refuse_failures(found)
-    return [one for one in (*plan.findings, *found) if one.level == "warning" and one.check != "batch"]
+    return [one for one in warnings_of([*plan.findings, *found]) if one.check != "batch"]
+
+
+def warnings_of(findings: Iterable[Finding]) -> list[Finding]:
+    """What is worth a word before a start. Names of machines are not: literal addresses are used."""
+    return [found for found in findings if found.level == "warning" and found.check != "host name"]
 
 
 def own_run_dir(description: Mapping[str, Any], rank: int, project: str | None = None) -> Path:

@@ -94,7 +94,7 @@ def lead(machine: Machine) -> None:
         return
     show_differences(job.differences, console)
     refuse_failures(job.findings)
-    show_findings((found for found in job.findings if found.level != "ok"), console)
+    show_findings(node_member.warnings_of(job.findings), console)
     terms = node_master.make_terms(values, place, job.request.max_restarts)
     claim = make_claim(place, job.plan, machine.host)
     if not is_local_address(place.address, machine.host.addresses):
