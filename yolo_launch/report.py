@@ -65,6 +65,8 @@ def lines(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) 
     rows: list[str] = []
     if failure is not None and failure.user_error is not None:
         error = failure.user_error
+        if plan.nnodes > 1 and failure.host:
+            rows.append(f"rank {failure.rank} on {failure.host}:")
         rows.append(error.get("what", failure.message))
         rows += [_labelled(label, error.get(key, "")) for label, key in (("Seen", "seen"), ("Expected", "expected"))]
         rows.append(_labelled("Next", error.get("next_command", "") or next_command))
@@ -104,11 +106,12 @@ def device_text(plan: LaunchPlan, local_rank: int) -> str:
 
 def _where(failure: RankFailure, plan: LaunchPlan) -> str:
     place = f"rank {failure.rank} of {plan.world_size}"
-    device = failure.device or device_text(plan, failure.local_rank)
+    # Of a rank on another machine only that machine can tell the device.
+    device = failure.device or ("" if plan.nnodes > 1 else device_text(plan, failure.local_rank))
     if device:
         place += f" on {device}"
     if plan.nnodes > 1 and failure.host:
-        place += f" of {failure.host}"
+        place += f" of {failure.host}" if device else f" on {failure.host}"
     if failure.epoch is not None and failure.step is not None and failure.phase not in ("start", "scan"):
         place += f", epoch {failure.epoch + 1}, step {failure.step}"
     return f"{place}, {_PHASES[failure.phase]}" if failure.phase in _PHASES else place

@@ -92,7 +92,6 @@ def _stalled(reports: Reports, progress: Progress) -> Outcome:
         step=first.heartbeat.step if first.heartbeat else None,
         phase=first.phase,
         host=host,
-        device=f"machine {host}",
         hint=stall_hint(first),
     )
     return Outcome("stalled", ExitCode.STALLED, failure=failure, restarts=progress.restarts)

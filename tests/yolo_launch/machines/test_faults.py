@@ -140,7 +140,25 @@ def test_an_own_error_is_told_on_every_machine(network):
     shutil.rmtree(b.folder / "data" / "images")
     assert (a.wait(), b.wait()) == (2, 2), a.net.outputs()
     for machine in (a, b):
+        assert "rank 1 on gpu-b:" in machine.output
         assert f"'train' images of {b.folder}/data/data.yaml were not found" in machine.output, machine.output
+
+
+def test_a_worker_that_is_frozen_on_another_machine_is_named_everywhere(network, record):
+    a, b = network(2)
+    a.node("--stall-timeout", "6", epochs=30)
+    b.node()
+    a.wait_for_step(2)
+    since = time.monotonic()
+    b.worker(1).suspend()
+    assert (a.wait(60), b.wait(60)) == (4, 4), a.net.outputs()
+    record("worker frozen, --stall-timeout 6, all have ended with its name", time.monotonic() - since)
+    for machine in (a, b):
+        assert "stalled: rank 1 holds the job up" in machine.output
+        assert "the process is stopped (SIGSTOP or a debugger)" in machine.output
+        assert "rank 1 of 2 on gpu-b, epoch" in machine.output
+        assert "rank 0 has been in" in machine.output
+    assert not a.processes() + b.processes()
 
 
 def test_a_job_that_may_shrink_goes_on_with_the_rest_and_takes_the_machine_back(network, record):
