@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.errors import ConfigError
+from trainer.errors import RELAYED, ConfigError
 
 T = TypeVar("T")
 
@@ -137,8 +137,14 @@ class Peers:
                 failure = error
         result, failure = self.broadcast((result, failure))
         if failure is not None:
-            raise failure
+            raise self._told_by(0, failure)
         return result  # type: ignore[return-value]
+
+    def _told_by(self, rank: int, error: Exception) -> Exception:
+        """The failure of one rank as every rank raises it; elsewhere it is marked, so that the report names its own."""
+        if rank != self.env.rank:
+            setattr(error, RELAYED, True)
+        return error
 
     def broadcast_tensors(self, tensors: list[Tensor]) -> None:
         """Overwrite the tensors of every rank with those of rank 0."""
@@ -162,9 +168,9 @@ class Peers:
                 result = action(True)
             except Exception as error:
                 failure = error
-        first = next((error for error in self.gather(failure) if error is not None), None)
-        if first is not None:
-            raise first
+        for rank, told in enumerate(self.gather(failure)):
+            if told is not None:
+                raise self._told_by(rank, told)
         return action(False) if not self.env.is_local_main else result  # type: ignore[return-value]
 
 

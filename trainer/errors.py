@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+RELAYED = "relayed"
+"""Attribute of an exception that another rank raised first."""
 EXIT_USAGE = 2
 """Exit code of a worker that refused its input."""
 

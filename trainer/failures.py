@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from trainer.distributed import DistEnv
-from trainer.errors import EXIT_USAGE, UserError
+from trainer.errors import EXIT_USAGE, RELAYED, UserError
 from trainer.progress import Reporter
 from trainer.telemetry import Heartbeat
 
@@ -44,6 +44,7 @@ def _write(path: Path, error: Exception, env: DistEnv, heartbeat: Heartbeat | No
         },
         "user_error": error.to_dict() if isinstance(error, UserError) else None,
         "rank": env.rank,
+        "relayed": bool(getattr(error, RELAYED, False)),
         "epoch": heartbeat.epoch if heartbeat else None,
         "step": heartbeat.step if heartbeat else None,
         "phase": heartbeat.phase if heartbeat else "start",

@@ -109,7 +109,7 @@ def rank_failures(
         silent_abort = told_something and end.exit_code == -signal.SIGABRT and not content
         return (
             float((end.by_us and not content) or by_agent),
-            float(is_consequence(failure.message)),
+            float(is_consequence(failure.message) or content.get("relayed") is True),
             float(silent_abort),
             failure.timestamp_s,
             float(failure.rank),

@@ -82,6 +82,14 @@ def test_plain_strings_are_read_too(files):
     assert first_of(rank_failures([WorkerEnd(0, 1, 5.0)], files, {})).message == "RuntimeError: from C++"
 
 
+def test_a_failure_that_was_only_passed_on_is_not_the_first(files):
+    for rank, relayed, at in ((0, True, 100.0), (1, False, 100.2)):
+        content = {"message": "DataError: no images", "user_error": {"what": "no images"}, "relayed": relayed}
+        files.error(rank).write_text(json.dumps(content))
+        os.utime(files.error(rank), (at, at))
+    assert first_of(rank_failures([WorkerEnd(0, 2, 100.1), WorkerEnd(1, 2, 100.3)], files, {})).rank == 1
+
+
 def test_saving_and_success_are_no_failures(files):
     assert first_of(rank_failures([WorkerEnd(0, 75, 1.0), WorkerEnd(1, 0, 1.0)], files, {})) is None
 

@@ -47,8 +47,8 @@ class DatasetFile:
         return len(self.names)
 
 
-def load_dataset_file(path: str | Path, data_root: str | Path | None = None) -> DatasetFile:
-    """The data set of a YAML file; ``data_root`` takes the place of its ``path`` entry.
+def load_dataset_file(path: str | Path) -> DatasetFile:
+    """The data set of a YAML file.
 
     Raises DataError for a missing or unreadable file, no class names, and names that contradict ``nc``.
     """
@@ -64,7 +64,7 @@ def load_dataset_file(path: str | Path, data_root: str | Path | None = None) -> 
             seen=f"keys {sorted(map(str, content))}",
             expected="train and val, each a folder, a list of folders or a text file of image paths",
         )
-    return DatasetFile(yaml_path, _find_root(yaml_path, content.get("path"), data_root), names, splits)
+    return DatasetFile(yaml_path, _find_root(yaml_path, content.get("path")), names, splits)
 
 
 def find_images(dataset: DatasetFile, split: str) -> list[Path]:
@@ -89,7 +89,7 @@ def find_images(dataset: DatasetFile, split: str) -> list[Path]:
                 f"The '{split}' images of {dataset.path} were not found",
                 seen=f"{entry!r}; looked for {', '.join(tried)}",
                 expected="a folder, or a text file of image paths, that exists",
-                next_command="correct the entry or 'path', or say where the data lies: --data-root DIR",
+                next_command="correct the entry or 'path' in the YAML file",
             )
         if place.is_dir():
             in_folders.update(_walk_images(place))
@@ -219,24 +219,20 @@ def _parse_entries(yaml_path: Path, split: str, value: Any) -> tuple[str, ...]:
     return tuple(entries)
 
 
-def _find_root(yaml_path: Path, written: Any, data_root: str | Path | None) -> Path:
-    """The data set's folder: ``data_root``, else ``path`` beside the YAML file, else below the working directory."""
-    if data_root is not None:
-        candidates = [Path(data_root).expanduser()]
-    elif written in (None, ""):
+def _find_root(yaml_path: Path, written: Any) -> Path:
+    """The data set's folder: ``path`` beside the YAML file, else below the working directory."""
+    if written in (None, ""):
         return yaml_path.parent.absolute()
-    else:
-        folder = Path(str(written)).expanduser()
-        candidates = [folder] if folder.is_absolute() else [yaml_path.parent / folder, Path.cwd() / folder]
+    folder = Path(str(written)).expanduser()
+    candidates = [folder] if folder.is_absolute() else [yaml_path.parent / folder, Path.cwd() / folder]
     for candidate in candidates:
         if candidate.is_dir():
             return Path(os.path.abspath(candidate))
     raise DataError(
         f"The folder of the data set {yaml_path} was not found",
-        seen=f"{'--data-root' if data_root is not None else 'path:'} {data_root or written}; "
-        f"looked for {', '.join(str(c.absolute()) for c in candidates)}",
+        seen=f"path: {written}; looked for {', '.join(str(c.absolute()) for c in candidates)}",
         expected="a folder that exists",
-        next_command="correct 'path' in the YAML file, or say where the data lies: --data-root DIR",
+        next_command="correct 'path' in the YAML file",
     )
 
 

@@ -73,10 +73,6 @@ def test_path_is_beside_the_file_then_in_the_working_directory(tmp_path, monkeyp
     assert load_dataset_file(yaml_path).root == work / "set"
     write(tmp_path / "configs" / "set" / "images" / "1.jpg")
     assert load_dataset_file(yaml_path).root == tmp_path / "configs" / "set"
-    moved = write(tmp_path / "moved" / "images" / "1.jpg").parent.parent
-    assert load_dataset_file(yaml_path, data_root=moved).root == moved
-    with pytest.raises(DataError, match="--data-root"):
-        load_dataset_file(yaml_path, data_root=tmp_path / "gone")
 
 
 def test_folders_lists_and_nested_folders(tmp_path):
