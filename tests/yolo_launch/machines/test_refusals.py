@@ -240,14 +240,14 @@ def test_a_pickle_planted_by_a_stranger_is_never_executed(network, tmp_path):
         "        store.set(key, bytes.fromhex(sys.argv[3])); planted += 1\n"
         "print(planted)\n"
     )
-    ports = ",".join(str(port) for port in sorted(listening) if port != 1234)
     hexed = pickle.dumps(Bomb(str(bomb))).hex()
-    planted = subprocess.run(
-        b.command(sys.executable, "-c", code, a.address, ports, hexed), capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert planted.returncode == 0, planted.stderr
-    assert int(planted.stdout.split()[-1]) > 3, "the workers' store was found"
+    planted = 0
+    for port in sorted(listening - {1234}):
+        command = b.command(sys.executable, "-c", code, a.address, str(port), hexed)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # gloo's ports take a connection and say nothing
+            done = subprocess.run(command, capture_output=True, text=True, timeout=12, check=False)
+            planted += int(done.stdout.split()[-1]) if done.returncode == 0 else 0
+    assert planted > 3, "the workers' store was found"
     # Whatever that does to the job, and however often it starts again: nothing of it is unpickled.
     with contextlib.suppress(StopIteration):
         b.worker(1).kill()
