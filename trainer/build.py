@@ -143,6 +143,7 @@ def loop_settings(
         save_period=config.save_period,
         checkpoint_interval_s=config.checkpoint_interval_s,
         autocast_dtype=autocast,
+        sync_bn=config.sync_bn,
     )
 
 

@@ -72,7 +72,7 @@ class TrainConfig(BaseModel):
     deterministic: bool = _option(
         False, "--deterministic", panel=LEARNING, text="deterministic kernels on CUDA; slower"
     )
-    sync_bn: bool = _option(False, "--sync-bn", panel=LEARNING, text="batch norm over all GPUs (DDP on CUDA)")
+    sync_bn: bool = _option(False, "--sync-bn", panel=LEARNING, text="batch norm over all workers (DDP)")
     multi_scale: bool = _option(False, "--multi-scale", panel=DATA, text="vary the image size by +-50 %")
     rect: bool = _option(False, "--rect", panel=DATA, text="rectangular training batches, without mosaic")
     single_cls: bool = _option(False, "--single-cls", panel=DATA, text="train all classes as one")

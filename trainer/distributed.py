@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.errors import RELAYED, ConfigError
+from trainer.sync_batch_norm import synchronise_batch_norm
 
 T = TypeVar("T")
 
@@ -183,11 +184,7 @@ def wrap_model(
     if env.world_size == 1:
         return model
     if sync_bn:
-        if device.type != "cuda":
-            raise ConfigError(
-                "--sync-bn needs GPUs", seen="workers on the CPU", expected="torch has SyncBatchNorm on CUDA only"
-            )
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronise_batch_norm(model, device)
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": True}
     # Running statistics have one truth, rank 0's, which validation and checkpoints read: no broadcast at each step.
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters:

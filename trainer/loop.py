@@ -105,10 +105,12 @@ def train_step(run: Run, batch: Batch, *, is_update: bool) -> Wishes:
     counts, wishes = _reduce_counts(run, run.loss.counts(matches, num_images))
     if wishes.rollback:
         return wishes
-    if num_images == 0:  # a rank without images takes part in every collective, with weight zero
+    if num_images == 0 and not run.settings.sync_bn:
+        # A rank without images takes part in every collective, with weight zero. Its own batch norm needs an image.
         images = images.new_zeros((1, *images.shape[1:]))
     with _gradient_sync(run.model, enabled=is_update):
-        with _autocast(run):
+        # Of an empty batch, torch's SyncBatchNorm sends statistics in the batch's type; the others send float32.
+        with _autocast(run) if num_images else contextlib.nullcontext():
             predictions = run.model(images)
         terms = run.loss(predictions, matches, counts.to(run.device))
         # The wrapper averages gradients over ranks; the shares of the ranks are to be added.

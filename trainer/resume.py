@@ -47,8 +47,9 @@ def find_saved(weights_dir: Path, peers: Peers, reporter: Reporter) -> dict[str,
 
 
 def changes_since(saved: dict[str, Any], now: dict[str, Any], world_size: int) -> list[str]:
-    """One line for what makes the last digits differ from a run left alone, one for another data set."""
-    then = [_facts(saved, len(saved["loss_sums_by_rank"])), _facts(now, world_size)]
+    """What makes a resumed run differ from one left alone: its last digits, its batch norm, its data set."""
+    ranks_before = len(saved["loss_sums_by_rank"])
+    then = [_facts(saved, ranks_before), _facts(now, world_size)]
     digits = [
         f"{what.format(after)} instead of {before}"
         for (what, before), after in zip(then[0].items(), then[1].values(), strict=True)
@@ -57,6 +58,9 @@ def changes_since(saved: dict[str, Any], now: dict[str, Any], world_size: int) -
     lines = []
     if digits:
         lines.append(f"resumed with {', '.join(digits)}: the same samples, but not the last digits of a run left alone")
+    if world_size != ranks_before and not now["config"]["sync_bn"]:
+        shares = f"1/{world_size} of a batch, and saw 1/{ranks_before} before"
+        lines.append(f"without --sync-bn a rank's batch norm sees {shares}")
     images = (saved.get("train_images"), now.get("train_images"))
     if images[0] is not None and images[0] != images[1]:
         lines.append(f"the training set has {images[1]} images instead of {images[0]}: samples come in another order")

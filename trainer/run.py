@@ -36,6 +36,8 @@ class LoopSettings:
     save_period: int = -1
     checkpoint_interval_s: float = 60.0
     autocast_dtype: torch.dtype | None = None
+    sync_bn: bool = False
+    """Batch norm takes the statistics of all ranks, so that a rank may come with an empty batch."""
 
 
 @dataclass

@@ -56,7 +56,7 @@ DEBUG = Option("debug", ("--debug",), "show the traceback of an error", bool)
 BATCH = Option("batch_size", ("--batch", "--batch-size"), "total batch over all workers, or auto", str, LAUNCH, "16")
 IMGSZ = Option("imgsz", ("--imgsz", "--img", "--img-size"), "image side in pixels", int, LAUNCH, "640")
 WORKERS = Option("workers", ("--workers",), "loader processes of each worker", int, LAUNCH, "what the cores allow")
-SYNC_BN = Option("sync_bn", ("--sync-bn",), "batch norm over all GPUs (DDP on CUDA)", bool)
+SYNC_BN = Option("sync_bn", ("--sync-bn",), "batch norm over all workers (DDP)", bool)
 
 TRAIN_LAUNCHER_OPTIONS = (
     GPUS,

@@ -166,8 +166,8 @@ def _batch_findings(request: LaunchRequest, split: BatchSplit, mode: Mode, devic
         text = f"batch {total} is split as evenly as possible: at most {split.local_batch_size} images a worker"
         found.append(Finding("batch", "ok", text))
     is_small = request.global_batch_size is not None and split.local_batch_size <= SMALL_LOCAL_BATCH
-    if mode == "ddp" and not on_cpu and is_small and not request.sync_bn:
-        text = f"each GPU gets {split.local_batch_size} images, few for batch norm"
+    if mode == "ddp" and is_small and not request.sync_bn:
+        text = f"each {'worker' if on_cpu else 'GPU'} gets {split.local_batch_size} images, few for batch norm"
         found.append(Finding("batch", "warning", text, "add --sync-bn, or raise --batch"))
     return found
 
@@ -177,9 +177,7 @@ def _mode_findings(request: LaunchRequest, mode: Mode, devices: Sequence[Device]
     if mode == "dp":
         text = "DataParallel is slow and cannot train faster than DDP on the same GPUs"
         found.append(Finding("parallel", "warning", text, "leave --parallel dp out"))
-    if request.sync_bn and devices[0].kind != "cuda":
-        found.append(Finding("sync-bn", "warning", "--sync-bn works with DDP on CUDA only; it does nothing here"))
-    elif request.sync_bn and mode != "ddp":
+    if request.sync_bn and mode != "ddp":
         text = "--sync-bn does nothing with one worker: there is nobody to share statistics with"
         found.append(Finding("sync-bn", "warning", text))
     return found

@@ -159,7 +159,6 @@ def _settled(config: TrainConfig, plan: LaunchPlan) -> TrainConfig:
         update={
             "parallel": parallel,
             "workers": plan.workers_per_rank,
-            "sync_bn": config.sync_bn and plan.mode == "ddp" and plan.backend == "nccl",
             **({} if plan.batch_is_auto else {"batch_size": plan.global_batch_size}),
         }
     )

@@ -14,6 +14,7 @@ from trainer.schedule import make_recipe
 from trainer.state import Progress, TrainState
 
 HEADER = {"versions": {"torch": "2.15.0"}, "threads": 1, "cpu": "AVX512", "train_images": 26}
+HEADER["config"] = {"sync_bn": False}
 SAVED = {**HEADER, "loss_sums_by_rank": torch.zeros(2, 3)}
 
 
@@ -23,7 +24,8 @@ SAVED = {**HEADER, "loss_sums_by_rank": torch.zeros(2, 3)}
         ({"versions": {"torch": "2.16.0"}}, 2, ["torch 2.16.0 instead of 2.15.0"]),
         ({"threads": 4}, 2, ["4 threads a rank instead of 1"]),
         ({"cpu": "AVX2"}, 2, ["AVX2 instructions instead of AVX512"]),
-        ({}, 1, ["1 ranks instead of 2"]),
+        ({}, 1, ["1 ranks instead of 2", "batch norm sees 1/1 of a batch, and saw 1/2 before"]),
+        ({"config": {"sync_bn": True}}, 1, ["1 ranks instead of 2"]),
         ({"threads": 2, "cpu": "AVX2"}, 2, ["2 threads a rank instead of 1, AVX2 instructions instead of AVX512"]),
         ({"train_images": 30}, 2, ["the training set has 30 images instead of 26"]),
         ({}, 2, []),

@@ -1,4 +1,4 @@
-"""One rank: some steps of training in float64 with frozen batch norm; every step's global loss, and the weights."""
+"""One rank: some steps of training, batch norm frozen or not; every step's global loss, the weights, the buffers."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from trainer.distributed import DistEnv, process_group
 from trainer.progress import Reporter
 from trainer.telemetry import Heartbeat
 
-config_path, run_dir, out, dtype, steps = sys.argv[1:6]
+config_path, run_dir, out, dtype, steps, batch_norm = sys.argv[1:7]
 env, device = DistEnv.from_environ(), torch.device("cpu")
 for folder in ("logs", "weights"):
     (Path(run_dir) / folder).mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ with process_group(env, device):
     progress = run.state.progress
     run.model.train()
     for module in run.state.model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if batch_norm == "frozen" and isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     pending = 0
     while progress.micro_step < int(steps):
@@ -39,4 +39,5 @@ with process_group(env, device):
             progress.batch, progress.micro_step = progress.batch + 1, progress.micro_step + 1
         progress.epoch, progress.batch = progress.epoch + 1, 0
     weights = torch.cat([parameter.detach().flatten() for parameter in run.state.model.parameters()])
-torch.save({"losses": torch.stack(losses), "weights": weights}, f"{out}.{env.rank}")
+    buffers = torch.cat([buffer.flatten().to(weights) for buffer in run.state.model.buffers()])
+torch.save({"losses": torch.stack(losses), "weights": weights, "buffers": buffers}, f"{out}.{env.rank}")

@@ -180,9 +180,15 @@ def test_small_shares_get_the_advice_of_sync_bn(make_host):
     assert not make_plan(replace(request, global_batch_size=64), make_host(2)).findings
 
 
-def test_sync_bn_on_the_cpu_says_that_it_does_nothing(make_host):
-    plan = make_plan(LaunchRequest(gpus="cpu", nproc=2, sync_bn=True), make_host())
-    assert "--sync-bn works with DDP on CUDA only" in texts(plan)
+def test_small_shares_of_cpu_workers_get_it_too(make_host):
+    request = LaunchRequest(gpus="cpu", nproc=2, global_batch_size=16)
+    assert "each worker gets 8 images, few for batch norm" in texts(make_plan(request, make_host()))
+    assert not make_plan(replace(request, sync_bn=True), make_host()).findings
+
+
+def test_sync_bn_with_one_worker_says_that_it_does_nothing(make_host):
+    plan = make_plan(LaunchRequest(gpus="cpu", sync_bn=True), make_host())
+    assert "--sync-bn does nothing with one worker" in texts(plan)
 
 
 def test_data_parallel_is_one_worker_with_all_gpus_and_advised_against(make_host):

@@ -1,0 +1,98 @@
+"""Batch norm over the images of all ranks on a CPU, for which torch has none; on CUDA torch's own is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+_OVER_IMAGES = (0, 2, 3)
+
+
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with batch norms whose statistics are those of all ranks' images, as one rank with all of them has.
+
+    Parameters, buffers and their names stay as they are. A rank may have no image at all: it takes part with an empty
+    batch. Needs an initialised process group when it is trained.
+    """
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d
+    return model
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` with the mean and variance of all ranks while training. Source: arXiv 1502.03167."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``input``: (B, channels, rows, columns), where B may be 0 and differ between ranks; the same shape."""
+        if not self.training:
+            return super().forward(input)
+        output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        unbiased = variance * (count / (count - 1))
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+        return output
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalise by statistics of all ranks; the gradient flows through them to the images of every rank."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        mean, variance, count = _statistics(images.to(weight.dtype))
+        ctx.save_for_backward(images, weight, mean.to(weight), (variance + eps).rsqrt().to(weight))
+        ctx.count = count
+        output = functional.batch_norm(images, mean.to(weight), variance.to(weight), weight, bias, eps=eps)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return output, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        # With z = (x - mean) / std: dx = w / std (dy - mean(dy) - z mean(dy z)), the means being over all ranks.
+        images, weight, mean, inverse_std = ctx.saved_tensors
+        grad, centred = grad_output.to(weight.dtype), images.to(weight.dtype) - _per_channel(mean)
+        grad_bias, grad_weight = grad.sum(_OVER_IMAGES), (grad * centred).sum(_OVER_IMAGES) * inverse_std
+        means = torch.stack((grad_bias, grad_weight)).double()
+        dist.all_reduce(means)
+        mean_grad, mean_product = (means / ctx.count).to(weight)
+        centred.mul_(_per_channel(inverse_std * mean_product)).add_(_per_channel(mean_grad))
+        grad_images = torch.sub(grad, centred).mul_(_per_channel(weight * inverse_std))
+        return grad_images.to(images.dtype), grad_weight, grad_bias, None
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of each channel, and the number of values behind them, over all ranks: float64.
+
+    Ranks add up squared distances from their own means and correct them, which loses no digits to cancellation.
+    """
+    channels, count = images.shape[1], images.numel() // images.shape[1]
+    local = images.new_zeros(2 * channels + 1, dtype=torch.float64)
+    if count:
+        mean = images.mean(_OVER_IMAGES)
+        local[:channels] = mean
+        local[channels:-1] = (images - _per_channel(mean)).square_().sum(_OVER_IMAGES)
+        local[-1] = count
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, local)
+    means, squares, counts = torch.stack(parts).split((channels, channels, 1), dim=1)
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total
+    variance = (squares + counts * (means - mean).square()).sum(0) / total
+    return mean, variance, total
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
