@@ -1,15 +1,19 @@
 """Final mAP of one rank over several seeds beside that of more ranks, as a table.
 
-    python benchmarks/ranks.py --data bccd.yaml --weights yolov5n.pt [--frozen] [--seeds 4] [--epochs 8] [--imgsz 160]
+    python benchmarks/ranks.py --data bccd.yaml --weights yolov5n.pt --batch-norm synchronised [--seeds 4] [--nudges 2]
 
 The ranks are processes on this machine's CPU, with one thread each, so that they differ in nothing but their number.
-With ``--frozen`` batch norm keeps the statistics of the weights; without, each rank normalises by its own images, as
-any run on a CPU does.
+``--batch-norm``: ``frozen`` keeps the statistics of the weights, ``synchronised`` shares those of the batch over ranks
+(``--sync-bn``), ``own`` lets each rank normalise by its own images, as any run without that option does.
+
+``--nudges`` repeats the runs of one rank from starting weights that differ by rounding, one part in ten million: what
+that does to the final mAP is what rounding explains.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -24,16 +28,27 @@ import yaml
 WORKER = """
 import sys
 from pathlib import Path
+import torch
+import trainer.build
 from torch import nn
 from trainer.config import read_config
 from trainer.worker import main
 if sys.argv[3] == "frozen":
     nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
+nudge, fit_model = int(sys.argv[4]), trainer.build.fit_model
+def nudged(config, model, *others):
+    fit_model(config, model, *others)
+    generator = torch.Generator().manual_seed(nudge)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(1 + 1e-7 * torch.randn(weights.shape, generator=generator))
+if nudge:
+    trainer.build.fit_model = nudged
 sys.exit(main(read_config(Path(sys.argv[1])), Path(sys.argv[2])))
 """
 
 
-def train(options, run_dir, world_size, batch_norm):
+def train(options, run_dir, world_size, batch_norm, nudge):
     """The summary of a run, and its seconds."""
     run_dir.mkdir(parents=True)
     config = run_dir / "config.yaml"
@@ -47,7 +62,7 @@ def train(options, run_dir, world_size, batch_norm):
         if world_size > 1:
             environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
             environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, "-c", WORKER, str(config), str(run_dir), batch_norm]
+        command = [sys.executable, "-c", WORKER, str(config), str(run_dir), batch_norm, str(nudge)]
         processes.append(subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL))
     codes = [process.wait() for process in processes]
     assert codes == [0] * world_size, codes
@@ -58,23 +73,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True)
-    parser.add_argument("--frozen", action="store_true", help="keep batch norm's statistics")
-    parser.add_argument("--seeds", type=int, default=4, help="runs of one rank")
-    parser.add_argument("--shared-seeds", type=int, default=2, help="runs of two and of three ranks")
+    parser.add_argument("--batch-norm", choices=("frozen", "synchronised", "own"), default="synchronised")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--nudges", type=int, default=0, help="further runs of one rank")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--imgsz", type=int, default=160)
     parser.add_argument("--batch", type=int, default=16)
     parsed = parser.parse_args()
-    batch_norm = "frozen" if parsed.frozen else "training"
-    print("| ranks | seed | mAP50 | mAP50-95 | s |\n|---|---|---|---|---|")
+    print("| ranks | nudge | seed | mAP50 | mAP50-95 | s |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for world_size, seeds in ((1, parsed.seeds), (2, parsed.shared_seeds), (3, parsed.shared_seeds)):
-            for seed in range(seeds):
+        for seed, world_size in itertools.product(parsed.seeds, parsed.ranks):
+            for nudge in range(1 + parsed.nudges * (world_size == 1)):
                 options = {"data": parsed.data, "weights": parsed.weights, "imgsz": parsed.imgsz, "seed": seed}
                 options |= {"batch_size": parsed.batch, "epochs": parsed.epochs, "workers": 0, "plots": False}
-                summary, seconds = train(options, Path(folder) / f"{world_size}-{seed}", world_size, batch_norm)
+                options["sync_bn"] = parsed.batch_norm == "synchronised"
+                run_dir = Path(folder) / f"{world_size}-{nudge}-{seed}"
+                summary, seconds = train(options, run_dir, world_size, parsed.batch_norm, nudge)
                 metrics = f"{summary['map50']:.3f} | {summary['map5095']:.3f}"
-                print(f"| {world_size} | {seed} | {metrics} | {seconds:.0f} |", flush=True)
+                print(f"| {world_size} | {nudge} | {seed} | {metrics} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ SMALL_LOCAL_BATCH = 8
 """Up to here batch norm sees too few images, and statistics over all GPUs help."""
 
 
-
 def make_plan(request: LaunchRequest, host: Host) -> LaunchPlan:
     """Decide everything that will be started on ``host``.
 

@@ -38,7 +38,6 @@ def fault_data(copy_bccd: Callable[..., Path], tmp_path_factory: pytest.TempPath
     return copy_bccd(tmp_path_factory.mktemp("fault_data"), 26, 8)
 
 
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """yolov5n with a quarter of its channels, whose checkpoints are quickly written."""

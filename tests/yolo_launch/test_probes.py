@@ -74,9 +74,7 @@ def test_an_all_reduce_that_cannot_work_is_a_finding(context, monkeypatch):
 def test_a_hung_probe_ends_at_its_limit_with_all_it_started():
     nap = f"time.sleep(600.{os.getpid()})"  # in the command lines of this run's processes and of no other's
     code = (
-        "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-c', 'import time; {nap}'])\n"
-        "time.sleep(600)"
+        f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', 'import time; {nap}'])\ntime.sleep(600)"
     )
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     began_at = time.monotonic()

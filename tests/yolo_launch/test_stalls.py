@@ -140,9 +140,7 @@ def test_one_rank_that_moves_is_enough(files):
 
 def test_ranks_that_wait_for_another_machine_are_no_stall(files):
     elsewhere_idle_s = 0.0
-    watcher = StallWatch(
-        files, 10.0, start_allowance_s=60.0, required=True, elsewhere_idle_s=lambda: elsewhere_idle_s
-    )
+    watcher = StallWatch(files, 10.0, start_allowance_s=60.0, required=True, elsewhere_idle_s=lambda: elsewhere_idle_s)
     beat(files, 0, step=1)
     assert not watcher.look([0], 0.0)
     assert not watcher.look([0], 50.0)

@@ -51,9 +51,7 @@ def judge(
         return Verdict(_stalled(reports, progress))
     if any(report.signal is not None for _, report in reports.values()):
         return _stopped(reports, progress, terms)
-    failures = [
-        (_fair_key(seat, report), seat, report.failure) for seat, report in reports.values() if report.failure
-    ]
+    failures = [(_fair_key(seat, report), seat, report.failure) for seat, report in reports.values() if report.failure]
     # A worker that was ended from outside, or only lost a peer, is no cause.
     own = [one for one in failures if one[0][:2] == (0.0, 0.0)]
     if lost and not own:
@@ -146,9 +144,7 @@ def _failed(
     if not decision.restart:
         is_usage = failure.user_error is not None
         code = ExitCode.USAGE if is_usage else ExitCode.WORKER_FAILED
-        return Verdict(
-            Outcome("worker_failed", code, failure=failure, restarts=progress.restarts, detail=decision.why)
-        )
+        return Verdict(Outcome("worker_failed", code, failure=failure, restarts=progress.restarts, detail=decision.why))
     if decision.counts:
         progress.restarts += 1
     else:

@@ -205,7 +205,6 @@ def machine_data(copy_bccd: Callable[..., Path], tmp_path_factory: pytest.TempPa
     return copy_bccd(tmp_path_factory.mktemp("machine_data"), 24, 8).parent
 
 
-
 @pytest.fixture(scope="session")
 def namespaces() -> None:
     """Skips where network namespaces cannot be made."""
