@@ -17,6 +17,7 @@ from trainer.data.collate import Batch
 from trainer.errors import DiskError, WeightsError
 from trainer.evaluation import plot_boxes, plots
 from trainer.evaluation.evaluator import Metrics
+from trainer.loop import validation_beat
 from trainer.prepare import Data
 from trainer.run import Run
 from trainer.telemetry import replace_text
@@ -62,8 +63,11 @@ def _lost(ended: str, what: str, seen: str) -> DiskError:
 
 
 def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
-    """Validate the best weights once more on all ranks; rank 0 prints the table, draws, and writes the summary."""
-    metrics = run.validator.validate_model(best_model(run))
+    """Validate the best weights once more on all ranks; rank 0 prints the table, draws, and writes the summary.
+
+    Raises ValidationStopped on all ranks when a signal asked to stop; a resume then finishes the run.
+    """
+    metrics = run.validator.validate_model(best_model(run), validation_beat(run))
     if not run.peers.env.is_main:
         return
     print_table(run, metrics)

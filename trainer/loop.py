@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainer.checkpoint import BEST
 from trainer.data.collate import Batch
 from trainer.data.sampler import step_generator
+from trainer.evaluation.validator import ValidationStopped
 from trainer.optim import clip_gradients, set_rates
 from trainer.progress import duration
 from trainer.recovery import any_not_finite, roll_back, save_checkpoint, save_for_inference
@@ -32,9 +33,9 @@ def fit(run: Run) -> bool:
     if run.settings.save:
         save_checkpoint(run)  # a run that cannot write learns so now, and a rollback always has a place to go to
     while progress.epoch < run.settings.epochs:
-        if not run_epoch(run):
+        if not (run_epoch(run) and finish_epoch(run)):
+            _save_and_stop(run)
             return False
-        finish_epoch(run)
         progress = run.state.progress
         if out_of_patience(run):
             run.reporter.say(
@@ -42,13 +43,20 @@ def fit(run: Run) -> bool:
             )
             break
         if run.peers.sum(torch.tensor([float(run.control.stop_requested)])).item() > 0:
-            save_checkpoint(run, wait=True)
+            _save_and_stop(run)
             return progress.epoch >= run.settings.epochs
     return True
 
 
+def _save_and_stop(run: Run) -> None:
+    """Return when the state is on the disk."""
+    run.heartbeat.beat("save")
+    save_checkpoint(run, wait=True)
+    run.reporter.stop()
+
+
 def run_epoch(run: Run) -> bool:
-    """Learn from the rest of the current epoch; False when a signal asked to stop and the state is saved."""
+    """Learn from the rest of the current epoch; False when a signal asked to stop, right after an update."""
     progress, settings = run.state.progress, run.settings
     run.model.train()
     run.speed.start()
@@ -73,8 +81,6 @@ def run_epoch(run: Run) -> bool:
         if run.reporter.due():
             _show_step(run)
         if is_update and wishes.stop:
-            save_checkpoint(run, wait=True)
-            run.reporter.stop()
             return False
         if is_update and wishes.checkpoint:
             save_checkpoint(run)
@@ -142,8 +148,11 @@ def update_weights(run: Run) -> None:
     state.progress.updates += 1
 
 
-def finish_epoch(run: Run) -> None:
-    """Validate, write the epoch's row, and checkpoint."""
+def finish_epoch(run: Run) -> bool:
+    """Validate, write the epoch's row, and checkpoint; False when a signal asked to stop before any of it was done.
+
+    What a checkpoint then holds goes on with the validation.
+    """
     progress, settings = run.state.progress, run.settings
     speed, data_wait = run.speed.images_per_second, run.speed.data_wait_s / run.speed.elapsed_s
     losses = run.peers.sum(run.state.loss_sums.clone()).cpu() / run.schedule.batches_per_epoch
@@ -152,7 +161,10 @@ def finish_epoch(run: Run) -> None:
     is_final = progress.epoch + 1 == settings.epochs
     is_best = False
     if settings.validate_each_epoch or is_final:
-        metrics = run.validator.validate(run.state.ema, on_batch=_validation_beat(run))
+        try:
+            metrics = run.validator.validate(run.state.ema, on_batch=validation_beat(run))
+        except ValidationStopped:
+            return False
         row.update(metrics.row())
         progress.class_map = metrics.class_map()
         if metrics.fitness > progress.best_fitness:
@@ -165,6 +177,7 @@ def finish_epoch(run: Run) -> None:
     progress.epoch, progress.batch = progress.epoch + 1, 0
     run.state.loss_sums.zero_()
     _keep_epoch(run, row, is_best=is_best, is_final=is_final or out_of_patience(run))
+    return True
 
 
 def _keep_epoch(run: Run, row: dict[str, float], *, is_best: bool, is_final: bool) -> None:
@@ -181,10 +194,13 @@ def _keep_epoch(run: Run, row: dict[str, float], *, is_best: bool, is_final: boo
         save_checkpoint(run)
 
 
-def _validation_beat(run: Run) -> Callable[[int, int], None]:
-    def beat(done: int, total: int) -> None:
+def validation_beat(run: Run) -> Callable[[int, int], bool]:
+    """Shows how far a validation is, and goes on until a signal asks to stop."""
+
+    def beat(done: int, total: int) -> bool:
         run.heartbeat.beat("val", run.state.progress.epoch, run.state.progress.micro_step)
         run.reporter.phase("validating", done, total)
+        return not run.control.stop_requested
 
     return beat
 

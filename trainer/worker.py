@@ -12,6 +12,7 @@ import torch
 from trainer.build import build_run
 from trainer.config import TrainConfig
 from trainer.distributed import DistEnv, Peers, process_group
+from trainer.evaluation.validator import ValidationStopped
 from trainer.failures import report_failure
 from trainer.finish import draw_start, finish_run, keep_weights
 from trainer.loop import fit
@@ -57,7 +58,10 @@ def train(
     finished = fit(run)
     keep_weights(run, finished=finished)
     if finished:
-        finish_run(run, data, run_dir, pictures=config.plots)
+        try:
+            finish_run(run, data, run_dir, pictures=config.plots)
+        except ValidationStopped:
+            finished = False
     run.results.close()
     return finished
 

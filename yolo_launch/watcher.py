@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Literal
 
 from yolo_launch.errors import ExitCode
-from yolo_launch.heartbeats import StallWatch
+from yolo_launch.heartbeats import StallWatch, read_heartbeat
 from yolo_launch.signals import SignalInbox
 from yolo_launch.stalls import StalledRank, examine
 from yolo_launch.worker_logs import WorkerFiles
@@ -31,7 +31,7 @@ class Limits:
     early_warning_s: float = 120.0
     """The same for SIGUSR1, which schedulers send well ahead of SIGTERM."""
     interrupt_s: float = 3.0
-    """The same for Ctrl-C; a second one kills at once."""
+    """The same for Ctrl-C, but for workers that write their state by then; a second one kills at once."""
     linger_s: float = 3.0
     """How long the peers of a failed worker may go on."""
     start_allowance_s: float = 60.0
@@ -77,6 +77,7 @@ class Watcher:
         self._stacks_at: float | None = None
         self._failing = False
         self._ended = False
+        self._saving_allowed = True
         self._looked_at = 0.0
         self._said_blind = False
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -190,7 +191,7 @@ class Watcher:
         if first:
             self._say(_announcement(signum, grace_s))
         elif signum in (signal.SIGINT, signal.SIGQUIT):
-            grace_s = 0.0
+            grace_s, self._saving_allowed = 0.0, False
             if self._workers is not None and not self._workers.living() and self._workers.sweep():
                 # Only torch holds the main thread, in an import or a rendezvous. A worker that it is just about to
                 # start would find its parent gone and end.
@@ -206,11 +207,24 @@ class Watcher:
         if self._forward is not None and self._forward != signal.SIGQUIT:
             workers.tell(self._forward)
         now = time.monotonic()
-        if self._kill_at is not None and now >= self._kill_at:
+        if self._kill_at is not None and now >= self._kill_at and not self._lets_them_save(workers, now):
             workers.kill()
         workers.sweep()
         if self._kill_at is None:
             self._look_for_stall(workers, now)
+
+    def _lets_them_save(self, workers: Workers, now: float) -> bool:
+        """Whether the time of a Ctrl-C is over while a worker writes its state; it may finish that, once."""
+        if self.stop_signal != signal.SIGINT or not self._saving_allowed or self._files is None:
+            return False
+        beats = [(worker.pid, read_heartbeat(self._files, worker.rank)) for worker in workers.living()]
+        # The file of an earlier run may still lie there.
+        if not any(beat is not None and beat.phase == "save" and beat.pid == pid for pid, beat in beats):
+            return False
+        self._saving_allowed = False
+        self._kill_at = now + self.limits.save_s
+        self._say(f"the workers are saving: {self.limits.save_s:g} s more; Ctrl-C again ends them at once")
+        return True
 
     def _on_death(self, worker: Worker) -> None:
         # Where someone else took the exit code, the error file tells; see _notice_failing.

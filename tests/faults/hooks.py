@@ -24,6 +24,24 @@ def find_classes_by_loss() -> None:
     Metrics.class_map = lambda self: [(value * 1e4) % 1 for value in list(self.row().values())[-3:]]
 
 
+def stop_in_validation(module: str, rank: int, epoch: int) -> None:
+    """Send a rank SIGTERM after the first batch of a validation that ``module`` starts in or after an epoch."""
+    starter = importlib.import_module(module)
+    validation_beat = starter.validation_beat
+
+    def beat_and_stop(run: Any) -> Any:
+        beat = validation_beat(run)
+
+        def on_batch(done: int, total: int) -> bool:
+            if run.state.progress.epoch == epoch and run.peers.env.rank == rank:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return beat(done, total)
+
+        return on_batch
+
+    starter.validation_beat = beat_and_stop
+
+
 def record_samples(folder: str, die_after: int | None = None) -> None:
     """Write down what each global step learns from; kill -9 this rank after a step, if one is named."""
     import trainer.loop as loop

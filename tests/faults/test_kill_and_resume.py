@@ -11,7 +11,8 @@ import pytest
 
 from tests.faults.budget import SEED, WORKER_KILLS
 from tests.faults.comparison import differences, newest_step
-from tests.faults.hooks import find_classes_by_loss, record_samples
+from tests.faults.hooks import find_classes_by_loss, record_samples, stop_in_validation
+from trainer.checkpoint import newest_good
 
 
 def wait_for(condition, run, timeout_s=120, pause_s=0.0005):
@@ -111,6 +112,23 @@ def test_stopped_by_an_early_warning_to_one_rank_it_goes_on_to_the_same_bits(tra
     assert [process.exitcode for process in run.ranks] == [75, 75], run.output()
     run.finish()
     assert "resumed at epoch" in run.output()
+    assert differences(run.result(), undisturbed(2)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "epoch", "batch"), [("trainer.loop", 1, 7), ("trainer.finish", 3, 0)])
+def test_stopped_in_a_validation_it_saves_at_once_and_validates_again(training, undisturbed, module, epoch, batch):
+    run = training("stopped", 2, ((stop_in_validation, (module, 1, epoch)),), checkpoint_interval_s=600)
+    run.start()
+    assert run.wait(120)
+    assert [process.exitcode for process in run.ranks] == [75, 75], run.output()
+    content, _ = newest_good(run.run_dir / "weights")
+    assert (content["progress"]["epoch"], content["progress"]["batch"]) == (epoch, batch)
+    assert not (run.run_dir / "summary.json").exists()
+    run.hooks = ()
+    run.finish()
+    assert "resumed at epoch" in run.output()
+    assert (run.run_dir / "summary.json").exists()
     assert differences(run.result(), undisturbed(2)) == []
 
 

@@ -11,7 +11,16 @@ from trainer.data.collate import Batch
 from trainer.distributed import Peers
 from trainer.ema import ModelEma
 from trainer.evaluation.evaluator import Evaluator, Metrics
+from trainer.evaluation.metrics import RankPart
 from trainer.model.graph import DetectionModel, fuse_batch_norm
+
+
+class ValidationStopped(Exception):
+    """A rank was asked to stop in the midst of a validation; every rank raises this then."""
+
+
+class _AskedToStop(Exception):
+    pass
 
 
 class Validator:
@@ -23,18 +32,38 @@ class Validator:
         self._peers = peers
         self._device = device
 
-    def validate(self, ema: ModelEma, on_batch: Callable[[int, int], None] | None = None) -> Metrics:
+    def validate(self, ema: ModelEma, on_batch: Callable[[int, int], bool] | None = None) -> Metrics:
         """Metrics of the average as it is on rank 0, whose batch-norm statistics are the ones that count."""
         self._peers.broadcast_tensors(ema.buffers())
         assert isinstance(ema.model, DetectionModel)
         return self.validate_model(ema.model, on_batch)
 
-    def validate_model(self, model: DetectionModel, on_batch: Callable[[int, int], None] | None = None) -> Metrics:
-        """Metrics of a model that is equal on every rank."""
+    def validate_model(self, model: DetectionModel, on_batch: Callable[[int, int], bool] | None = None) -> Metrics:
+        """Metrics of a model that is equal on every rank.
+
+        ``on_batch`` hears how many of how many batches are done; when it returns False on any rank, this rank leaves
+        the rest out and ``ValidationStopped`` is raised on all.
+        """
         fused = fuse_batch_norm(model).to(memory_format=torch.channels_last).eval()
-        return self._evaluator.evaluate(
-            fused, self._batches, device=self._device, gather=self._peers.gather, on_batch=on_batch
-        )
+
+        def count(done: int, total: int) -> None:
+            if on_batch is not None and not on_batch(done, total):
+                raise _AskedToStop
+
+        try:
+            return self._evaluator.evaluate(
+                fused, self._batches, device=self._device, gather=self._gather, on_batch=count
+            )
+        except _AskedToStop:
+            self._gather(None)  # the others wait for this rank's part
+            raise AssertionError("unreachable") from None
+
+    def _gather(self, part: RankPart | None) -> list[RankPart]:
+        parts = self._peers.gather(part)
+        whole = [found for found in parts if found is not None]
+        if len(whole) < len(parts):
+            raise ValidationStopped
+        return whole
 
     def first_batch(self) -> Batch:
         """This rank's first batch, made here and now."""

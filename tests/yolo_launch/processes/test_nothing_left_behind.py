@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.yolo_launch.processes.conftest import wait_until
+
 BUSY_S = 2.0
 SEVERAL = ("--nproc", "2")
 
@@ -107,6 +109,34 @@ def test_ctrl_c_saves_too_where_three_seconds_are_enough(job, nproc):
     assert job.wait() == 130
     assert job.outcome["detail"] == "the state was saved"
     assert (job.run_dir / "saved0").exists()
+
+
+def test_ctrl_c_lets_a_save_that_has_begun_come_to_its_end(job, nproc):
+    running(job, nproc, "--save-s", "2", limits='{"interrupt_s": 0.5}')
+    job.signal(signal.SIGINT)
+    assert job.wait() == 130
+    assert job.outcome["detail"] == "the state was saved"
+    assert (job.run_dir / "saved0").exists()
+    assert "the workers are saving: 30 s more; Ctrl-C again ends them at once" in job.stderr
+
+
+def test_a_second_ctrl_c_ends_a_save_at_once(job, nproc):
+    running(job, nproc, "--save-s", "60", limits='{"interrupt_s": 0.5}')
+    job.signal(signal.SIGINT)
+    wait_until(lambda: "the workers are saving" in job.stderr, 10, "no word of saving")
+    since = job.signal(signal.SIGINT)
+    assert job.seconds_until_nothing_is_left(since) < 0.56 + BUSY_S
+    assert job.wait() == 130
+    assert not (job.run_dir / "saved0").exists()
+
+
+def test_what_an_earlier_run_said_of_saving_gives_no_time(job):
+    (job.run_dir / "logs").mkdir(parents=True)
+    (job.run_dir / "logs" / "rank0.heartbeat.json").write_text('{"phase": "save", "pid": 1}')
+    running(job, 1, "--silent", "--on-term", "ignore", limits='{"interrupt_s": 0.5}')
+    since = job.signal(signal.SIGINT)
+    assert job.seconds_until_nothing_is_left(since) < 0.6 + BUSY_S
+    assert job.wait() == 130
 
 
 def test_workers_that_do_not_save_in_time_are_killed(job, nproc):

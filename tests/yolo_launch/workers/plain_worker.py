@@ -131,6 +131,7 @@ def main() -> int:
                     failures.write_text("x" * (so_far + 1))
                     fail(options.fail_how, step)
             if stop:
+                beat(options, "save", step)
                 time.sleep(options.save_s)
                 (options.run_dir / f"saved{RANK}").write_text(str(step))
                 return 75
