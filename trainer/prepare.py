@@ -41,25 +41,39 @@ def load_data(path: str, *, single_cls: bool, peers: Peers, reporter: Reporter, 
     names = ("item",) if single_cls and len(dataset.names) > 1 else dataset.names
 
     def scan(split: str) -> LabelledImages:
-        def scan_as(is_writer: bool) -> LabelledImages:
-            images, report = scan_split(
-                dataset,
-                split,
-                num_classes=len(dataset.names),
-                single_cls=single_cls,
-                cache_dir=default_cache_dir(),
-                writer=is_writer,
-                on_progress=lambda done, total: heartbeat.beat("scan", step=done),
-            )
-            if is_writer:
-                report_scan(reporter, split, report)
-            return images
-
-        images = peers.main_first(scan_as)
-        check_same_images(split, peers.gather(len(images)))
-        return images
+        return scan_together(dataset, split, single_cls=single_cls, peers=peers, reporter=reporter, heartbeat=heartbeat)
 
     return Data(dataset, names, scan("train"), scan("val"))
+
+
+def scan_together(
+    dataset: DatasetFile,
+    split: str,
+    *,
+    single_cls: bool = False,
+    peers: Peers,
+    reporter: Reporter,
+    heartbeat: Heartbeat,
+) -> LabelledImages:
+    """One split of a data set, scanned once per machine; a collective call. Raises DataError."""
+
+    def scan_as(is_writer: bool) -> LabelledImages:
+        images, report = scan_split(
+            dataset,
+            split,
+            num_classes=dataset.num_classes,
+            single_cls=single_cls,
+            cache_dir=default_cache_dir(),
+            writer=is_writer,
+            on_progress=lambda done, total: heartbeat.beat("scan", step=done),
+        )
+        if is_writer:
+            report_scan(reporter, split, report)
+        return images
+
+    images = peers.main_first(scan_as)
+    check_same_images(split, peers.gather(len(images)))
+    return images
 
 
 def check_same_images(split: str, counts: Sequence[int]) -> None:

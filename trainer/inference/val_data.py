@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from trainer.data.dataset_file import DatasetFile, load_dataset_file
-from trainer.data.demo import default_cache_dir
-from trainer.data.labels import LabelledImages, scan_split
+from trainer.data.labels import LabelledImages
 from trainer.errors import DataError
 from trainer.inference.detector import Detector
 from trainer.inference.entry import Session
-from trainer.prepare import report_scan
+from trainer.prepare import scan_together
 
 
 def load_split(session: Session, data: str, split: str, detector: Detector) -> tuple[DatasetFile, LabelledImages]:
@@ -19,20 +18,8 @@ def load_split(session: Session, data: str, split: str, detector: Detector) -> t
     dataset = load_dataset_file(data)
     _check_classes(session, dataset, detector)
 
-    def scan_as(is_writer: bool) -> LabelledImages:
-        images, report = scan_split(
-            dataset,
-            split,
-            num_classes=dataset.num_classes,
-            cache_dir=default_cache_dir(),
-            writer=is_writer,
-            on_progress=lambda done, total: session.heartbeat.beat("scan", step=done),
-        )
-        if is_writer:
-            report_scan(session.reporter, split, report)
-        return images
-
-    return dataset, session.peers.main_first(scan_as)
+    images = scan_together(dataset, split, peers=session.peers, reporter=session.reporter, heartbeat=session.heartbeat)
+    return dataset, images
 
 
 def _check_classes(session: Session, dataset: DatasetFile, detector: Detector) -> None:
