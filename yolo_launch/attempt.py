@@ -14,6 +14,7 @@ from yolo_launch.causes import count_oom_kills, hint_for, look_up_facts
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.failures import WorkerEnd, first_of, rank_failures, read_error, worker_ends
 from yolo_launch.heartbeats import StallWatch
+from yolo_launch.inventory import INSTALLED_ONLY
 from yolo_launch.spec import LaunchPlan, Meeting, RankFailure, WorkerCommand
 from yolo_launch.watcher import Watcher
 from yolo_launch.worker_environment import applied, child_environment
@@ -66,7 +67,7 @@ class AttemptRunner:
 
     def environment(self, mark: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """What the workers inherit."""
-        inherited = {**os.environ, **(more or {})}
+        inherited = {**os.environ, **(more or {}), **({} if self.command.foreign else INSTALLED_ONLY)}
         return child_environment(self.plan, self.files, mark, inherited, console_json=self._console_json)
 
     def run(self, watcher: Watcher, number: int, meeting: Meeting) -> Attempt:

@@ -39,6 +39,9 @@ RANK_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "TORCH_ELASTIC_")
 _KEPT_VARIABLES = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
 _KEPT_PREFIXES = ("NCCL_", "GLOO_", "OMP_", "TORCH_NCCL_")
 
+INSTALLED_ONLY = {"PYTHONSAFEPATH": "1"}
+"""Keeps a child from importing what lies in the working directory, a trainer/ or torch.py (Python 3.11 and later)."""
+
 _PROBE_TIMEOUT_S = 120
 _PROBE = """
 import json, torch
@@ -148,7 +151,12 @@ def _probe_with_torch() -> tuple[Device, ...]:
     """Accelerators as torch sees them, asked in a child so that this process stays light."""
     try:
         run = subprocess.run(
-            [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False
+            [sys.executable, "-c", _PROBE],
+            env={**os.environ, **INSTALLED_ONLY},
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         logger.warning("the torch probe for accelerators failed: %s", error)

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from trainer.process_guard import PARENT_VARIABLE
 from yolo_launch.causes import describe_exit, is_consequence
-from yolo_launch.inventory import is_rank_variable
+from yolo_launch.inventory import INSTALLED_ONLY, is_rank_variable
 from yolo_launch.spec import Device, LaunchPlan
 from yolo_launch.worker_environment import OUTPUT_VARIABLE
 
@@ -75,7 +75,7 @@ def probe_environment(plan: LaunchPlan | None, **more: str) -> dict[str, str]:
     removed = set(plan.removed_environment) if plan is not None else set()
     kept = {name: value for name, value in os.environ.items() if name not in removed and not is_rank_variable(name)}
     planned = plan.environment if plan is not None else {}
-    return {**kept, **planned, PARENT_VARIABLE: str(os.getpid()), OUTPUT_VARIABLE: "stderr", **more}
+    return {**kept, **planned, **INSTALLED_ONLY, PARENT_VARIABLE: str(os.getpid()), OUTPUT_VARIABLE: "stderr", **more}
 
 
 def alone_on(device: Device, plan: LaunchPlan | None) -> dict[str, str]:

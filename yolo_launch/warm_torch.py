@@ -6,10 +6,13 @@ silent. A child reads them into memory first.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+
+from yolo_launch.inventory import INSTALLED_ONLY
 
 WARM_S = 180.0
 """After so long the machine goes on without."""
@@ -23,7 +26,10 @@ class WarmTorch:
         self._child: subprocess.Popen[bytes] | None = None
         if "torch" not in sys.modules:
             quiet = subprocess.DEVNULL
-            self._child = subprocess.Popen([sys.executable, "-c", _LOADED], stdin=quiet, stdout=quiet, stderr=quiet)
+            environment = {**os.environ, **INSTALLED_ONLY}
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", _LOADED], env=environment, stdin=quiet, stdout=quiet, stderr=quiet
+            )
 
     def wait(self, should_stop: Callable[[], bool]) -> None:
         """Return when torch is warm, or the time is up, or ``should_stop``."""

@@ -185,7 +185,8 @@ def start(folder, *words):
     """The program in a process of its own, on one CPU."""
     environ = {**os.environ, "PYTHONPATH": str(PROJECT_DIR), "CUDA_VISIBLE_DEVICES": ""}
     code = "import sys; from yolo_launch.cli import main; main()"
-    command = [sys.executable, "-c", code, *words]
+    # As the installed program, the launcher itself does not look into the working directory.
+    command = [sys.executable, *["-P"] * (sys.version_info >= (3, 11)), "-c", code, *words]
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=250, check=False)
 
 
@@ -213,6 +214,14 @@ def test_weights_describes_and_converts(shared_dir, tmp_path):
     assert child.returncode == 2
     assert json.loads(child.stdout)["error"]["what"]
     assert "Traceback" not in child.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 looks into the working directory first")
+@pytest.mark.parametrize("name", ["trainer", "torch"])
+def test_weights_takes_no_code_from_the_folder_it_is_used_in(shared_dir, tmp_path, name):
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('taken')")
+    child = start(tmp_path, "weights", str(shared_dir / "weights" / "yolov5n.pt"))
+    assert child.returncode == 0, child.stderr
 
 
 def test_predict_for_real(shared_dir, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 from yolo_launch.commands.inference import InferenceCommand, check_weights_file
 from yolo_launch.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.inventory import INSTALLED_ONLY
 from yolo_launch.options import DEBUG, JSON, Option, with_options
 
 WEIGHTS_OPTIONS = (
@@ -44,7 +46,10 @@ def weights(ctx: typer.Context, **values: Any) -> None:
     command += ["--json"] * console.json_mode + ["--", str(path)]
     # With --json both streams are read, so that the answer is one object here as with every command.
     captured = subprocess.PIPE if console.json_mode else None
-    child = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=captured, stderr=captured, text=True, check=False)
+    environment = {**os.environ, **INSTALLED_ONLY}
+    child = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=captured, stderr=captured, text=True, check=False
+    )
     if console.json_mode:
         if child.returncode == ExitCode.USAGE:
             raise _refusal(child.stderr)

@@ -43,7 +43,9 @@ class LaunchedJob:
 
     def start_program(self, *typed: str, **environment: str) -> LaunchedJob:
         """``yolo-launch`` as typed, in the run directory."""
-        return self._start([sys.executable, "-c", PROGRAM, *typed], environment)
+        # As the installed program, it does not look into the working directory itself.
+        alone = ["-P"] if sys.version_info >= (3, 11) else []
+        return self._start([sys.executable, *alone, "-c", PROGRAM, *typed], environment)
 
     def _start(self, command: list[str], environment: dict[str, str], ignore_hangup: bool = False) -> LaunchedJob:
         def prepare() -> None:
