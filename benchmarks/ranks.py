@@ -35,15 +35,15 @@ from trainer.config import read_config
 from trainer.worker import main
 if sys.argv[3] == "frozen":
     nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
-nudge, fit_model = int(sys.argv[4]), trainer.build.fit_model
-def nudged(config, model, *others):
-    fit_model(config, model, *others)
+nudge, freeze_layers = int(sys.argv[4]), trainer.build.freeze_layers
+def nudged(model, *others):
+    freeze_layers(model, *others)
     generator = torch.Generator().manual_seed(nudge)
     with torch.no_grad():
         for weights in model.parameters():
             weights.mul_(1 + 1e-7 * torch.randn(weights.shape, generator=generator))
 if nudge:
-    trainer.build.fit_model = nudged
+    trainer.build.freeze_layers = nudged
 sys.exit(main(read_config(Path(sys.argv[1])), Path(sys.argv[2])))
 """
 

@@ -28,12 +28,17 @@ SUFFICIENT_RECALL = 0.98
 """Anchors that can match this share of the labels are left as they are."""
 
 
-def make_model(config: TrainConfig, names: Sequence[str], peers: Peers, reporter: Reporter) -> DetectionModel:
+def make_model(
+    config: TrainConfig, names: Sequence[str], peers: Peers, reporter: Reporter, definition: dict[str, Any] | None
+) -> DetectionModel:
     """The model with its starting weights, the same on every rank.
 
-    Rank 0 alone reads files, and sends what is in them: other machines need not have them.
+    Rank 0 alone reads files, and sends what is in them: other machines need not have them. With the ``definition`` of
+    a run that goes on no file is read: its checkpoint has the weights.
     """
     torch.manual_seed(config.seed)
+    if definition is not None:
+        return build_model(definition, num_classes=len(names))
 
     def read_definition() -> Any:
         takes_model_of_weights = bool(config.weights and not config.cfg)
@@ -46,21 +51,26 @@ def make_model(config: TrainConfig, names: Sequence[str], peers: Peers, reporter
     return model
 
 
-def fit_model(config: TrainConfig, model: DetectionModel, data: Data, image_size: int, reporter: Reporter) -> None:
-    """Give the model anchors that suit the labels, and freeze layers."""
-    if config.autoanchor:
-        threshold = config.hyperparameters.anchor_t
-        anchors = (model.detect.anchors.cpu() * model.stride.cpu().view(-1, 1, 1)).numpy()
-        sizes = label_sizes(data.train, image_size)
-        recall = best_possible_recall(anchors, sizes, threshold)
-        reporter.say(f"anchors: best possible recall {recall:.3f}")
-        if recall < SUFFICIENT_RECALL or not model.anchors_given:
-            fitted = fit_anchors(sizes, anchors.size // 2, image_size, threshold, config.seed)
-            better = best_possible_recall(fitted, sizes, threshold)
-            if better > recall or not model.anchors_given:
-                reporter.say(f"anchors: fitted to the labels, best possible recall {better:.3f}")
-                model.set_anchors(anchors_per_level(fitted, len(anchors)))
-    freeze_layers(model, config.freeze)
+def suit_anchors(config: TrainConfig, model: DetectionModel, data: Data, image_size: int, reporter: Reporter) -> None:
+    """Give the model anchors that suit the labels."""
+    threshold = config.hyperparameters.anchor_t
+    anchors = (model.detect.anchors.cpu() * model.stride.cpu().view(-1, 1, 1)).numpy()
+    sizes = label_sizes(data.train, image_size)
+    recall = best_possible_recall(anchors, sizes, threshold)
+    reporter.say(f"anchors: best possible recall {recall:.3f}")
+    if recall < SUFFICIENT_RECALL or not model.anchors_given:
+        fitted = fit_anchors(sizes, anchors.size // 2, image_size, threshold, config.seed)
+        better = best_possible_recall(fitted, sizes, threshold)
+        if better > recall or not model.anchors_given:
+            reporter.say(f"anchors: fitted to the labels, best possible recall {better:.3f}")
+            model.set_anchors(anchors_per_level(fitted, len(anchors)))
+
+
+def definition_to_go_on_with(config: TrainConfig, saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The model of the run that ``saved`` is a checkpoint of, with its anchors; None where another one is asked for."""
+    if saved is None or any(saved["config"][name] != getattr(config, name) for name in ("cfg", "weights")):
+        return None
+    return saved.get("definition")
 
 
 def settle_recipe(config: TrainConfig, batches_per_epoch: int, saved: dict[str, Any] | None) -> Recipe:
@@ -91,10 +101,13 @@ def build_run(
     """Everything that one rank's training needs, at step 0; ``saved`` is the checkpoint that it will go on from."""
     peers = Peers(env)
     data = load_data(config.data, single_cls=config.single_cls, peers=peers, reporter=reporter, heartbeat=heartbeat)
-    model = make_model(config, data.names, peers, reporter)
+    definition = definition_to_go_on_with(config, saved)
+    model = make_model(config, data.names, peers, reporter, definition)
     stride = int(model.stride.max())
     image_size = rounded_image_size(config.imgsz, stride)
-    fit_model(config, model, data, image_size, reporter)
+    if config.autoanchor and definition is None:
+        suit_anchors(config, model, data, image_size, reporter)
+    freeze_layers(model, config.freeze)
     if image_size != config.imgsz:
         reporter.say(f"--imgsz {config.imgsz} is not a multiple of the model's stride; {image_size} is used")
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

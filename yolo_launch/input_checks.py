@@ -36,13 +36,13 @@ def check_data(context: Context) -> Iterable[Finding]:
 
 
 def check_model(context: Context) -> Iterable[Finding]:
-    """The model's definition: a built-in name or a YAML file that can be read."""
+    """The model's definition: a built-in name or a YAML file that can be read; a run that goes on has its own."""
     config = context.config
     if config is None:
         return
     from trainer.model.definition import load_definition
 
-    if config.weights and not config.cfg:
+    if context.is_resume or (config.weights and not config.cfg):
         yield Finding("model", "ok", config.model_name)
         return
     try:

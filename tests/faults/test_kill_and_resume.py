@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 
 import pytest
+import yaml
 
 from tests.faults.budget import SEED, WORKER_KILLS
 from tests.faults.comparison import differences, newest_step
@@ -130,6 +132,29 @@ def test_stopped_in_a_validation_it_saves_at_once_and_validates_again(training, 
     assert "resumed at epoch" in run.output()
     assert (run.run_dir / "summary.json").exists()
     assert differences(run.result(), undisturbed(2)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["weights", "cfg"])
+def test_a_run_goes_on_without_the_files_it_was_started_from(training, tiny_model, shared_dir, tmp_path, what):
+    """Also with the anchors that were fitted to the labels then."""
+    given = tmp_path / ("start.pt" if what == "weights" else "model.yaml")
+    if what == "weights":
+        shutil.copy(shared_dir / "weights" / "yolov5n.pt", given)
+    else:
+        given.write_text(yaml.safe_dump({**yaml.safe_load(tiny_model.read_text()), "anchors": 3}))
+    options = {"cfg": "", "checkpoint_interval_s": 600, what: str(given)}
+    reference = training("reference", **options)
+    reference.finish()
+    assert ("fitted to the labels" in reference.output()) == (what == "cfg")
+    run = training("stopped", 1, ((stop_in_validation, ("trainer.loop", 0, 1)),), **options)
+    run.start()
+    assert run.wait(120)
+    assert run.ranks[0].exitcode == 75, run.output()
+    given.unlink()
+    run.hooks = ()
+    run.finish()
+    assert differences(run.result(), reference.result()) == []
 
 
 @pytest.mark.slow
