@@ -84,17 +84,18 @@ def test_killed_while_checkpoints_are_being_written(training, undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
+    ("world_size", "options"),
     [
-        {"image_weights": True, "multi_scale": True, "hyp": "high", "recipe": "yolov5", "workers": 1},
-        {"rect": True, "optimizer": "Adam", "amp": "bf16", "save_period": 1, "cache": "ram"},
+        (1, {"image_weights": True, "multi_scale": True, "hyp": "high", "recipe": "yolov5", "workers": 1}),
+        (1, {"rect": True, "optimizer": "Adam", "amp": "bf16", "save_period": 1, "cache": "ram"}),
+        (2, {"sync_bn": True}),
     ],
 )
-def test_killed_with_what_depends_on_results_and_steps(training, tmp_path, options):
+def test_killed_with_what_depends_on_results_and_steps(training, tmp_path, world_size, options):
     found = (find_classes_by_loss, ())
-    reference = training("reference", 1, (found,), **options)
+    reference = training("reference", world_size, (found,), **options)
     reference.finish()
-    run = training("killed", 1, (found, (record_samples, (str(tmp_path), 9))), **options)
+    run = training("killed", world_size, (found, (record_samples, (str(tmp_path), 9))), **options)
     run.start()
     run.wait(60)
     assert run.ranks[0].exitcode == -9, run.output()
