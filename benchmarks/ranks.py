@@ -6,8 +6,8 @@ The ranks are processes on this machine's CPU, with one thread each, so that the
 ``--batch-norm``: ``frozen`` keeps the statistics of the weights, ``synchronised`` shares those of the batch over ranks
 (``--sync-bn``), ``own`` lets each rank normalise by its own images, as any run without that option does.
 
-``--nudges`` repeats the runs of one rank from starting weights that differ by rounding, one part in ten million: what
-that does to the final mAP is what rounding explains.
+``--nudges`` repeats the runs from starting weights that differ by rounding, one part in ten million: what that does to
+the final mAP is what rounding explains.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main():
     parser.add_argument("--batch-norm", choices=("frozen", "synchronised", "own"), default="synchronised")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--nudges", type=int, default=0, help="further runs of one rank")
+    parser.add_argument("--nudges", type=int, default=0, help="further runs of each, nudged")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--imgsz", type=int, default=160)
     parser.add_argument("--batch", type=int, default=16)
@@ -84,7 +84,7 @@ def main():
     print("| ranks | nudge | seed | mAP50 | mAP50-95 | s |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for seed, world_size in itertools.product(parsed.seeds, parsed.ranks):
-            for nudge in range(1 + parsed.nudges * (world_size == 1)):
+            for nudge in range(1 + parsed.nudges):
                 options = {"data": parsed.data, "weights": parsed.weights, "imgsz": parsed.imgsz, "seed": seed}
                 options |= {"batch_size": parsed.batch, "epochs": parsed.epochs, "workers": 0, "plots": False}
                 options["sync_bn"] = parsed.batch_norm == "synchronised"

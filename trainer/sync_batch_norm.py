@@ -53,8 +53,10 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         mean, variance, count = _statistics(images.to(weight.dtype))
-        ctx.save_for_backward(images, weight, mean.to(weight), (variance + eps).rsqrt().to(weight))
-        ctx.count = count
+        ctx.save_for_backward(images, weight, mean.to(weight), variance.to(weight))
+        if count <= 1:
+            raise ValueError(f"batch norm needs more than one value a channel to learn, got {int(count)} on all ranks")
+        ctx.count, ctx.eps = count, eps
         output = functional.batch_norm(images, mean.to(weight), variance.to(weight), weight, bias, eps=eps)
         ctx.mark_non_differentiable(mean, variance, count)
         return output, mean, variance, count
@@ -62,14 +64,18 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         # With z = (x - mean) / std: dx = w / std (dy - mean(dy) - z mean(dy z)), the means being over all ranks.
-        images, weight, mean, inverse_std = ctx.saved_tensors
-        grad, centred = grad_output.to(weight.dtype), images.to(weight.dtype) - _per_channel(mean)
-        grad_bias, grad_weight = grad.sum(_OVER_IMAGES), (grad * centred).sum(_OVER_IMAGES) * inverse_std
+        images, weight, mean, variance = ctx.saved_tensors
+        grad, values = grad_output.to(weight.dtype), images.to(weight.dtype)
+        inverse_std = (variance + ctx.eps).rsqrt()
+        grad_bias, grad_weight = grad.sum(_OVER_IMAGES), _products(grad, values, mean) * inverse_std
         means = torch.stack((grad_bias, grad_weight)).double()
         dist.all_reduce(means)
         mean_grad, mean_product = (means / ctx.count).to(weight)
-        centred.mul_(_per_channel(inverse_std * mean_product)).add_(_per_channel(mean_grad))
-        grad_images = torch.sub(grad, centred).mul_(_per_channel(weight * inverse_std))
+        scale = weight * inverse_std
+        # In place from here on: memory for another batch of images takes as long to get as a sum over it.
+        grad_images = values - _per_channel(mean)
+        grad_images.mul_(_per_channel(-scale * mean_product * inverse_std))
+        grad_images.addcmul_(grad, _per_channel(scale)).sub_(_per_channel(scale * mean_grad))
         return grad_images.to(images.dtype), grad_weight, grad_bias, None
 
 
@@ -83,7 +89,8 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if count:
         mean = images.mean(_OVER_IMAGES)
         local[:channels] = mean
-        local[channels:-1] = (images - _per_channel(mean)).square_().sum(_OVER_IMAGES)
+        for image in images.split(1):  # one by one, so that what lies between stays in the processor's cache
+            local[channels:-1] += (image - _per_channel(mean)).square_().sum(_OVER_IMAGES)
         local[-1] = count
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, local)
@@ -92,6 +99,16 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = (means * counts).sum(0) / total
     variance = (squares + counts * (means - mean).square()).sum(0) / total
     return mean, variance, total
+
+
+def _products(grad: Tensor, values: Tensor, mean: Tensor) -> Tensor:
+    """The sum of gradient times (value - mean) for each channel, by the kernel of torch's own batch norm."""
+    ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)  # a variance of 0 and an eps of 1: divided by 1
+    if not len(values):
+        return zeros
+    backward, only_weight = torch.ops.aten.native_batch_norm_backward, (False, True, False)
+    _, products, _ = backward(grad, values, ones, mean, zeros, None, None, False, 1.0, only_weight)
+    return products
 
 
 def _per_channel(values: Tensor) -> Tensor:

@@ -99,8 +99,8 @@ def test_with_synchronised_batch_norm_ranks_follow_the_path_of_one(follow, run_c
         for name in ("weights", "buffers"):
             assert relative_error(ranks[0][name], exact[name]) < 1e-9
             assert all(torch.equal(rank[name], ranks[0][name]) for rank in ranks)
-        ranks = follow(config, world_size, "float32", "synchronised")
-        assert mean_error(ranks[0]["losses"], exact["losses"]) < 2 * rounding
+    ranks = follow(config, 3, "float32", "synchronised")
+    assert mean_error(ranks[0]["losses"], exact["losses"]) < 2 * rounding
 
 
 def mean_error(losses, exact):
