@@ -51,8 +51,10 @@ def make_model(
     return model
 
 
-def suit_anchors(config: TrainConfig, model: DetectionModel, data: Data, image_size: int, reporter: Reporter) -> None:
-    """Give the model anchors that suit the labels."""
+def suitable_anchors(
+    config: TrainConfig, model: DetectionModel, data: Data, image_size: int, reporter: Reporter
+) -> list[list[float]] | None:
+    """Anchors that suit the labels, per level in pixels, where those of the model do not."""
     threshold = config.hyperparameters.anchor_t
     anchors = (model.detect.anchors.cpu() * model.stride.cpu().view(-1, 1, 1)).numpy()
     sizes = label_sizes(data.train, image_size)
@@ -63,7 +65,8 @@ def suit_anchors(config: TrainConfig, model: DetectionModel, data: Data, image_s
         better = best_possible_recall(fitted, sizes, threshold)
         if better > recall or not model.anchors_given:
             reporter.say(f"anchors: fitted to the labels, best possible recall {better:.3f}")
-            model.set_anchors(anchors_per_level(fitted, len(anchors)))
+            return anchors_per_level(fitted, len(anchors))
+    return None
 
 
 def definition_to_go_on_with(config: TrainConfig, saved: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -106,7 +109,10 @@ def build_run(
     stride = int(model.stride.max())
     image_size = rounded_image_size(config.imgsz, stride)
     if config.autoanchor and definition is None:
-        suit_anchors(config, model, data, image_size, reporter)
+        # Fitted once: the last digits of a fit depend on the processor, which may differ between machines.
+        found = peers.from_main(lambda: suitable_anchors(config, model, data, image_size, reporter))
+        if found is not None:
+            model.set_anchors(found)
     freeze_layers(model, config.freeze)
     if image_size != config.imgsz:
         reporter.say(f"--imgsz {config.imgsz} is not a multiple of the model's stride; {image_size} is used")

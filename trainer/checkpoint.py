@@ -250,8 +250,9 @@ class CheckpointWriter:
         path = self.weights_dir / job.name
         try:
             write_checkpoint(path, job.content, self.weights_dir / PREVIOUS if job.keep_previous else None)
-        except OSError as error:
-            self.failures, self.last_error = self.failures + 1, error.strerror or str(error)
+        except Exception as error:  # also a lack of memory: a thread that ended would keep the next steps waiting
+            reason = error.strerror if isinstance(error, OSError) else None
+            self.failures, self.last_error = self.failures + 1, reason or str(error) or type(error).__name__
             if not is_retry:
                 _log.warning("could not write %s (%s); training goes on with the last good one", path, error)
             if job.name in (LAST, BEST):

@@ -18,7 +18,7 @@ from trainer.data.sampler import step_generator
 from trainer.evaluation.validator import ValidationStopped
 from trainer.optim import clip_gradients, set_rates
 from trainer.progress import duration
-from trainer.recovery import any_not_finite, roll_back, save_checkpoint, save_for_inference
+from trainer.recovery import TrainingDiverged, any_not_finite, roll_back, save_checkpoint, save_for_inference
 from trainer.run import Run
 from trainer.schedule import multi_scale_size
 from trainer.state import LOSS_NAMES
@@ -32,27 +32,28 @@ def fit(run: Run) -> bool:
     progress = run.state.progress
     if run.settings.save:
         save_checkpoint(run)  # a run that cannot write learns so now, and a rollback always has a place to go to
-    while progress.epoch < run.settings.epochs:
+    while progress.epoch < run.settings.epochs and not (progress.batch == 0 and out_of_patience(run)):
         if not (run_epoch(run) and finish_epoch(run)):
             _save_and_stop(run)
             return False
         progress = run.state.progress
-        if out_of_patience(run):
-            run.reporter.say(
-                f"stopping early: no better epoch than {progress.best_epoch + 1} for {run.settings.patience} epochs"
-            )
-            break
         if run.peers.sum(torch.tensor([float(run.control.stop_requested)])).item() > 0:
             _save_and_stop(run)
-            return progress.epoch >= run.settings.epochs
+            return progress.epoch >= run.settings.epochs or out_of_patience(run)
+    if progress.epoch < run.settings.epochs:
+        run.reporter.say(
+            f"stopping early: no better epoch than {progress.best_epoch + 1} for {run.settings.patience} epochs"
+        )
     return True
 
 
 def _save_and_stop(run: Run) -> None:
-    """Return when the state is on the disk."""
+    """Return when the state is on the disk, or an earlier one was. Raises TrainingDiverged where none can be."""
     run.heartbeat.beat("save")
-    save_checkpoint(run, wait=True)
+    is_good = save_checkpoint(run, wait=True)
     run.reporter.stop()
+    if not (is_good or run.settings.save):
+        raise TrainingDiverged("the training was stopped, and there was no finite state to save")
 
 
 def run_epoch(run: Run) -> bool:
@@ -118,7 +119,7 @@ def train_step(run: Run, batch: Batch, *, is_update: bool) -> Wishes:
         # Of an empty batch, torch's SyncBatchNorm sends statistics in the batch's type; the others send float32.
         with _autocast(run) if num_images else contextlib.nullcontext():
             predictions = run.model(images)
-        terms = run.loss(predictions, matches, counts.to(run.device))
+        terms = run.loss(predictions, matches, counts)
         # The wrapper averages gradients over ranks; the shares of the ranks are to be added.
         scale = run.peers.env.world_size if num_images else 0.0
         run.state.scaler.scale(terms.total * scale).backward()
@@ -140,7 +141,9 @@ def update_weights(run: Run) -> None:
         momentum=run.schedule.momentum_at(micro_step),
     )
     state.scaler.unscale_(state.optimizer)
-    clip_gradients(state.model, GRADIENT_LIMIT)
+    norm = clip_gradients(state.model, GRADIENT_LIMIT)
+    if not state.scaler.is_enabled():  # the scaler leaves such updates out by itself
+        run.finite.note(micro_step, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
@@ -155,7 +158,9 @@ def finish_epoch(run: Run) -> bool:
     """
     progress, settings = run.state.progress, run.settings
     speed, data_wait = run.speed.images_per_second, run.speed.data_wait_s / run.speed.elapsed_s
-    losses = run.peers.sum(run.state.loss_sums.clone()).cpu() / run.schedule.batches_per_epoch
+    first_step = progress.micro_step - run.schedule.batches_per_epoch
+    skipped = sum(step >= first_step for step in progress.skipped_steps)
+    losses = run.peers.sum(run.state.loss_sums.clone()).cpu() / max(run.schedule.batches_per_epoch - skipped, 1)
     row: dict[str, float] = {"epoch": progress.epoch}
     row.update((f"train/{name}", loss) for name, loss in zip(LOSS_NAMES, losses.tolist(), strict=True))
     is_final = progress.epoch + 1 == settings.epochs

@@ -113,6 +113,12 @@ def freeze_layers(model: DetectionModel, freeze: tuple[int, ...]) -> None:
                 "--freeze names a layer that the model lacks", seen=str(index), expected=f"0 to {len(model.model) - 1}"
             )
         model.model[index].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            "--freeze leaves nothing to train",
+            seen=f"all {len(model.model)} layers are frozen",
+            expected=f"at most {len(model.model) - 1}, so that the head learns",
+        )
 
 
 def pick_autocast(amp: str, device: torch.device) -> torch.dtype | None:

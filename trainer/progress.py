@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -37,8 +39,8 @@ class Reporter:
         """One line, on the screen and in the log of rank 0."""
         if not self.enabled:
             return
-        self._console.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
         self._log(text)
+        self._show(lambda: self._console.print(f"[{style}]{escape(text)}[/]" if style else escape(text)))
 
     def warn(self, text: str) -> None:
         """A line that stands out."""
@@ -57,7 +59,7 @@ class Reporter:
             transient=True,
         )
         self._task = self._bar.add_task(f"epoch {epoch + 1}/{epochs}", total=batches, completed=done, detail="")
-        self._bar.start()
+        self._show(self._bar.start)
 
     def due(self) -> bool:
         """Whether the live line is old enough for new numbers; asking costs nothing."""
@@ -65,15 +67,12 @@ class Reporter:
 
     def step(self, done: int, detail: str) -> None:
         """Put new numbers on the live line."""
-        if self._bar is not None and self._task is not None:
-            self._shown_at = time.monotonic()
-            self._bar.update(self._task, completed=done, detail=detail)
+        self._update(completed=done, detail=detail)
 
     def phase(self, text: str, done: int, total: int) -> None:
         """Show another activity, such as validation, on the live line."""
-        if self._bar is not None and self._task is not None and (self.due() or done == 0):
-            self._shown_at = time.monotonic()
-            self._bar.update(self._task, description=text, completed=done, total=total, detail="")
+        if self.due() or done == 0:
+            self._update(description=text, completed=done, total=total, detail="")
 
     def end_epoch(self, epochs: int, row: dict[str, float], *, is_best: bool) -> None:
         """Replace the live line by the epoch's row."""
@@ -90,9 +89,24 @@ class Reporter:
 
     def stop(self) -> None:
         """Take the live line away."""
-        if self._bar is not None:
-            self._bar.stop()
-        self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            self._show(bar.stop)
+
+    def _update(self, **values: Any) -> None:
+        bar, task = self._bar, self._task
+        if bar is not None and task is not None:
+            self._shown_at = time.monotonic()
+            self._show(lambda: bar.update(task, **values))
+
+    def _show(self, action: Callable[[], None]) -> None:
+        """Write to the screen; a full disk or a closed pipe behind it ends the showing, not the training."""
+        try:
+            action()
+        except (OSError, SystemExit):  # rich makes an exit of a closed pipe
+            self._live, self._bar = False, None
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._console.file.fileno())  # what is still buffered goes there too
 
     def _log(self, text: str) -> None:
         if self._log_path is None:

@@ -34,13 +34,15 @@ def find_checkpoint(weights_dir: Path, reporter: Reporter, is_main: bool) -> dic
 
 
 def any_not_finite(run: Run) -> bool:
-    """Whether any rank has seen a loss that was not finite, up to the latest step; all ranks ask together."""
+    """Whether on any rank a loss, a gradient or the state was not finite up to the latest step; all ask together."""
     run.finite.settle()
+    if run.finite.bad_step is None and not run.state.is_finite():
+        run.finite.bad_step = max(run.state.progress.micro_step - 1, 0)
     return run.peers.sum(torch.tensor([float(run.finite.bad_step is not None)])).item() > 0
 
 
-def save_checkpoint(run: Run, *, wait: bool = False) -> None:
-    """Copy the state of all ranks between two updates and hand it to the writer; only a finite state is kept."""
+def save_checkpoint(run: Run, *, wait: bool = False) -> bool:
+    """Copy the state of all ranks between two updates and hand it to the writer; False, on all, if it is not finite."""
     with _waited(run.control):
         sums = torch.stack(run.peers.gather(run.state.loss_sums.cpu()))
         is_good = not any_not_finite(run) and bool(torch.isfinite(sums).all())
@@ -50,6 +52,7 @@ def save_checkpoint(run: Run, *, wait: bool = False) -> None:
             if wait:
                 run.checkpoints.flush()
     run.control.checkpointed_at = time.monotonic()
+    return is_good
 
 
 def save_for_inference(run: Run, name: str) -> None:

@@ -27,6 +27,7 @@ def resume(run: Run, saved: dict[str, Any] | None) -> None:
             expected="the model that the run was started with, or a new run with --weights of the old one",
         ) from None
     progress = run.state.progress
+    _count_in_batches_of_now(run, saved)
     run.reporter.say(
         f"resumed at epoch {progress.epoch + 1}, batch {progress.batch} of {run.schedule.batches_per_epoch}, "
         f"step {progress.micro_step}"
@@ -37,6 +38,18 @@ def resume(run: Run, saved: dict[str, Any] | None) -> None:
         run.reporter.warn("another optimizer than the run had: it starts without the old one's averages")
     if env.is_main:
         run.results.write(progress.history)
+
+
+def _count_in_batches_of_now(run: Run, saved: dict[str, Any]) -> None:
+    """Where an epoch has another number of batches than it had, keep the place in it, on which the rates depend."""
+    images, now, progress = saved.get("train_images"), run.schedule.batches_per_epoch, run.state.progress
+    before = -(-images // saved["config"]["batch_size"]) if images else now
+    if before == now:
+        return
+    progress.batch = progress.batch * now // before
+    progress.micro_step = progress.epoch * now + progress.batch
+    progress.skipped_steps = []
+    run.state.loss_sums *= now / before
 
 
 def find_saved(weights_dir: Path, peers: Peers, reporter: Reporter) -> dict[str, Any] | None:

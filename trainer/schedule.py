@@ -135,9 +135,12 @@ class Schedule:
 
 
 def multi_scale_size(image_size: int, stride: int, fraction: float) -> int:
-    """An image side between half and one and a half of ``image_size``, a multiple of ``stride``; fraction in [0, 1)."""
+    """An image side between half and one and a half of ``image_size``, a multiple of ``stride``; fraction in [0, 1).
+
+    At least two strides, since batch norm cannot learn from a single cell.
+    """
     low, high = image_size * 0.5, image_size * 1.5 + stride
-    return int(low + fraction * (high - low)) // stride * stride
+    return max(int(low + fraction * (high - low)) // stride, 2) * stride
 
 
 def fitness(map50: float, map5095: float) -> float:

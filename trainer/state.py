@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from trainer.ema import ModelEma
 
+_OWN = ("weight_decay", "fused", "foreach")
 LOSS_NAMES = ("box_loss", "obj_loss", "cls_loss")
 """The entries of ``loss_sums``, in order."""
 
@@ -51,6 +52,12 @@ class TrainState:
     loss_sums: Tensor
     """This rank's share of the loss items summed over the epoch's batches: (3,) float64 on the device."""
 
+    def is_finite(self) -> bool:
+        """Whether no weight, average or running statistic is NaN or infinite."""
+        tensors = [*self.model.state_dict().values(), *self.ema.model.state_dict().values()]
+        norms = torch._foreach_norm([tensor for tensor in tensors if tensor.is_floating_point()])
+        return bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())
+
     def state_dict(self, loss_sums_by_rank: Tensor) -> dict[str, Any]:
         """References to everything a resume needs; ``loss_sums_by_rank`` is (world size, 3)."""
         return {
@@ -73,7 +80,11 @@ class TrainState:
         name = type(self.optimizer).__name__
         takes_optimizer = bool(state.get("optimizer_name", name) == name)
         if takes_optimizer:
+            # How much weights decay and which kernel is used is this run's affair, not the checkpoint's.
+            own = [{key: group[key] for key in _OWN if key in group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, values in zip(self.optimizer.param_groups, own, strict=True):
+                group.update(values)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         known = {field.name for field in fields(Progress)}

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,27 @@ class ResultsWriter:
             replace_text(self.run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         except OSError as error:
             _log.warning("could not write the results (%s); they are kept in the checkpoint", error)
-        if self._board is not None and history:
-            for name, value in history[-1].items():
-                self._board.add_scalar(name, value, int(history[-1]["epoch"]))
+        if history:
+            self._on_board(lambda board: _add_row(board, history[-1]))
 
     def close(self) -> None:
         """Flush TensorBoard's file."""
-        if self._board is not None:
-            self._board.close()
+        self._on_board(lambda board: board.close())
+
+    def _on_board(self, action: Callable[[Any], None]) -> None:
+        """Curves that cannot be written are a warning, and the last attempt."""
+        if self._board is None:
+            return
+        try:
+            action(self._board)
+        except Exception as error:
+            _log.warning("TensorBoard gets no more curves of this run (%s)", error)
+            self._board = None
+
+
+def _add_row(board: Any, row: dict[str, float]) -> None:
+    for name, value in row.items():
+        board.add_scalar(name, value, int(row["epoch"]))
 
 
 def _cell(value: float) -> str:
@@ -119,9 +133,13 @@ def _make_board(run_dir: Path) -> Any:
     """A TensorBoard writer where the extra is installed, else None."""
     try:
         from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(run_dir))
     except ImportError:
         return None
-    return SummaryWriter(str(run_dir))
+    except OSError as error:
+        _log.warning("TensorBoard gets no curves of this run (%s)", error)
+        return None
 
 
 class FiniteWatch:

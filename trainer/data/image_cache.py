@@ -30,7 +30,7 @@ from trainer.data.label_cache import LabelledImages
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _SPARE = 0.10
 """Share of the free room that a cache leaves to others."""
 _POLL_S = 0.05

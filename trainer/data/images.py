@@ -6,7 +6,6 @@ Torch-free. Everything here is a function of the file and the arguments alone.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -34,10 +33,13 @@ def decode_image(path: Path, mode: int = cv2.IMREAD_COLOR) -> np.ndarray:
     Grey becomes three equal channels, alpha is dropped, 16-bit values keep their high byte, floats are taken as 0 to
     1. Raises ImageReadError.
     """
-    image = cv2.imread(str(path), mode)
-    if image is None:
-        # OpenCV converts no 32-bit samples itself, but hands them over as they are.
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        image = cv2.imread(str(path), mode)
+        if image is None:
+            # OpenCV converts no 32-bit samples itself, but hands them over as they are.
+            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # more pixels than it takes, or a header that says so
+        raise ImageReadError(" ".join(str(error.err or error).split())) from None
     if image is None or image.size == 0:
         raise ImageReadError(_why_unreadable(path))
     return _as_bgr(image)
@@ -73,8 +75,9 @@ def load_resized(
 def resized_shape(shape_hw: Sequence[int], image_size: int) -> tuple[int, int]:
     """(height, width) after scaling the long side to ``image_size``; fractions round up."""
     height, width = int(shape_hw[0]), int(shape_hw[1])
-    ratio = image_size / max(height, width)
-    return min(math.ceil(height * ratio), image_size), min(math.ceil(width * ratio), image_size)
+    longest = max(height, width)
+    # In whole numbers: 87 * (640 / 116) is a little more than 480, which it should be.
+    return -(-height * image_size // longest), -(-width * image_size // longest)
 
 
 def _as_bgr(image: np.ndarray) -> np.ndarray:
