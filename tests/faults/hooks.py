@@ -42,6 +42,21 @@ def stop_in_validation(module: str, rank: int, epoch: int) -> None:
     starter.validation_beat = beat_and_stop
 
 
+def spoil_gradient(step: int) -> None:
+    """Make a gradient infinite at the first update that is due at a micro step or later, whatever the loss was."""
+    import trainer.loop as loop
+
+    update_weights, done = loop.update_weights, []
+
+    def spoilt(run: Any) -> None:
+        if run.state.progress.micro_step >= step and not done:
+            done.append(step)
+            next(run.state.model.parameters()).grad.fill_(float("inf"))
+        update_weights(run)
+
+    loop.update_weights = spoilt
+
+
 def record_samples(folder: str, die_after: int | None = None) -> None:
     """Write down what each global step learns from; kill -9 this rank after a step, if one is named."""
     import trainer.loop as loop

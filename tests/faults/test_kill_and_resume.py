@@ -9,11 +9,12 @@ import signal
 import time
 
 import pytest
+import torch
 import yaml
 
 from tests.faults.budget import SEED, WORKER_KILLS
 from tests.faults.comparison import differences, newest_step
-from tests.faults.hooks import find_classes_by_loss, record_samples, stop_in_validation
+from tests.faults.hooks import find_classes_by_loss, record_samples, spoil_gradient, stop_in_validation
 from trainer.checkpoint import newest_good
 
 
@@ -156,6 +157,32 @@ def test_a_run_goes_on_without_the_files_it_was_started_from(training, tiny_mode
     run.hooks = ()
     run.finish()
     assert differences(run.result(), reference.result()) == []
+
+
+@pytest.mark.parametrize("step", [5, pytest.param(20, marks=pytest.mark.slow)])  # 20 is the run's last
+def test_an_infinite_gradient_goes_back_and_reaches_no_file(training, step):
+    run = training("spoilt", 1, ((spoil_gradient, (step,)),))
+    run.finish()
+    assert "was not finite (NaN or infinite); its images: " in run.output()
+    for path in (run.run_dir / "weights").glob("*.pt"):
+        content = torch.load(path, weights_only=True)
+        states = [content["ema"]["model"], content.get("model", {})]
+        assert all(bool(torch.isfinite(tensor).all()) for state in states for tensor in state.values()), path
+    assert "nan" not in (run.run_dir / "results.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_stopped_early_is_finished_by_a_resume_and_not_trained_on(training):
+    options = {"patience": 1, "epochs": 6}
+    run = training("stopped", 1, ((stop_in_validation, ("trainer.finish", 0, 2)),), **options)
+    run.start()
+    assert run.wait(120)
+    assert run.ranks[0].exitcode == 75, run.output()
+    before = run.result()
+    run.hooks = ()
+    run.finish()
+    assert (run.run_dir / "summary.json").exists()
+    assert differences(run.result(), before) == []
 
 
 @pytest.mark.slow

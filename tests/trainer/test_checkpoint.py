@@ -245,3 +245,17 @@ def test_a_copy_does_not_change_with_the_original():
     original["progress"]["history"].append({})
     assert checksum(frozen) == before
     assert checksum(original) != before
+
+
+@pytest.mark.timeout(30)
+def test_a_writer_that_lacks_memory_keeps_nobody_waiting(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("trainer.checkpoint.write_checkpoint", fail)
+    writer = CheckpointWriter(tmp_path)
+    for _ in range(4):
+        writer.submit(LAST, {"value": 1})
+    writer.close()
+    assert writer.unwritten == [LAST]
+    assert writer.last_error == "MemoryError"

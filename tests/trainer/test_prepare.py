@@ -11,7 +11,9 @@ import torch
 from trainer import build
 from trainer.config import make_config, read_options
 from trainer.distributed import DistEnv, Peers
-from trainer.prepare import agree_on_autocast, shared_autocast
+from trainer.errors import ConfigError
+from trainer.model.graph import build_model, load_definition
+from trainer.prepare import agree_on_autocast, freeze_layers, shared_autocast
 from trainer.progress import Reporter
 from trainer.telemetry import Heartbeat
 
@@ -94,3 +96,10 @@ def test_machines_with_different_images_are_refused_on_every_rank(
 def test_machines_with_copies_of_the_same_images_go_on(run_ranks, small_bccd, other_machine, tmp_path):
     outputs = run_ranks([TWO_MACHINES, str(tmp_path), str(small_bccd), str(other_machine)], 2)
     assert all(output.endswith("22 and 10 images\n") for output in outputs), outputs
+
+
+def test_freezing_every_layer_is_refused():
+    model = build_model(load_definition("yolov5n"), num_classes=1)
+    with pytest.raises(ConfigError, match="nothing to train") as caught:
+        freeze_layers(model, (len(model.model),))
+    assert "24" in caught.value.expected

@@ -79,3 +79,7 @@ def test_multi_scale_sizes_are_multiples_between_half_and_one_and_a_half():
     assert min(sizes) == 320
     assert max(sizes) == 960
     assert all(size % 32 == 0 for size in sizes)
+
+
+def test_multi_scale_leaves_two_cells_to_a_side():
+    assert min(multi_scale_size(64, 32, fraction / 100) for fraction in range(100)) == 64

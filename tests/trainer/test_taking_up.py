@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from trainer.build import settle_recipe
+from trainer.checkpoint import read_checkpoint
 from trainer.config import make_config, read_config, write_config
 from trainer.ema import ModelEma
 from trainer.optim import make_optimizer
@@ -95,3 +96,22 @@ def test_another_optimizer_starts_without_the_state_of_the_old_one(before, after
     assert bool(new.optimizer.state) is takes
     new.model(torch.ones(1, 3)).sum().backward()
     new.optimizer.step()
+
+
+def test_how_much_weights_decay_is_not_taken_from_the_checkpoint():
+    old, new = state_with("AdamW"), state_with("AdamW")
+    new.optimizer.param_groups[1]["weight_decay"] = 0.05
+    new.load_state_dict(old.state_dict(torch.zeros(1, 3, dtype=torch.float64)), 0, 1)
+    assert [group["weight_decay"] for group in new.optimizer.param_groups] == [0.0, 0.05]
+
+
+def test_a_resume_with_another_batch_keeps_its_place_in_the_epoch(run_ranks, run_config, tmp_path):
+    run_dir = tmp_path / "run"
+    trainer = ["-m", "trainer", "--run-dir", str(run_dir)]
+    run_ranks([*trainer, str(run_config(epochs=2, batch_size=4, val=False))], 1)
+    (run_dir / "summary.json").unlink()
+    run_ranks([*trainer, str(run_config(epochs=4, batch_size=11, val=False))], 1)
+    progress = read_checkpoint(run_dir / "weights" / "last.pt")["progress"]
+    assert progress["micro_step"] == 8, "four epochs of two batches"
+    rates = [row["x/lr1"] for row in progress["history"]]
+    assert rates[2] > 2 * rates[3], "the rate falls to its end in the last epoch"

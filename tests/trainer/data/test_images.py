@@ -10,6 +10,7 @@ import pytest
 
 from trainer.data.image_header import read_header
 from trainer.data.images import ImageFiles, ImageReadError, _as_bgr, decode_image, load_resized, resized_shape
+from trainer.data.sampler import batch_canvas
 
 
 def picture(height: int = 40, width: int = 60) -> np.ndarray:
@@ -189,3 +190,23 @@ def test_an_image_that_changed_or_broke_after_the_scan_is_grey(tmp_path, caplog)
         assert loaded.pixels.shape == (40, 60, 3)
         assert (loaded.pixels == 114).all()
     assert caplog.text.count("size changed after the scan") == 1
+
+
+@pytest.mark.parametrize(("shape", "size"), [((87, 116), 640), ((600, 800), 896), ((147, 294), 320), ((273, 455), 320)])
+def test_a_batch_of_one_shape_fits_its_canvas(shape, size):
+    height, width = resized_shape(shape, size)
+    rows, columns = batch_canvas([shape[0] / shape[1]], size, 32, 0.0)
+    assert (height, width) == (shape[0] * size // shape[1], size)  # these divide
+    assert rows >= height
+    assert columns >= width
+
+
+def test_an_image_with_more_pixels_than_opencv_takes_is_named(tmp_path):
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(99)))]
+    framed = [
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in [*chunks, (b"IEND", b"")]
+    ]
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    with pytest.raises(ImageReadError, match="pixels"):
+        decode_image(tmp_path / "huge.png")
