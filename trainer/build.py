@@ -44,7 +44,11 @@ def make_model(
         takes_model_of_weights = bool(config.weights and not config.cfg)
         return definition_of(Path(config.weights)) if takes_model_of_weights else load_definition(config.model_name)
 
-    model = build_model(peers.from_main(read_definition), num_classes=len(names))
+    found = peers.from_main(read_definition)
+    anchors_per_cell = round(config.hyperparameters.anchors or 0)
+    if anchors_per_cell:  # a count alone, so that they are fitted to the labels
+        found = {**found, "anchors": anchors_per_cell}
+    model = build_model(found, num_classes=len(names))
     if config.weights:
         peers.from_main(lambda: reporter.say(load_weights_into(model, Path(config.weights), names).summary()))
         peers.broadcast_tensors(list(model.state_dict().values()))
