@@ -10,8 +10,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from plain_worker import beat, write_error
-
+from tests.yolo_launch.workers.plain_worker import beat, write_error
 from trainer.process_guard import guard_worker, loader_init
 
 RANK = int(os.environ.get("RANK", "0"))
