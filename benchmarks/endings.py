@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.yolo_launch.processes.conftest import LaunchedJob
+from tests.processes.conftest import LaunchedJob
 
 DEAF = ("--on-term", "ignore", "--stuck-loaders", "1")
 CRASH = ("--fail-rank", "1", "--fail-step", "30", "--fail-how", "SIGSEGV")

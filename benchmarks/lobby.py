@@ -16,7 +16,7 @@ from pathlib import Path
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT_DIR))
 
-from tests.yolo_launch.lobby.doors import OpenLobby, soon  # noqa: E402
+from tests.yolo_launch.rendezvous.connections import OpenLobby, soon  # noqa: E402
 from yolo_launch.spec import Outcome  # noqa: E402
 
 PROCESSES = 4
@@ -32,7 +32,7 @@ def measure(members: int) -> dict[str, float]:
             command = [
                 sys.executable,
                 "-m",
-                "tests.yolo_launch.lobby.crowd",
+                "tests.yolo_launch.rendezvous.many_nodes",
                 str(lobby.door.port),
                 str(first),
                 str(count),

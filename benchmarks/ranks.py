@@ -29,13 +29,13 @@ WORKER = """
 import sys
 from pathlib import Path
 import torch
-import trainer.build
+import trainer.training.build
 from torch import nn
-from trainer.config import read_config
-from trainer.worker import main
+from trainer.config.train import read_config
+from trainer.training.worker import main
 if sys.argv[3] == "frozen":
     nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
-nudge, freeze_layers = int(sys.argv[4]), trainer.build.freeze_layers
+nudge, freeze_layers = int(sys.argv[4]), trainer.training.build.freeze_layers
 def nudged(model, *others):
     freeze_layers(model, *others)
     generator = torch.Generator().manual_seed(nudge)
@@ -43,7 +43,7 @@ def nudged(model, *others):
         for weights in model.parameters():
             weights.mul_(1 + 1e-7 * torch.randn(weights.shape, generator=generator))
 if nudge:
-    trainer.build.freeze_layers = nudged
+    trainer.training.build.freeze_layers = nudged
 sys.exit(main(read_config(Path(sys.argv[1])), Path(sys.argv[2])))
 """
 

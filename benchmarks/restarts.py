@@ -26,8 +26,8 @@ def worker(run_dir: Path, failures: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from trainer.process_guard import guard_worker
-    from trainer.telemetry import Heartbeat
+    from trainer.runtime.heartbeat import Heartbeat
+    from trainer.runtime.process_guard import guard_worker
 
     guard_worker()
     rank = int(os.environ["RANK"])
@@ -63,10 +63,10 @@ def main() -> int:
 
     import torch
 
-    from yolo_launch.inventory import inspect_host
-    from yolo_launch.plan import make_plan
+    from yolo_launch.host.inventory import inspect_host
+    from yolo_launch.planning.plan import make_plan
     from yolo_launch.spec import LaunchRequest, WorkerCommand
-    from yolo_launch.supervise import launch
+    from yolo_launch.supervision.supervisor import launch
 
     request = LaunchRequest(gpus="cpu", nproc=2, global_batch_size=2, max_restarts=options.restarts)
     plan = make_plan(request, inspect_host())

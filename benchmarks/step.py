@@ -1,6 +1,6 @@
 """Where the time of a training step goes: medians in ms for a model on random images, and images/s.
 
-    python benchmarks/step.py [--cfg yolov5n] [--imgsz 320] [--batch 16] [--threads 2] [--amp off|bf16] [--steps 12]
+python benchmarks/step.py [--cfg yolov5n] [--imgsz 320] [--batch 16] [--threads 2] [--amp off|bf16] [--steps 12]
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections import defaultdict
 
 import torch
 
-from trainer.ema import ModelEma
 from trainer.loss.detection import DetectionLoss, scaled_gains
 from trainer.model.graph import build_model, load_definition
-from trainer.optim import clip_gradients, make_optimizer
-from trainer.worker import set_determinism
+from trainer.optim.ema import ModelEma
+from trainer.optim.optimizer import clip_gradients, make_optimizer
+from trainer.training.worker import set_determinism
 
 STAGES = ("to float", "forward", "match", "loss", "backward", "clip", "optimizer", "ema")
 

@@ -85,7 +85,7 @@ def launch(python: Path, folder: Path, how: str, *options: str, nproc: int = 2, 
     place.mkdir()
     script = place / "add_up.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    entry = "import sys; from yolo_launch.cli import run_program; sys.exit(run_program(sys.argv[1:]))"
+    entry = "import sys; from yolo_launch.cli.main import run_program; sys.exit(run_program(sys.argv[1:]))"
     command = [str(python), "-c", entry, "run", str(script), "--gpus", "cpu", "--nproc", str(nproc), *options]
     began_at = time.monotonic()
     with (place / "stdout").open("w") as stdout, (place / "stderr").open("w") as stderr:

@@ -24,7 +24,7 @@ from pathlib import Path
 import matplotlib
 import yaml
 
-from trainer.data.dataset_file import find_images, label_path_for, load_dataset_file
+from trainer.data.dataset import find_images, label_path_for, load_dataset_file
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 SPEED = re.compile(r"([\d.]+)ms pre-process, ([\d.]+)ms inference, ([\d.]+)ms NMS")
@@ -65,7 +65,7 @@ def run_ours(arguments: argparse.Namespace, image_size: int, environ: dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         words = ["--weights", arguments.weights, "--data", arguments.data, "--imgsz", str(image_size)]
         words += ["--batch", str(arguments.batch), "--run-dir", folder, "--workers", "0", "--noplots"]
-        command = [sys.executable, "-m", "trainer.val", *words]
+        command = [sys.executable, "-m", "trainer.inference.val", *words]
         path = os.pathsep.join(filter(None, (str(PROJECT_DIR), environ.get("PYTHONPATH", ""))))
         subprocess.run(command, check=True, env={**environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
         found = json.loads((Path(folder) / "summary.json").read_text())

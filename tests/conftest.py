@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-PROJECT_DIR = Path(__file__).resolve().parent.parent
+PROJECT_DIR = Path(__file__).resolve().parents[1]
 
 # A neighbour on a shared core slows spinning threads fourfold; sleeping ones wait their turn.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.config import make_config, read_options
+from trainer.config.train import make_config, read_options
 from trainer.errors import EXIT_USAGE, UserError
-from trainer.process_guard import PARENT_VARIABLE, guard_worker
+from trainer.runtime.process_guard import PARENT_VARIABLE, guard_worker
 
 FAILED = (1, EXIT_USAGE)
 
@@ -33,7 +33,7 @@ def run(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     # Only now, so that a mistake in the configuration is answered at once.
-    from trainer.worker import main
+    from trainer.training.worker import main
 
     return main(config, options.run_dir)
 

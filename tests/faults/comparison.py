@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint import newest_good
-from trainer.telemetry import TIME_COLUMNS
+from trainer.training.telemetry import TIME_COLUMNS
+from trainer.weights.checkpoint import newest_good
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -28,7 +28,8 @@ Hook = tuple[Callable[..., None], tuple[Any, ...]]
 @pytest.fixture(scope="session")
 def forkserver() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.worker", "torch._dynamo"])  # what the first optimizer step imports
+    # torch._dynamo: what the first optimizer step imports
+    context.set_forkserver_preload(["trainer.training.worker", "torch._dynamo"])
     return context
 
 
@@ -57,8 +58,8 @@ def run_worker(
     os.dup2(descriptor, 2)
     os.environ.update(environ)
     torch.set_num_threads(1)
-    from trainer.config import make_config
-    from trainer.worker import main
+    from trainer.config.train import make_config
+    from trainer.training.worker import main
 
     for hook, arguments in hooks:
         hook(*arguments)

@@ -44,7 +44,7 @@ def stop_in_validation(module: str, rank: int, epoch: int) -> None:
 
 def spoil_gradient(step: int) -> None:
     """Make a gradient infinite at the first update that is due at a micro step or later, whatever the loss was."""
-    import trainer.loop as loop
+    import trainer.training.loop as loop
 
     update_weights, done = loop.update_weights, []
 
@@ -59,7 +59,7 @@ def spoil_gradient(step: int) -> None:
 
 def record_samples(folder: str, die_after: int | None = None) -> None:
     """Write down what each global step learns from; kill -9 this rank after a step, if one is named."""
-    import trainer.loop as loop
+    import trainer.training.loop as loop
 
     rank, train_step = int(os.environ.get("RANK", "0")), loop.train_step
     path = Path(folder) / f"samples.{rank}.jsonl"

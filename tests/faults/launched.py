@@ -18,7 +18,7 @@ import psutil
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 MARK = "YOLO_FAULT_TEST_MARK"
-START = "from yolo_launch.cli import main; main()"
+START = "from yolo_launch.cli.main import main; main()"
 
 
 @dataclass

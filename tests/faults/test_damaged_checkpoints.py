@@ -9,7 +9,7 @@ import torch
 
 from tests.faults.comparison import differences
 from tests.faults.hooks import record_samples, set_value
-from trainer.checkpoint import LAST, PREVIOUS, newest_good
+from trainer.weights.checkpoint import LAST, PREVIOUS, newest_good
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_more_epochs_keep_the_optimizer_that_the_run_began_with(training):
         epochs=2,
         val=False,
         checkpoint_interval_s=60,
-        hooks=((set_value, ("trainer.schedule.SHORT_RUN_UPDATES", 10)),),
+        hooks=((set_value, ("trainer.optim.schedule.SHORT_RUN_UPDATES", 10)),),
     )
     run.finish()
     run.config["epochs"] = 8

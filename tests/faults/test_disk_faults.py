@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.faults.comparison import differences
-from trainer.checkpoint import LAST, PREVIOUS, newest_good, read_checkpoint
+from trainer.weights.checkpoint import LAST, PREVIOUS, newest_good, read_checkpoint
 
 pytestmark = [
     pytest.mark.slow,

@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 
 from trainer.data.images import ImageFiles, LoadedImage, resized_shape
-from trainer.data.label_cache import LabelledImages
+from trainer.data.scan.label_cache import LabelledImages
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.boxes import xyxy_from_cxcywh_numpy
-from trainer.data.augment import (
+from trainer.data.augment.basic import (
     AugmentationSettings,
     Sample,
     fit_letterbox,
@@ -19,14 +20,14 @@ from trainer.data.augment import (
     letterbox,
     mixup,
 )
+from trainer.data.augment.canvas import letterboxed
+from trainer.data.augment.mosaic import copy_paste, mosaic
+from trainer.data.augment.warp import random_warp
 from trainer.data.collate import Collate, ImageGeometry, LoadedSample
 from trainer.data.images import ImageFiles, ImageSource
-from trainer.data.label_cache import LabelledImages
-from trainer.data.mosaic import copy_paste, mosaic
 from trainer.data.sampler import NUM_PARTNERS, EpochBatches, SampleKey, ValidationBatches, sample_generator
-from trainer.data.scene import letterboxed
-from trainer.data.warp import random_warp
-from trainer.process_guard import loader_init
+from trainer.data.scan.label_cache import LabelledImages
+from trainer.runtime.process_guard import loader_init
 
 _PREFETCH = 4
 """Batches that each loader process works ahead."""
@@ -191,3 +192,11 @@ def _to_pixels(pixels: np.ndarray, boxes: np.ndarray | None, segments: list[np.n
     scaled[:, 1:] = xyxy_from_cxcywh_numpy(boxes[:, 1:]) * np.array((width, height, width, height), np.float32)
     size = np.array((width, height), np.float32)
     return Sample(pixels, scaled, [polygon * size for polygon in segments])
+
+
+def loader_workers(wanted: int | None, local_world_size: int) -> int:
+    """Loader processes of this rank: what was asked for, else a share of the cores beside the rank itself."""
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, cores // local_world_size - 1))

@@ -8,11 +8,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from trainer.data.collate import Batch
-from trainer.distributed import Peers
-from trainer.ema import ModelEma
 from trainer.evaluation.evaluator import Evaluator, Metrics
 from trainer.evaluation.metrics import RankPart
 from trainer.model.graph import DetectionModel, fuse_batch_norm
+from trainer.optim.ema import ModelEma
+from trainer.runtime.distributed import Peers
 
 
 class ValidationStopped(Exception):

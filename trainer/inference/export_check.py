@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trainer.boxes import pairwise_iou
-from trainer.data.augment import fit_letterbox, letterbox
-from trainer.data.demo import render_scene
+from trainer.data.augment.basic import fit_letterbox, letterbox
+from trainer.data.demo.dataset import render_scene
 from trainer.data.images import ImageReadError, decode_image
 from trainer.errors import DataError, UserError
 

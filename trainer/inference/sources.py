@@ -16,8 +16,8 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from trainer.data.augment import Letterbox, fit_letterbox, letterbox
-from trainer.data.dataset_file import IMAGE_SUFFIXES
+from trainer.data.augment.basic import Letterbox, fit_letterbox, letterbox
+from trainer.data.dataset import IMAGE_SUFFIXES
 from trainer.data.images import ImageReadError, decode_image
 from trainer.errors import DataError
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from trainer.data.dataset_file import DatasetFile, load_dataset_file
-from trainer.data.labels import LabelledImages
+from trainer.data.dataset import DatasetFile, load_dataset_file
+from trainer.data.scan.scan import LabelledImages
+from trainer.data.shared_scan import scan_together
 from trainer.errors import DataError
 from trainer.inference.detector import Detector
-from trainer.inference.entry import Session
-from trainer.prepare import scan_together
+from trainer.runtime.session import Session
 
 
 def load_split(session: Session, data: str, split: str, detector: Detector) -> tuple[DatasetFile, LabelledImages]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from trainer.boxes import xyxy_from_cxcywh_numpy
 from trainer.data.collate import Batch, Collate
-from trainer.data.label_cache import LabelledImages
 from trainer.data.loader import ValidationData
 from trainer.data.sampler import SampleKey
+from trainer.data.scan.label_cache import LabelledImages
 from trainer.evaluation import plot_boxes, plots
 from trainer.evaluation.metrics import Metrics
 

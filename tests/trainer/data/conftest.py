@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from trainer.data.dataset_file import load_dataset_file
-from trainer.data.labels import scan_split
+from trainer.data.dataset import load_dataset_file
+from trainer.data.scan.scan import scan_split
 
 # A busy machine is no failure of a property.
 settings.register_profile("no deadline", deadline=None)

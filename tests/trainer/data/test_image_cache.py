@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from trainer.data import image_cache
-from trainer.data.dataset_file import load_dataset_file
+from trainer.data.dataset import load_dataset_file
 from trainer.data.image_cache import open_image_cache
 from trainer.data.images import ImageFiles
-from trainer.data.labels import scan_split
+from trainer.data.scan.scan import scan_split
 
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 
@@ -136,8 +136,8 @@ SCRIPT = """
 import hashlib, sys, time
 from pathlib import Path
 from trainer.data import image_cache
-from trainer.data.dataset_file import load_dataset_file
-from trainer.data.labels import scan_split
+from trainer.data.dataset import load_dataset_file
+from trainer.data.scan.scan import scan_split
 image_cache._memory_folder = lambda: Path(sys.argv[2])
 dataset = load_dataset_file(sys.argv[1])
 images, _ = scan_split(dataset, "train", num_classes=3, cache_dir=Path(sys.argv[3]), writer=False)

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from trainer.data.image_header import read_header
 from trainer.data.images import ImageFiles, ImageReadError, _as_bgr, decode_image, load_resized, resized_shape
 from trainer.data.sampler import batch_canvas
+from trainer.data.scan.image_header import read_header
 
 
 def picture(height: int = 40, width: int = 60) -> np.ndarray:

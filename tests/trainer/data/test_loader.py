@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from trainer.boxes import xyxy_from_cxcywh
-from trainer.data.augment import AugmentationSettings
+from trainer.data.augment.basic import AugmentationSettings
 from trainer.data.collate import Batch, Collate, LoadedSample
 from trainer.data.image_cache import open_image_cache
-from trainer.data.labels import LabelledImages
 from trainer.data.loader import TrainingData, ValidationData, make_training_loader, make_validation_loader
 from trainer.data.sampler import EpochBatches, SampleKey, ValidationBatches
+from trainer.data.scan.scan import LabelledImages
 
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 SIZE, BATCH, SEED = 128, 8, 11
@@ -238,9 +238,9 @@ def test_validation_shows_each_image_once_and_maps_back(coco, workers, world_siz
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from trainer.data.augment import AugmentationSettings
-from trainer.data.dataset_file import load_dataset_file
-from trainer.data.labels import scan_split
+from trainer.data.augment.basic import AugmentationSettings
+from trainer.data.dataset import load_dataset_file
+from trainer.data.scan.scan import scan_split
 from trainer.data.loader import TrainingData, make_training_loader
 from trainer.data.sampler import EpochBatches
 dataset = load_dataset_file(sys.argv[1])

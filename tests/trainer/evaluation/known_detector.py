@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.collate import Batch, ImageGeometry
-from trainer.distributed import DistEnv, Peers, process_group
 from trainer.evaluation.evaluator import Evaluator, Metrics
 from trainer.loss import DetectionLoss, scaled_gains
+from trainer.runtime.distributed import DistEnv, Peers, process_group
 
 NUM_CLASSES = 4
 SIDE = 64

@@ -4,11 +4,11 @@ import os
 import sys
 from pathlib import Path
 
-import trainer.loop as loop
-from trainer.config import make_config, read_options
+import trainer.training.loop as loop
+from trainer.config.train import make_config, read_options
 from trainer.loss.detection import DetectionLoss, LossTerms
-from trainer.recovery import Run
-from trainer.worker import main
+from trainer.training.rollback import Run
+from trainer.training.worker import main
 
 config_path, run_dir, steps = sys.argv[1:4]
 bad_steps = {int(step) for step in steps.split(",")}

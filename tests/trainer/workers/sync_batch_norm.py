@@ -6,8 +6,8 @@ import sys
 import torch
 from torch import nn
 
-from trainer.distributed import DistEnv, process_group
-from trainer.sync_batch_norm import synchronise_batch_norm
+from trainer.runtime.distributed import DistEnv, process_group
+from trainer.runtime.sync_batch_norm import synchronise_batch_norm
 
 given_path, out, *shares = sys.argv[1:]
 env, device = DistEnv.from_environ(), torch.device("cpu")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-import trainer.loop as loop
-from trainer.build import build_run
-from trainer.config import make_config, read_options
-from trainer.distributed import DistEnv, process_group
-from trainer.progress import Reporter
-from trainer.telemetry import Heartbeat
+import trainer.training.loop as loop
+from trainer.config.train import make_config, read_options
+from trainer.runtime.distributed import DistEnv, process_group
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.reporter import Reporter
+from trainer.training.build import build_run
 
 config_path, run_dir, out, dtype, steps, batch_norm = sys.argv[1:7]
 env, device = DistEnv.from_environ(), torch.device("cpu")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from trainer.distributed import DistEnv, Peers, process_group
 from trainer.errors import DataError
-from trainer.prepare import load_data
-from trainer.progress import Reporter
-from trainer.telemetry import Heartbeat
+from trainer.runtime.distributed import DistEnv, Peers, process_group
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.reporter import Reporter
+from trainer.training.run_data import load_data
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 os.environ |= {"LOCAL_RANK": "0", "XDG_CACHE_HOME": str(folder / f"cache{rank}")}

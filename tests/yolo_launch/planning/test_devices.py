@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from yolo_launch.devices import choose_devices, describe_device, visible_devices
 from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.planning.devices import choose_devices, describe_device, visible_devices
 from yolo_launch.spec import LaunchRequest, TorchFacts
 
 GB = 1 << 30

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolo_launch.batch import largest_fitting_count, nearest_totals
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.plan import make_plan, plan_facts, rank_lines, torchrun_command
+from yolo_launch.planning.batch_split import largest_fitting_count, nearest_totals
+from yolo_launch.planning.plan import make_plan, plan_facts, rank_lines, torchrun_command
 from yolo_launch.spec import LaunchRequest, TorchFacts, WorkerCommand
 
 GB = 1 << 30

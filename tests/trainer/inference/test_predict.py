@@ -1,0 +1,212 @@
+"""``python -m trainer.inference.predict``: what is read, in which order, and what is written about it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from trainer.errors import ConfigError, DataError
+from trainer.inference import predict, results
+from trainer.inference.sources import Frame, batches_of_one_size, find_media, read_frames
+
+
+@pytest.fixture(scope="module")
+def pictures(shared_dir, tmp_path_factory):
+    """Four pictures of two shapes, a broken one, a text file and a film of 11 frames."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for image in sorted((shared_dir / "data" / "coco_permissive" / "images" / "val").iterdir())[:4]:
+        shutil.copy(image, folder)
+    (folder / "broken.jpg").write_bytes(b"junk")
+    (folder / "notes.md").write_text("no picture")
+    first = cv2.imread(str(folder / "000000000785.jpg"))
+    film = cv2.VideoWriter(str(folder / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (320, 240))
+    if not film.isOpened():
+        pytest.skip("this OpenCV writes no films")
+    for number in range(11):
+        film.write(cv2.resize(first[:, number * 10 :], (320, 240)))
+    film.release()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def official(shared_dir):
+    return shared_dir / "weights" / "yolov5n.pt"
+
+
+@pytest.fixture(autouse=True)
+def _own_output(monkeypatch):
+    """--json sets the variable for the rest of the process."""
+    monkeypatch.setenv("YOLO_TRAINER_OUTPUT", "")
+
+
+def start(official, run_dir, *arguments):
+    return predict.run(["--weights", str(official), "--run-dir", str(run_dir), "--imgsz", "320", *arguments])
+
+
+def rows_of(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_sources_are_files_folders_and_patterns(pictures):
+    everything = find_media([str(pictures)])
+    assert [path.name for path in everything] == sorted(p.name for p in pictures.iterdir() if p.suffix != ".md")
+    assert find_media([str(pictures / "*.jpg")]) == [path for path in everything if path.suffix == ".jpg"]
+    twice = find_media([str(pictures / "film.mp4"), str(pictures / "f*")])
+    assert [path.name for path in twice] == ["film.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("nowhere.jpg", "no such file"),
+        ("notes.md", "neither a picture nor a film"),
+        ("*.gif", "matches no pictures"),
+        ("0", "cameras"),
+        ("rtsp://host/stream", "cameras"),
+        ("empty", "holds no pictures"),
+    ],
+)
+def test_sources_that_name_nothing_are_refused(pictures, tmp_path, monkeypatch, source, what):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("notes.md").write_text("x")
+    with pytest.raises(DataError, match=what):
+        find_media([source])
+
+
+def test_frames_come_in_order_and_boxes_find_their_way_back(pictures):
+    failed = []
+    frames = list(
+        read_frames(
+            find_media([str(pictures)]), image_size=320, stride=32, on_unreadable=lambda path, why: failed.append(path)
+        )
+    )
+    assert [path.name for path in failed] == ["broken.jpg"]
+    assert [frame.number for frame in frames] == list(range(15))
+    assert [frame.index for frame in frames if frame.film] == list(range(11))
+    for frame in frames:
+        height, width = frame.canvas.shape[:2]
+        assert max(height, width) == 320
+        assert (height % 32, width % 32) == (0, 0)
+        left, top = frame.fit.left_top
+        inner = (left, top, left + frame.fit.resized_hw[1], top + frame.fit.resized_hw[0])
+        shape = frame.pixels.shape
+        assert frame.in_file(np.array([inner], float))[0].tolist() == pytest.approx([0, 0, shape[1], shape[0]])
+        assert frame.in_file(np.array([[-50, -50, 500, 500]], float))[0].tolist() == [0, 0, shape[1], shape[0]]
+
+
+def test_batches_hold_one_size_and_lose_nothing():
+    sizes = [(32, 64), (64, 32), (32, 64), (32, 32), (32, 64), (64, 32), (32, 64), (64, 64)] * 3
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    frames = [Frame(n, Path(), pixels, np.zeros((*size, 3), np.uint8), None) for n, size in enumerate(sizes)]
+    batches = list(batches_of_one_size(iter(frames), 3))
+    assert sorted(frame.number for batch in batches for frame in batch) == list(range(24))
+    for batch in batches:
+        assert len(batch) <= 3
+        assert len({frame.canvas.shape for frame in batch}) == 1
+    assert max(len(batch) for batch in batches) == 3
+    # A rare size does not wait for the end of a long row.
+    many = [frames[3]] + [frames[0]] * 40 + [frames[1]] * 40
+    first_sizes = [batch[0].canvas.shape[:2] for batch in batches_of_one_size(iter(many), 4)]
+    assert first_sizes.count((32, 32)) == 1
+
+
+def test_everything_is_written_and_agrees(official, pictures, tmp_path, capsys):
+    arguments = ("--save-txt", "--save-conf", "--save-crop", "--json", "--batch", "4", str(pictures))
+    assert start(official, tmp_path, *arguments) == 0
+    captured = capsys.readouterr()
+    rows = rows_of(captured.out)
+    assert "broken.jpg: not an image" in captured.err
+    assert [Path(row["file"]).name for row in rows] == [
+        *(f"000000000{number}.jpg" for number in (285, 785, 872, 885)),
+        *["film.mp4"] * 11,
+    ]
+    assert [row["frame"] for row in rows if "frame" in row] == list(range(1, 12))
+    bear = rows[0]["boxes"][0]
+    assert (bear["name"], bear["class"]) == ("bear", 21)
+    assert bear["confidence"] > 0.8
+    for row in rows:
+        name = Path(row["file"]).stem + (f"_{row['frame']}" if "frame" in row else "")
+        label_path = tmp_path / "labels" / f"{name}.txt"
+        assert label_path.exists() == bool(row["boxes"])
+        if not row["boxes"]:
+            continue
+        labels = np.loadtxt(label_path, ndmin=2)
+        boxes = np.array([box["xyxy"] for box in row["boxes"]])
+        size = np.array((row["width"], row["height"]) * 2)
+        centre, half = labels[:, 1:3], labels[:, 3:5] / 2
+        np.testing.assert_allclose(np.hstack((centre - half, centre + half)) * size, boxes, atol=0.02)
+        np.testing.assert_allclose(labels[:, 5], [box["confidence"] for box in row["boxes"]], atol=1e-5)
+        assert labels[:, 0].tolist() == [box["class"] for box in row["boxes"]]
+    crop = cv2.imread(str(tmp_path / "crops" / "bear" / "000000000285_1.jpg"))
+    x1, y1, x2, y2 = bear["xyxy"]
+    assert crop.shape[0] == pytest.approx(y2 - y1, abs=2)
+    assert crop.shape[1] == pytest.approx(x2 - x1, abs=2)
+    drawn, original = (cv2.imread(str(folder / "000000000285.jpg")) for folder in (tmp_path, pictures))
+    assert drawn.shape == original.shape
+    assert np.abs(drawn.astype(int) - original).max() > 50
+    film = cv2.VideoCapture(str(tmp_path / "film.mp4"))
+    assert film.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
+    frames = 0
+    while film.read()[0]:
+        frames += 1
+    assert frames == 11
+
+
+def test_batch_size_changes_no_result_and_classes_filter(official, pictures, tmp_path, capsys):
+    sources = [str(path) for path in sorted(pictures.glob("0*.jpg"))]
+    found = {}
+    for batch in ("1", "4"):
+        assert start(official, tmp_path, "--json", "--nosave", "--batch", batch, *sources) == 0
+        found[batch] = rows_of(capsys.readouterr().out)
+    assert len(found["1"]) == 4
+    for one, four in zip(found["1"], found["4"], strict=True):
+        assert [box["name"] for box in one["boxes"]] == [box["name"] for box in four["boxes"]]
+        for a, b in zip(one["boxes"], four["boxes"], strict=True):
+            assert a["xyxy"] == pytest.approx(b["xyxy"], abs=0.05)
+    assert not list(tmp_path.glob("*.jpg"))
+    assert start(official, tmp_path, "--json", "--nosave", "--classes", "bear,skis", *sources) == 0
+    names = {box["name"] for row in rows_of(capsys.readouterr().out) for box in row["boxes"]}
+    assert names == {"bear", "skis"}
+
+
+def test_mistakes_are_answered_in_one_message(official, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DISPLAY", "")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    picture = str(pictures / "000000000285.jpg")
+    for arguments, what in (
+        (("--show", picture), "--show cannot open a window"),
+        (("--classes", "unicorn", picture), "--classes names a class"),
+        ((str(pictures / "broken.jpg"),), "no file could be read"),
+    ):
+        assert start(official, tmp_path, *arguments) == 2
+        captured = capsys.readouterr()
+        assert what in captured.err
+        assert "Traceback" not in captured.err
+
+
+def test_files_of_one_name_do_not_overwrite_one_another(tmp_path):
+    writer = results.ResultWriter(tmp_path, ("../a/b", "dog"), results.Wanted(labels=True, crops=True))
+    pixels = np.full((40, 60, 3), 90, np.uint8)
+    found = np.array([[10, 10, 30, 30, 0.9, 0]], np.float32)
+    for path in (Path("a/x.jpg"), Path("b/x.jpg"), Path("b/x.png")):
+        writer.save(Frame(0, path, pixels, pixels, None), found)
+    writer.close()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["x.jpg", "x_2.jpg", "x_3.png"]
+    assert sorted(p.name for p in (tmp_path / "labels").iterdir()) == ["x.txt", "x_2.txt", "x_3.txt"]
+    crops = [p.relative_to(tmp_path / "crops") for p in (tmp_path / "crops").rglob("*.jpg")]
+    assert len(crops) == 3
+    assert {p.parent.name for p in crops} == {"_a_b"}
+    assert (tmp_path / "labels" / "x.txt").read_text() == "0 0.333333 0.500000 0.333333 0.500000\n"
+
+
+def test_a_failed_write_ends_the_run(tmp_path):
+    writer = results.ResultWriter(tmp_path / "gone", ("a",), results.Wanted())
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ConfigError, match="cannot be written"), predict.Keeper(writer) as keeper:
+        keeper.keep(Frame(0, Path("x.jpg"), pixels, pixels, None), np.zeros((0, 6), np.float32))

@@ -1,0 +1,157 @@
+"""``trainer.inference.val``: YOLOv5's figures on real images, the same for any number of ranks, and its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from trainer.data.scan.label_cache import LabelledImages
+from trainer.data.scan.label_file import read_label_file
+from trainer.inference import coco_results, val
+
+
+@pytest.fixture(scope="module")
+def official(shared_dir):
+    return shared_dir / "weights" / "yolov5n.pt"
+
+
+@pytest.fixture(scope="module")
+def coco_yaml(shared_dir):
+    return shared_dir / "data" / "coco_permissive" / "coco_permissive.yaml"
+
+
+@pytest.fixture(scope="module")
+def few_images(coco_yaml, tmp_path_factory):
+    """A data-set YAML with the first 7 validation images of coco_permissive."""
+    folder, source = tmp_path_factory.mktemp("few"), coco_yaml.parent
+    for kind in ("images", "labels"):
+        (folder / kind / "val").mkdir(parents=True)
+    for image in sorted((source / "images" / "val").iterdir())[:7]:
+        shutil.copy(image, folder / "images" / "val")
+        shutil.copy(source / "labels" / "val" / f"{image.stem}.txt", folder / "labels" / "val")
+    names = yaml.safe_load(coco_yaml.read_text())["names"]
+    path = folder / "few.yaml"
+    path.write_text(yaml.safe_dump({"path": ".", "train": "images/val", "val": "images/val", "names": names}))
+    return path
+
+
+def arguments(weights, data, run_dir, *more):
+    return ["--weights", str(weights), "--data", str(data), "--run-dir", str(run_dir), "--workers", "0", *more]
+
+
+def summary_of(run_dir, **dropped):
+    content = json.loads((run_dir / "summary.json").read_text())
+    return {key: value for key, value in content.items() if key not in ("run_dir", "speed_ms")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("image_size", "margin"), [(640, 0.003), (320, 0.01)])
+def test_official_weights_score_what_yolov5_computes(official, coco_yaml, golden_dir, tmp_path, image_size, margin):
+    more = ("--imgsz", str(image_size), "--batch", "8", "--noplots")
+    assert val.run(arguments(official, coco_yaml, tmp_path, *more)) == 0
+    content = json.loads((golden_dir / "results.json").read_text())
+    expected = next(part for name, part in content.items() if name.startswith("validate"))[str(image_size)]
+    found = summary_of(tmp_path)
+    assert (found["images"], found["boxes"]) == (52, 384)
+    assert found["map50"] == pytest.approx(expected["map50"], abs=margin)
+    assert found["map5095"] == pytest.approx(expected["map5095"], abs=margin)
+
+
+def test_two_ranks_find_exactly_what_one_does(official, few_images, tmp_path, run_ranks, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    more = ("--imgsz", "160", "--batch", "2", "--noplots")
+    for ranks in (1, 2):
+        coco_json = ("--coco-json", str(tmp_path / f"{ranks}.json"))
+        run_ranks(
+            ["-m", "trainer.inference.val", *arguments(official, few_images, tmp_path / str(ranks), *more, *coco_json)],
+            ranks,
+        )
+    one = summary_of(tmp_path / "1")
+    assert one["map50"] > 0.3
+    assert one == summary_of(tmp_path / "2")
+    assert (tmp_path / "1.json").read_text() == (tmp_path / "2.json").read_text()
+
+
+def test_summary_pictures_and_coco_results(official, few_images, tmp_path, capsys):
+    coco_json = tmp_path / "out" / "coco.json"
+    more = ("--imgsz", "160", "--batch", "4", "--coco-json", str(coco_json))
+    assert val.run(arguments(official, few_images, tmp_path, *more)) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    wanted = {"precision", "recall", "map50", "map5095", "images", "boxes", "per_class", "speed_ms"}
+    assert wanted <= set(summary)
+    assert set(summary["speed_ms"]) == {"load", "inference", "nms", "metrics"}
+    assert sum(row["boxes"] for row in summary["per_class"]) == summary["boxes"]
+    assert np.mean([row["map50"] for row in summary["per_class"]]) == pytest.approx(summary["map50"])
+    for name in ("PR_curve.png", "F1_curve.png", "confusion_matrix.png", "worst_images.jpg"):
+        assert (tmp_path / name).stat().st_size > 5000, name
+    said = capsys.readouterr().out
+    assert "mAP50-95" in said
+    assert "person" in said
+    assert "per image: load" in said
+
+    rows = json.loads(coco_json.read_text())
+    image_ids = {int(path.stem) for path in (few_images.parent / "images" / "val").iterdir()}
+    assert {row["image_id"] for row in rows} <= image_ids
+    best = max((row for row in rows if row["image_id"] == 285), key=lambda row: row["score"])
+    assert best["category_id"] == 23  # COCO's number for bear, class 21 of 80
+    label = read_label_file(few_images.parent / "labels" / "val" / "000000000285.txt").boxes[0]
+    x, y, width, height = best["bbox"]
+    assert (x + width / 2) / 586 == pytest.approx(label[1], abs=0.1)
+    assert height / 640 == pytest.approx(label[4], abs=0.2)
+    assert y >= 0
+
+
+def test_other_classes_are_refused(official, few_images, tmp_path, capsys):
+    content = yaml.safe_load(few_images.read_text()) | {"names": ["cat", "dog"]}
+    path = few_images.parent / "two.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert val.run(arguments(official, path, tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert "80 classes in the weights, 2 in the data set" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_half_needs_a_gpu(official, few_images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert val.run(arguments(official, few_images, tmp_path, "--half")) == 2
+    assert "--half needs a GPU" in capsys.readouterr().err
+
+
+def test_category_and_image_ids():
+    assert coco_results.category_ids(["cat", "dog"]) == [0, 1]
+    coco = ["x"] * 80
+    coco[0], coco[11], coco[79] = "person", "stop sign", "toothbrush"
+    ids = coco_results.category_ids(coco)
+    assert (len(set(ids)), ids[0], ids[11], ids[79]) == (80, 1, 13, 90)
+    from pathlib import Path
+
+    assert coco_results.image_id(Path("a/000000000139.jpg")) == 139
+    assert coco_results.image_id(Path("a/frame_7.jpg")) == "frame_7"
+
+
+def labelled(boxes):
+    shapes = np.full((len(boxes), 2), 100, np.int32)
+    rows = [np.array(image, np.float32).reshape(-1, 5) for image in boxes]
+    from pathlib import Path
+
+    return LabelledImages([Path(f"{n}.jpg") for n in range(len(boxes))], shapes, rows, [[] for _ in boxes], "")
+
+
+def test_cocos_own_numbers():
+    pytest.importorskip("faster_coco_eval")
+    images = labelled([[[0, 0.5, 0.5, 0.4, 0.4]], [[1, 0.3, 0.3, 0.2, 0.2]]])
+    perfect = {0: np.array([[30, 30, 70, 70, 0.9, 0]]), 1: np.array([[20, 20, 40, 40, 0.8, 1]])}
+    numbers = coco_results.coco_numbers(perfect, images, ["a", "b"])
+    assert numbers["map50"] == pytest.approx(1.0)
+    assert numbers["map5095"] == pytest.approx(1.0)
+    # A box of IoU 0.6 counts at 0.50, 0.55 and 0.60 of ten thresholds, for one of two classes.
+    shifted = perfect | {0: np.array([[30, 30, 70, 54.1, 0.9, 0]])}
+    numbers = coco_results.coco_numbers(shifted, images, ["a", "b"])
+    assert numbers["map50"] == pytest.approx(1.0)
+    assert numbers["map5095"] == pytest.approx((1 + 0.3) / 2)
+    assert coco_results.coco_numbers({0: np.zeros((0, 6)), 1: np.zeros((0, 6))}, images, ["a", "b"])["map50"] == 0

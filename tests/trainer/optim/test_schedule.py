@@ -1,0 +1,85 @@
+"""Rates and recipes as functions of the step, against the published schedule."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from trainer.optim.schedule import Schedule, make_recipe, multi_scale_size
+
+
+def make_schedule(**changes):
+    values = {
+        "epochs": 60,
+        "batches_per_epoch": 13,
+        "lr0": 0.01,
+        "lrf": 0.01,
+        "momentum": 0.937,
+        "warmup_momentum": 0.8,
+        "warmup_bias_lr": 0.1,
+        "warmup_steps": 100,
+        "accumulation": 4.0,
+        "cosine": False,
+        "decay_each_step": False,
+    }
+    return Schedule(**{**values, **changes})
+
+
+def test_warm_up_starts_and_ends_where_yolov5_does():
+    schedule = make_schedule()
+    assert schedule.learning_rate(0) == 0
+    assert schedule.bias_learning_rate(0) == pytest.approx(0.1)
+    assert schedule.momentum_at(0) == pytest.approx(0.8)
+    assert schedule.accumulation_at(0) == 1
+    assert schedule.learning_rate(101) == schedule.bias_learning_rate(101)
+    assert schedule.momentum_at(101) == pytest.approx(0.937)
+    assert schedule.accumulation_at(101) == 4
+    middle = schedule.learning_rate(50)
+    assert middle == pytest.approx(0.5 * 0.01 * schedule.decay(50))
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_decay_falls_from_one_to_lrf(cosine):
+    schedule = make_schedule(cosine=cosine)
+    values = [schedule.decay(step) for step in range(60 * 13 + 1)]
+    assert values[0] == 1
+    assert values[-1] == pytest.approx(0.01)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(values))
+    assert values[12] == 1, "each epoch has one rate"
+    assert make_schedule(decay_each_step=True).decay(12) < 1
+    assert values[30 * 13] == pytest.approx(0.505)
+
+
+def test_yolov5_recipe_has_its_fixed_constants():
+    recipe = make_recipe("yolov5", epochs=60, batches_per_epoch=13, global_batch_size=16, warmup_epochs=3.0)
+    assert (recipe.warmup_steps, recipe.nominal_batch_size) == (100, 64)
+    assert (recipe.ema_decay, recipe.ema_tau_updates) == (0.9999, 2000.0)
+    assert (recipe.closing_epochs, recipe.decay_each_step, recipe.optimizer) == (0, False, "SGD")
+    long = make_recipe("yolov5", epochs=300, batches_per_epoch=1000, global_batch_size=64, warmup_epochs=3.0)
+    assert long.warmup_steps == 3000
+
+
+def test_auto_recipe_fits_short_and_long_schedules():
+    short = make_recipe("auto", epochs=60, batches_per_epoch=13, global_batch_size=16, warmup_epochs=3.0)
+    assert short.warmup_steps <= 78, "warm-up takes at most a tenth of the run"
+    assert short.ema_tau_updates < 100
+    assert (short.optimizer, short.nominal_batch_size) == ("AdamW", 16)
+    long = make_recipe("auto", epochs=300, batches_per_epoch=1850, global_batch_size=64, warmup_epochs=3.0)
+    published = make_recipe("yolov5", epochs=300, batches_per_epoch=1850, global_batch_size=64, warmup_epochs=3.0)
+    assert long.warmup_steps == published.warmup_steps
+    assert long.ema_tau_updates == published.ema_tau_updates
+    assert long.ema_decay == published.ema_decay
+    assert (long.optimizer, long.lr_scale, long.nominal_batch_size) == ("SGD", 1.0, 64)
+    assert (long.gain_image_size, long.gain_classes) == (published.gain_image_size, published.gain_classes)
+
+
+def test_multi_scale_sizes_are_multiples_between_half_and_one_and_a_half():
+    sizes = [multi_scale_size(640, 32, fraction / 100) for fraction in range(100)]
+    assert min(sizes) == 320
+    assert max(sizes) == 960
+    assert all(size % 32 == 0 for size in sizes)
+
+
+def test_multi_scale_leaves_two_cells_to_a_side():
+    assert min(multi_scale_size(64, 32, fraction / 100) for fraction in range(100)) == 64

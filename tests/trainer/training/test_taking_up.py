@@ -1,0 +1,117 @@
+"""What a resume keeps, and what it says of a machine, a data set or options that are not as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.config.train import make_config, read_config, write_config
+from trainer.optim.ema import ModelEma
+from trainer.optim.optimizer import make_optimizer
+from trainer.optim.schedule import make_recipe
+from trainer.training.build import settle_recipe
+from trainer.training.resume import changes_since
+from trainer.training.state import Progress, TrainState
+from trainer.weights.checkpoint import read_checkpoint
+
+HEADER = {"versions": {"torch": "2.15.0"}, "threads": 1, "cpu": "AVX512", "train_images": 26}
+HEADER["config"] = {"sync_bn": False}
+SAVED = {**HEADER, "loss_sums_by_rank": torch.zeros(2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "world_size", "expected"),
+    [
+        ({"versions": {"torch": "2.16.0"}}, 2, ["torch 2.16.0 instead of 2.15.0"]),
+        ({"threads": 4}, 2, ["4 threads a rank instead of 1"]),
+        ({"cpu": "AVX2"}, 2, ["AVX2 instructions instead of AVX512"]),
+        ({}, 1, ["1 ranks instead of 2", "batch norm sees 1/1 of a batch, and saw 1/2 before"]),
+        ({"config": {"sync_bn": True}}, 1, ["1 ranks instead of 2"]),
+        ({"threads": 2, "cpu": "AVX2"}, 2, ["2 threads a rank instead of 1, AVX2 instructions instead of AVX512"]),
+        ({"train_images": 30}, 2, ["the training set has 30 images instead of 26"]),
+        ({}, 2, []),
+    ],
+)
+def test_what_differs_from_the_run_as_it_was_is_said(changed, world_size, expected):
+    found = changes_since(SAVED, {**HEADER, **changed}, world_size)
+    assert len(found) == len(expected)
+    for line, part in zip(found, expected, strict=True):
+        assert part in line
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_without_comparison():
+    assert changes_since({"loss_sums_by_rank": torch.zeros(1, 3)}, HEADER, 1) == []
+
+
+def test_a_configuration_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    write_config(make_config({"seed": 1}), path)
+
+    def half(values, file, **options):
+        file.write("seed: 2")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.config.train.yaml.safe_dump", half)
+    with pytest.raises(OSError, match="No space"):
+        write_config(make_config({"seed": 2}), path)
+    assert read_config(path).seed == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def saved_with(config):
+    recipe = make_recipe(
+        config.recipe, epochs=config.epochs, batches_per_epoch=50, global_batch_size=16, warmup_epochs=3.0
+    )
+    return {"config": config.model_dump(mode="json"), "recipe": dict(vars(recipe))}
+
+
+def test_the_recipe_of_a_run_stays_while_its_epochs_grow():
+    short, long = make_config({"epochs": 100}), make_config({"epochs": 2000})
+    assert settle_recipe(long, 50, None).optimizer == "SGD"
+    assert settle_recipe(long, 50, saved_with(short)) == settle_recipe(short, 50, None)
+    assert settle_recipe(short, 50, saved_with(short)).optimizer == "AdamW"
+
+
+@pytest.mark.parametrize("changed", [{"recipe": "yolov5"}, {"optimizer": "SGD"}, {"batch_size": 8}])
+def test_options_that_a_user_overrides_choose_it_anew(changed):
+    saved, config = saved_with(make_config({"epochs": 100})), make_config({"epochs": 100, **changed})
+    assert settle_recipe(config, 50, saved) == settle_recipe(config, 50, None)
+
+
+def state_with(optimizer):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    made = make_optimizer(model, optimizer, lr=0.1, momentum=0.9, weight_decay=0.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainState(model, ModelEma(model, 0.9, 10), made, scaler, Progress(), torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("before", "after", "takes"), [("AdamW", "AdamW", True), ("AdamW", "SGD", False)])
+def test_another_optimizer_starts_without_the_state_of_the_old_one(before, after, takes):
+    old, new = state_with(before), state_with(after)
+    old.model(torch.ones(1, 3)).sum().backward()
+    old.optimizer.step()
+    assert new.load_state_dict(old.state_dict(torch.zeros(1, 3, dtype=torch.float64)), 0, 1) is takes
+    assert torch.equal(new.model[0].weight, old.model[0].weight)
+    assert bool(new.optimizer.state) is takes
+    new.model(torch.ones(1, 3)).sum().backward()
+    new.optimizer.step()
+
+
+def test_how_much_weights_decay_is_not_taken_from_the_checkpoint():
+    old, new = state_with("AdamW"), state_with("AdamW")
+    new.optimizer.param_groups[1]["weight_decay"] = 0.05
+    new.load_state_dict(old.state_dict(torch.zeros(1, 3, dtype=torch.float64)), 0, 1)
+    assert [group["weight_decay"] for group in new.optimizer.param_groups] == [0.0, 0.05]
+
+
+def test_a_resume_with_another_batch_keeps_its_place_in_the_epoch(run_ranks, run_config, tmp_path):
+    run_dir = tmp_path / "run"
+    trainer = ["-m", "trainer", "--run-dir", str(run_dir)]
+    run_ranks([*trainer, str(run_config(epochs=2, batch_size=4, val=False))], 1)
+    (run_dir / "summary.json").unlink()
+    run_ranks([*trainer, str(run_config(epochs=4, batch_size=11, val=False))], 1)
+    progress = read_checkpoint(run_dir / "weights" / "last.pt")["progress"]
+    assert progress["micro_step"] == 8, "four epochs of two batches"
+    rates = [row["x/lr1"] for row in progress["history"]]
+    assert rates[2] > 2 * rates[3], "the rate falls to its end in the last epoch"

@@ -1,0 +1,193 @@
+"""Stacks as faulthandler writes them, and who of several ranks holds the others up."""
+
+from __future__ import annotations
+
+import faulthandler
+import inspect
+import json
+import os
+import threading
+
+import pytest
+
+from yolo_launch.diagnosis.hangs import StalledRank, culprit, describe_stall, stall_failure
+from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat, StallWatch, read_heartbeat
+from yolo_launch.diagnosis.stacks import collective_in, main_stack, own_frame
+from yolo_launch.workers.files import WorkerFiles
+
+WAITING = """Thread 0x00007f10 (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 327 in wait
+Current thread 0x00007f20 (most recent call first):
+  File "/env/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 3022 in all_reduce
+  File "/env/lib/python3.11/site-packages/torch/distributed/c10d_logger.py", line 84 in wrapper
+  File "/home/me/trainer/distributed.py", line 107 in sum
+  File "/home/me/trainer/loop.py", line 60 in run_epoch
+"""
+LOADING = """Current thread 0x00007f20 (most recent call first):
+  File "/usr/lib/python3.11/selectors.py", line 415 in select
+  File "/home/me/trainer/data/images.py", line 33 in decode
+"""
+
+
+def stalled(rank, text, *, phase="train", step=5, frozen="", idle_s=300.0):
+    return StalledRank(rank, idle_s, Heartbeat(rank, phase, 1, step, 0.0), tuple(main_stack(text)), frozen)
+
+
+def test_the_main_threads_stack_is_read_from_a_real_dump(tmp_path):
+    ready, over = threading.Event(), threading.Event()
+    other = threading.Thread(target=lambda: (ready.set(), over.wait()))
+    other.start()
+    ready.wait()
+    with (tmp_path / "stacks").open("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        frames = main_stack(file.read())
+    over.set()
+    other.join()
+    assert frames[0].function == "test_the_main_threads_stack_is_read_from_a_real_dump"
+    assert own_frame(frames).path == __file__
+
+
+def test_a_stack_ends_where_the_script_begins():
+    starting = (
+        '  File "/home/me/train.py", line 9 in <module>\n'
+        '  File "<frozen runpy>", line 88 in _run_code\n'
+        '  File "/env/yolo_launch/worker_shim.py", line 48 in main\n'
+        '  File "/usr/lib/python3.10/runpy.py", line 196 in _run_module_as_main\n'
+    )
+    assert main_stack(LOADING + starting)[-1].path == "/home/me/train.py"
+    assert len(main_stack(LOADING + starting)) == 3
+    assert len(main_stack(starting.split("\n", 1)[1])) == 1
+
+
+def test_a_process_group_gives_up_in_minutes():
+    from trainer.runtime.distributed import process_group
+
+    assert 60 <= inspect.signature(process_group).parameters["timeout_s"].default <= 1200
+
+
+def test_a_collective_is_recognised_below_its_wrappers():
+    assert collective_in(main_stack(WAITING)) == "all_reduce"
+    assert collective_in(main_stack(LOADING)) == ""
+    assert str(own_frame(main_stack(WAITING))) == "trainer/distributed.py:107 in sum"
+
+
+def test_the_rank_that_does_not_wait_is_named_with_what_the_others_wait_for():
+    ranks = [stalled(0, WAITING, step=5), stalled(1, LOADING, step=5), stalled(2, WAITING, step=4)]
+    assert culprit(ranks).rank == 1
+    lines = describe_stall(ranks).splitlines()
+    assert lines[0] == "rank 1 has been in 'train' (epoch 2, step 5) for 300 s, at data/images.py:33 in decode"
+    assert lines[1].startswith("rank 0 ")
+    assert "waiting for the other ranks in all_reduce" in lines[1]
+    assert len(lines) == 3
+
+
+def test_a_frozen_process_comes_first():
+    ranks = [stalled(0, LOADING), stalled(1, "", frozen="stopped (SIGSTOP or a debugger)")]
+    assert culprit(ranks).rank == 1
+    assert describe_stall(ranks).startswith("rank 1")
+    assert "the process is stopped" in describe_stall(ranks)
+
+
+def test_where_all_wait_the_one_furthest_behind_is_shown_and_said_to_wait():
+    ranks = [stalled(0, WAITING, step=9), stalled(1, WAITING, step=8)]
+    assert culprit(ranks).rank == 1
+    assert describe_stall(ranks).startswith("every rank waits in a collective")
+
+
+def test_the_failure_carries_every_stack_the_culprits_first(tmp_path):
+    failure = stall_failure([stalled(0, WAITING), stalled(1, LOADING)], WorkerFiles(tmp_path))
+    assert failure.rank == 1
+    assert failure.traceback.index("Stack of rank 1") < failure.traceback.index("Stack of rank 0")
+    assert "(none:" in stall_failure([stalled(0, "")], WorkerFiles(tmp_path)).traceback
+
+
+def test_a_wait_for_loaders_is_said_and_has_a_hint(tmp_path):
+    frame = '  File "/env/lib/python3.11/site-packages/torch/utils/data/dataloader.py", line 725 in __next__\n'
+    first = stalled(0, LOADING.replace("  File", frame + "  File", 1))
+    assert "waiting for its loader processes, at data/images.py:33" in first.describe()
+    assert "--workers 0" in stall_failure([first], WorkerFiles(tmp_path)).hint
+    assert "doctor" in stall_failure([stalled(0, WAITING)], WorkerFiles(tmp_path)).hint
+
+
+@pytest.fixture
+def files(tmp_path) -> WorkerFiles:
+    found = WorkerFiles(tmp_path)
+    found.begin_attempt(0, range(2))
+    return found
+
+
+def beat(files, rank, **content):
+    files.heartbeat(rank).write_text(json.dumps({"rank": rank, "phase": "train", "epoch": 0, "step": 1, **content}))
+
+
+def watch(files, required=True):
+    return StallWatch(files, 10.0, start_allowance_s=60.0, required=required)
+
+
+def test_one_rank_that_moves_is_enough(files):
+    watcher = watch(files)
+    beat(files, 0, step=1)
+    beat(files, 1, phase="val", time=1.0)
+    assert not watcher.look([0, 1], 0.0)
+    for second in range(1, 30):
+        beat(files, 1, phase="val", time=1.0 + second)  # validation counts as moving
+        assert not watcher.look([0, 1], float(second))
+    assert not watcher.look([0, 1], 38.9)
+    assert watcher.look([0, 1], 39.1)
+    assert watcher.idle_s(0, 39.1) == pytest.approx(39.1)
+
+
+def test_ranks_that_wait_for_another_machine_are_no_stall(files):
+    elsewhere_idle_s = 0.0
+    watcher = StallWatch(files, 10.0, start_allowance_s=60.0, required=True, elsewhere_idle_s=lambda: elsewhere_idle_s)
+    beat(files, 0, step=1)
+    assert not watcher.look([0], 0.0)
+    assert not watcher.look([0], 50.0)
+    elsewhere_idle_s = 9.0
+    assert not watcher.look([0], 59.0)
+    elsewhere_idle_s = 11.0
+    assert watcher.look([0], 61.0)
+
+
+def test_a_rank_that_has_ended_is_not_waited_for(files):
+    watcher = watch(files)
+    beat(files, 0)
+    beat(files, 1)
+    assert not watcher.look([0, 1], 0.0)
+    assert not watcher.look([], 100.0)
+
+
+def test_imports_may_take_a_minute(files):
+    watcher = watch(files)
+    assert not watcher.look([0, 1], 0.0)
+    assert not watcher.look([0, 1], 59.0)
+    assert watcher.look([0, 1], 61.0)
+
+
+def test_scripts_without_heartbeats_are_not_watched_until_they_write_one(files):
+    watcher = watch(files, required=False)
+    assert not watcher.look([0], 0.0)
+    assert not watcher.look([0], 9999.0)
+    beat(files, 0)
+    assert not watcher.look([0], 10000.0)
+    assert watcher.look([0], 10011.0)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"epoch": "x"}', '{"step": [1]}'])
+def test_a_foreign_heartbeat_file_is_none(files, text):
+    files.heartbeat(0).write_text(text)
+    assert read_heartbeat(files, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "epoch", "step", "finished"),
+    [("start", 0, 0, False), ("scan", 3, 9, False), ("train", 0, 0, False), ("train", 0, 1, True), ("val", 1, 0, True)],
+)
+def test_what_counts_as_a_finished_step(phase, epoch, step, finished):
+    assert Heartbeat(0, phase, epoch, step, 0.0).finished_a_step is finished
+
+
+def test_no_stall_timeout_means_no_stall(files):
+    assert not StallWatch(files, 0.0, start_allowance_s=1.0, required=True).look([0], 0.0)
+    assert os.path.isdir(files.folder)

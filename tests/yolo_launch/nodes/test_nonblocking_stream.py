@@ -1,0 +1,44 @@
+"""A terminal that takes nothing holds nobody up."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+
+from yolo_launch.nodes.nonblocking_stream import MOST_WAITING, QueuedStream
+
+
+class Held(io.StringIO):
+    """A terminal that is held with Ctrl-S until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.go_on.wait(20)
+        return super().write(text)
+
+
+def test_a_held_terminal_holds_nobody_up_and_gets_everything_later():
+    held = Held()
+    stream = QueuedStream(held)
+    began_at = time.monotonic()
+    for number in range(50):
+        stream.write(f"line {number}\n")
+    stream.drain(0.1)
+    assert time.monotonic() - began_at < 2
+    held.go_on.set()
+    stream.drain(10)
+    assert held.getvalue() == "".join(f"line {number}\n" for number in range(50))
+
+
+def test_what_nobody_reads_is_dropped_in_the_end():
+    held = Held()
+    stream = QueuedStream(held)
+    for number in range(MOST_WAITING + 100):
+        stream.write(f"{number}\n")
+    held.go_on.set()
+    stream.drain(10)
+    assert len(held.getvalue().splitlines()) in (MOST_WAITING, MOST_WAITING + 1)

@@ -1,0 +1,159 @@
+"""A lobby without sockets and with a clock of its own, and the machines that speak to it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from yolo_launch.errors import LaunchError
+from yolo_launch.rendezvous.admission import JobFacts, Terms
+from yolo_launch.rendezvous.coordinator import Control
+from yolo_launch.rendezvous.messages import Beat, Claim, Message, Ready, Report, Round
+from yolo_launch.spec import RankFailure
+
+DATA = "d" * 64
+VERSIONS = {"torch": "2.15.0", "cuda": "12.8", "nccl": "2.27.5", "code": "abc123"}
+OWN = {0.0: "cause", 1.0: "consequence"}
+
+
+def make_claim(rank: int, **more) -> Claim:
+    """A machine with two GPUs that agrees with the master in everything."""
+    facts = {
+        "session": f"session-{rank}",
+        "rank": rank,
+        "host": f"gpu-{'abcdefgh'[rank % 8]}",
+        "address": f"10.0.0.{rank + 1}",
+        "devices": ("A100", "A100"),
+        "nproc": 2,
+        "backend": "nccl",
+        **VERSIONS,
+    }
+    return Claim(**{**facts, **more})
+
+
+def even_batch(by_node: tuple[int, ...]) -> int:
+    """64 images, refused like the plan refuses them where they do not divide."""
+    shares = sum(by_node)
+    if 64 % shares:
+        below = 64 // shares * shares
+        raise LaunchError(
+            f"--batch 64 cannot be split evenly over {shares} GPUs. Use --batch {below} or {below + shares}."
+        )
+    return 64
+
+
+def job_facts(**more) -> JobFacts:
+    """A job whose master is gpu-a."""
+    facts = {
+        "own": make_claim(0),
+        "description": {"config": {"epochs": 3}},
+        "fingerprint": DATA,
+        "settle": even_batch,
+        "source_of_restart": lambda: "going on from the newest good checkpoint",
+    }
+    return JobFacts(**{**facts, **more})
+
+
+def failed(
+    number: int, rank: int, *, at_s: float = 5.0, own: bool = True, text: str = "ValueError: bad", **more
+) -> Report:
+    """A machine whose worker ended by an exception of its own, or because of another one."""
+    failure = RankFailure(rank, 0, 1, message=text, timestamp_s=at_s, epoch=1, step=4)
+    key = (0.0 if own else 1.0, 0.0, 0.0, at_s, float(rank))
+    facts = {"kind": "failed" if own else "ended", "finished_a_step": True, "ran_s": 60.0}
+    return Report(round=number, failure=failure, key=key, **{**facts, **more})
+
+
+class Stage:
+    """Control under a clock that moves only when told. Machines that sit give signs of life unless they are silent."""
+
+    def __init__(self, nodes: int = 2, min_nodes: int | None = None, *, job: JobFacts | None = None, **terms) -> None:
+        self.now = 100.0
+        self.control = Control(Terms(min_nodes or nodes, nodes, **terms), job or job_facts(), self.now)
+        self.heard: dict[int, list[Message]] = defaultdict(list)
+        """Connection -> what it was told."""
+        self.closed: set[int] = set()
+        self.said: list[str] = []
+        self.silent: set[int] = set()
+        self.connections: dict[int, int] = {}
+        self._numbered = 0
+
+    # ---- events
+
+    def claim(self, claim: Claim, ahead_s: float = 0.0) -> int:
+        """A machine asks for its rank over a new connection, whose number comes back."""
+        self._numbered += 1
+        claim = claim.model_copy(update={"clock": 1e9 + self.now + ahead_s})
+        self.control.on_claim(self._numbered, claim, self.now, 1e9 + self.now)
+        self._deliver()
+        return self._numbered
+
+    def join(self, rank: int, *, ready: bool = True, ahead_s: float = 0.0, **more) -> int:
+        """A machine takes its seat, and says that it is ready."""
+        number = self.connections[rank] = self.claim(make_claim(rank, **more), ahead_s)
+        if ready:
+            self.say(rank, Ready(fingerprint=DATA))
+        return number
+
+    def say(self, rank: int, message: Message) -> None:
+        """A machine says something."""
+        self.control.on_message(self.connections[rank], message, self.now)
+        self._deliver()
+
+    def lose(self, rank: int, reason: str = "its connection was closed") -> None:
+        """A machine's connection ends."""
+        self.control.on_gone(self.connections[rank], reason, self.now)
+        self._deliver()
+
+    def wait(self, seconds: float, step_s: float = 0.5) -> None:
+        """Time passes."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + step_s)
+            for rank, seat in list(self.control.table.seats.items()):
+                if rank not in self.silent:
+                    self.control.on_message(seat.connection, Beat(phase="train"), self.now)
+            self.control.tick(self.now)
+            self._deliver()
+
+    def sleep(self, seconds: float) -> None:
+        """The master's process is stopped: nothing happens at all."""
+        self.now += seconds
+
+    def _deliver(self) -> None:
+        table = self.control.table
+        for connection, message in table.outbox:
+            assert connection not in self.closed, f"{message} after the last word"
+            self.heard[connection].append(message)
+        self.closed.update(table.closing)
+        self.said += table.said
+        table.outbox, table.closing, table.said = [], [], []
+
+    # ---- what came of it
+
+    def told(self, rank: int, kind: type[Message]) -> list:
+        """What a machine was told over its newest connection, of one kind."""
+        return [message for message in self.heard[self.connections[rank]] if isinstance(message, kind)]
+
+    def last(self, rank: int, kind: type[Message]):
+        """The newest such message."""
+        return self.told(rank, kind)[-1]
+
+    @property
+    def phase(self) -> str:
+        return self.control.phase
+
+    @property
+    def outcome(self):
+        return self.control.outcome
+
+    def running(self, *ranks: int, **more) -> Stage:
+        """With these machines in the first round."""
+        for rank in ranks:
+            self.join(rank, **more)
+        if self.phase != "running":
+            self.wait(31)
+        assert self.phase == "running"
+        return self
+
+    def round(self, rank: int) -> Round:
+        return self.last(rank, Round)

@@ -1,0 +1,1 @@
+"""Changes images and boxes of training samples."""

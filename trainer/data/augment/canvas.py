@@ -1,0 +1,85 @@
+"""Images placed on a canvas that is not painted until it is known which part of it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.data.augment.basic import Sample, fit_letterbox, join_segments
+from trainer.data.augment.polygons import clip_polygon
+from trainer.data.images import FILL
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image and where its first pixel lies on the canvas, which may be outside."""
+
+    image: np.ndarray
+    left: int
+    top: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A grey canvas with images on it, none over another, and the objects of all of them."""
+
+    tiles: tuple[Tile, ...]
+    canvas_hw: tuple[int, int]
+    boxes: np.ndarray
+    """float32 (n, 5): class, then xyxy in pixels of the canvas."""
+    segments: list[np.ndarray]
+    """As in Sample."""
+
+    def paint(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """A window of the canvas, uint8 BGR; windows may reach beyond it. May share memory with a tile."""
+        if len(self.tiles) == 1:
+            tile = self.tiles[0]
+            height, width = tile.image.shape[:2]
+            x1, y1, x2, y2 = left - tile.left, top - tile.top, right - tile.left, bottom - tile.top
+            if x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height and self._holds(left, top, right, bottom):
+                return tile.image[y1:y2, x1:x2]
+        window = np.full((bottom - top, right - left, 3), FILL, np.uint8)
+        for tile in self.tiles:
+            height, width = tile.image.shape[:2]
+            x1, x2 = max(tile.left, left, 0), min(tile.left + width, right, self.canvas_hw[1])
+            y1, y2 = max(tile.top, top, 0), min(tile.top + height, bottom, self.canvas_hw[0])
+            if x1 < x2 and y1 < y2:
+                part = tile.image[y1 - tile.top : y2 - tile.top, x1 - tile.left : x2 - tile.left]
+                window[y1 - top : y2 - top, x1 - left : x2 - left] = part
+        return window
+
+    def paint_all(self) -> Sample:
+        """The whole canvas as a sample."""
+        return Sample(self.paint(0, 0, self.canvas_hw[1], self.canvas_hw[0]), self.boxes, self.segments)
+
+    def _holds(self, left: int, top: int, right: int, bottom: int) -> bool:
+        return left >= 0 and top >= 0 and right <= self.canvas_hw[1] and bottom <= self.canvas_hw[0]
+
+
+def place(samples: Sequence[Sample], left_tops: Sequence[tuple[int, int]], canvas_hw: tuple[int, int]) -> Scene:
+    """Samples at places of a canvas; objects are cut at its border."""
+    boxes, moved = [], []
+    limits = np.array((canvas_hw[1], canvas_hw[0]), np.float32)
+    for sample, left_top in zip(samples, left_tops, strict=True):
+        offset = np.array(left_top, np.float32)
+        rows = sample.boxes.copy()
+        rows[:, 1:] = np.clip(rows[:, 1:] + np.tile(offset, 2), 0, np.tile(limits, 2))
+        boxes.append(rows)
+        moved.append(
+            Sample(
+                sample.image,
+                rows,
+                [clip_polygon(polygon + offset, canvas_hw) if len(polygon) else polygon for polygon in sample.segments],
+            )
+        )
+    tiles = tuple(Tile(sample.image, *left_top) for sample, left_top in zip(samples, left_tops, strict=True))
+    return Scene(tiles, canvas_hw, np.concatenate(boxes), join_segments(moved))
+
+
+def letterboxed(sample: Sample, canvas_hw: tuple[int, int]) -> Scene:
+    """A sample in the middle of a canvas that it fits in."""
+    fit = fit_letterbox(sample.shape_hw, canvas_hw, scaleup=False)
+    assert fit.resized_hw == sample.shape_hw, "the image is larger than its canvas"
+    return place([sample], [fit.left_top], canvas_hw)

@@ -1,0 +1,1 @@
+"""Finds the images of a split and reads their labels."""

@@ -1,0 +1,1 @@
+"""Updates the weights: optimizer, learning-rate schedule and average of the weights."""

@@ -1,0 +1,1 @@
+"""Holds what every worker process has: ranks, lifetime, reports and small files."""

@@ -1,0 +1,215 @@
+"""This process among its peers: who it is, the process group, how a model is wrapped, and the few reductions used.
+
+The environment is read once, here. LOCAL_RANK alone selects a device. Small control values travel as CPU tensors
+over gloo, so that agreeing on them never waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.errors import RELAYED, ConfigError
+from trainer.runtime.sync_batch_norm import synchronise_batch_norm
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DistEnv:
+    """Rank and sizes as torchrun-style launchers give them; a lone process has none and is rank 0 of 1."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> DistEnv:
+        """Read RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE. Raises ConfigError when only some are set."""
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        present = [name for name in names if name in environ]
+        if not present:
+            return cls()
+        if len(present) < len(names):
+            raise ConfigError(
+                "the worker's environment is incomplete",
+                seen=", ".join(f"{name}={environ[name]}" for name in present),
+                expected="RANK, LOCAL_RANK and WORLD_SIZE together, as a launcher sets them, or none of them",
+            )
+        rank, local_rank, world_size = (int(environ[name]) for name in names)
+        return cls(rank, local_rank, world_size, int(environ.get("LOCAL_WORLD_SIZE", world_size)))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank owns the run directory."""
+        return self.rank == 0
+
+    @property
+    def is_local_main(self) -> bool:
+        """Whether this rank owns its machine's caches."""
+        return self.local_rank == 0
+
+    def device(self) -> torch.device:
+        """CUDA device LOCAL_RANK where CUDA is visible, else the CPU. Raises ConfigError for a rank without a GPU."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if self.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                "there are more workers than visible GPUs",
+                seen=f"local rank {self.local_rank}, {torch.cuda.device_count()} GPUs",
+                expected="one worker for each GPU",
+            )
+        return torch.device("cuda", self.local_rank)
+
+
+@contextmanager
+def process_group(env: DistEnv, device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
+    """Join the peers for the duration of the block; a lone process joins nobody.
+
+    The block ends with a barrier when it succeeds, and rank 0, which may host the store, leaves last. Where it fails,
+    a group with NCCL stays as it is: taking it apart may wait for peers that wait for this rank, and the failure must
+    be told first. The end of the process gives it up without waiting.
+    """
+    if env.world_size == 1:
+        yield
+        return
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield
+        dist.monitored_barrier(timeout=timedelta(seconds=timeout_s)) if backend == "gloo" else dist.barrier()
+    except BaseException:
+        if backend == "gloo":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+class Peers:
+    """The collectives that the trainer uses. With one rank each is the identity and costs nothing."""
+
+    def __init__(self, env: DistEnv) -> None:
+        self.env = env
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, on every rank, in place; CPU tensors travel over gloo."""
+        if self.env.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value in rank order, on every rank. Values are the trainer's own, never foreign data."""
+        if self.env.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.env.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value on every rank."""
+        if self.env.world_size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def from_main(self, action: Callable[[], T]) -> T:
+        """What ``action`` gives on rank 0, on every rank; where it fails there, the same exception everywhere."""
+        result: T | None = None
+        failure: Exception | None = None
+        if self.env.is_main:
+            try:
+                result = action()
+            except Exception as error:
+                failure = error
+        result, failure = self.broadcast((result, failure))
+        if failure is not None:
+            raise self._told_by(0, failure)
+        return result  # type: ignore[return-value]
+
+    def _told_by(self, rank: int, error: Exception) -> Exception:
+        """The failure of one rank as every rank raises it; elsewhere it is marked, so that the report names its own."""
+        if rank != self.env.rank:
+            setattr(error, RELAYED, True)
+        return error
+
+    def broadcast_tensors(self, tensors: list[Tensor]) -> None:
+        """Overwrite the tensors of every rank with those of rank 0."""
+        if self.env.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def barrier(self) -> None:
+        """Return when every rank has come here."""
+        self.sum(torch.zeros(1))
+
+    def main_first(self, action: Callable[[bool], T]) -> T:
+        """Run ``action(is_writer)`` on each machine's local rank 0, and once it has written, on the others.
+
+        A failure of the first ones reaches every rank as the same exception, so that nobody waits for who gave up.
+        """
+        result: T | None = None
+        failure: Exception | None = None
+        if self.env.is_local_main:
+            try:
+                result = action(True)
+            except Exception as error:
+                failure = error
+        for rank, told in enumerate(self.gather(failure)):
+            if told is not None:
+                raise self._told_by(rank, told)
+        return action(False) if not self.env.is_local_main else result  # type: ignore[return-value]
+
+
+def wrap_model(
+    model: nn.Module, env: DistEnv, device: torch.device, *, sync_bn: bool, data_parallel: bool
+) -> nn.Module:
+    """The model as the training step calls it: itself, in DataParallel, or in DistributedDataParallel."""
+    if data_parallel:
+        return nn.DataParallel(model) if device.type == "cuda" else model
+    if env.world_size == 1:
+        return model
+    if sync_bn:
+        model = synchronise_batch_norm(model, device)
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": True}
+    # Running statistics have one truth, rank 0's, which validation and checkpoints read: no broadcast at each step.
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters:
+        options["forward_sync_buffers"] = False
+    else:
+        # Older torch skips the first broadcast too with this option, so give every rank rank 0's state here.
+        options["broadcast_buffers"] = False
+        Peers(env).broadcast_tensors(list(model.buffers()))
+    if device.type == "cuda":
+        options["device_ids"] = [device.index]
+    return DistributedDataParallel(model, **options)
+
+
+def rehearse(model: nn.Module, images_bchw: Tensor) -> None:
+    """Take DistributedDataParallel through its first step, which lays out its buckets, without learning anything.
+
+    With a static graph that step must not be one that only accumulates, as the first after a resume may be. Rehearsed
+    at every start, a resumed run also reduces in the same order as one that never stopped.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.train()
+    sum(prediction.sum() for prediction in model(images_bchw)).mul(0).backward()
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)

@@ -1,0 +1,48 @@
+"""Begins and ends a worker process of val, predict and export: its rank, its reports, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.runtime.distributed import DistEnv, Peers, process_group
+from trainer.runtime.failure_report import report_failure
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.reporter import Reporter
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process of a job that uses a trained model."""
+
+    peers: Peers
+    device: torch.device
+    run_dir: Path
+    reporter: Reporter
+    heartbeat: Heartbeat
+
+
+def run_entry(work: Callable[[Session], None], run_dir: Path) -> int:
+    """Do ``work`` as one rank of the job that the environment describes; the exit code.
+
+    A failure is described in the file that the launcher named; without a launcher a mistake of the user's goes to
+    stderr. A defect shows its traceback either way.
+    """
+    env, reporter, heartbeat = DistEnv(), None, None
+    try:
+        env = DistEnv.from_environ()
+        logs = run_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        heartbeat = Heartbeat(logs / f"rank{env.rank}.heartbeat.json", env.rank)
+        heartbeat.beat("start")
+        reporter = Reporter(enabled=env.is_main, log_path=logs / "rank0.log")
+        device = env.device()
+        with process_group(env, device):
+            work(Session(Peers(env), device, run_dir, reporter, heartbeat))
+        heartbeat.beat("done")
+        return 0
+    except Exception as error:
+        return report_failure(error, env, reporter, heartbeat)

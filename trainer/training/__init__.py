@@ -1,0 +1,1 @@
+"""Trains one model, from its parts to its end."""

@@ -1,0 +1,199 @@
+"""The only place where configuration meets constructors: from a TrainConfig to a Run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import __version__
+from trainer.config.train import TrainConfig, rounded_image_size
+from trainer.model.anchors import anchors_per_level, best_possible_recall, fit_anchors
+from trainer.model.graph import DetectionModel, build_model, load_definition
+from trainer.optim.schedule import Recipe, make_recipe
+from trainer.runtime.distributed import DistEnv, Peers, rehearse, wrap_model
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.reporter import Reporter
+from trainer.training.components import (
+    freeze_layers,
+    image_source,
+    label_sizes,
+    make_feed,
+    make_loss,
+    make_schedule,
+    make_state,
+    make_validator,
+)
+from trainer.training.precision import agree_on_autocast
+from trainer.training.run import LoopSettings, Run
+from trainer.training.run_data import Data, load_data
+from trainer.training.telemetry import FiniteWatch, ResultsWriter
+from trainer.weights.checkpoint import CheckpointWriter
+from trainer.weights.load import definition_of, load_weights_into
+
+SUFFICIENT_RECALL = 0.98
+"""Anchors that can match this share of the labels are left as they are."""
+
+
+def make_model(
+    config: TrainConfig, names: Sequence[str], peers: Peers, reporter: Reporter, definition: dict[str, Any] | None
+) -> DetectionModel:
+    """The model with its starting weights, the same on every rank.
+
+    Rank 0 alone reads files, and sends what is in them: other machines need not have them. With the ``definition`` of
+    a run that goes on no file is read: its checkpoint has the weights.
+    """
+    torch.manual_seed(config.seed)
+    if definition is not None:
+        return build_model(definition, num_classes=len(names))
+
+    def read_definition() -> Any:
+        takes_model_of_weights = bool(config.weights and not config.cfg)
+        return definition_of(Path(config.weights)) if takes_model_of_weights else load_definition(config.model_name)
+
+    found = peers.from_main(read_definition)
+    anchors_per_cell = round(config.hyperparameters.anchors or 0)
+    if anchors_per_cell:  # a count alone, so that they are fitted to the labels
+        found = {**found, "anchors": anchors_per_cell}
+    model = build_model(found, num_classes=len(names))
+    if config.weights:
+        peers.from_main(lambda: reporter.say(load_weights_into(model, Path(config.weights), names).summary()))
+        peers.broadcast_tensors(list(model.state_dict().values()))
+    return model
+
+
+def suitable_anchors(
+    config: TrainConfig, model: DetectionModel, data: Data, image_size: int, reporter: Reporter
+) -> list[list[float]] | None:
+    """Anchors that suit the labels, per level in pixels, where those of the model do not."""
+    threshold = config.hyperparameters.anchor_t
+    anchors = (model.detect.anchors.cpu() * model.stride.cpu().view(-1, 1, 1)).numpy()
+    sizes = label_sizes(data.train, image_size)
+    recall = best_possible_recall(anchors, sizes, threshold)
+    reporter.say(f"anchors: best possible recall {recall:.3f}")
+    if recall < SUFFICIENT_RECALL or not model.anchors_given:
+        fitted = fit_anchors(sizes, anchors.size // 2, image_size, threshold, config.seed)
+        better = best_possible_recall(fitted, sizes, threshold)
+        if better > recall or not model.anchors_given:
+            reporter.say(f"anchors: fitted to the labels, best possible recall {better:.3f}")
+            return anchors_per_level(fitted, len(anchors))
+    return None
+
+
+def definition_to_go_on_with(config: TrainConfig, saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The model of the run that ``saved`` is a checkpoint of, with its anchors; None where another one is asked for."""
+    if saved is None or any(saved["config"][name] != getattr(config, name) for name in ("cfg", "weights")):
+        return None
+    return saved.get("definition")
+
+
+def settle_recipe(config: TrainConfig, batches_per_epoch: int, saved: dict[str, Any] | None) -> Recipe:
+    """The recipe of a run: chosen once, so that more --epochs on a resume do not change it under way."""
+    if saved is not None and "recipe" in saved:
+        before = saved["config"]
+        is_same = all(before[name] == getattr(config, name) for name in ("recipe", "optimizer", "batch_size"))
+        if is_same and before["hyperparameters"]["warmup_epochs"] == config.hyperparameters.warmup_epochs:
+            return Recipe(**saved["recipe"])
+    return make_recipe(
+        config.recipe,
+        epochs=config.epochs,
+        batches_per_epoch=batches_per_epoch,
+        global_batch_size=config.batch_size,
+        warmup_epochs=config.hyperparameters.warmup_epochs,
+    )
+
+
+def build_run(
+    config: TrainConfig,
+    env: DistEnv,
+    device: torch.device,
+    run_dir: Path,
+    reporter: Reporter,
+    heartbeat: Heartbeat,
+    saved: dict[str, Any] | None = None,
+) -> tuple[Run, Data]:
+    """Everything that one rank's training needs, at step 0; ``saved`` is the checkpoint that it will go on from."""
+    peers = Peers(env)
+    data = load_data(config.data, single_cls=config.single_cls, peers=peers, reporter=reporter, heartbeat=heartbeat)
+    definition = definition_to_go_on_with(config, saved)
+    model = make_model(config, data.names, peers, reporter, definition)
+    stride = int(model.stride.max())
+    image_size = rounded_image_size(config.imgsz, stride)
+    if config.autoanchor and definition is None:
+        # Fitted once: the last digits of a fit depend on the processor, which may differ between machines.
+        found = peers.from_main(lambda: suitable_anchors(config, model, data, image_size, reporter))
+        if found is not None:
+            model.set_anchors(found)
+    freeze_layers(model, config.freeze)
+    if image_size != config.imgsz:
+        reporter.say(f"--imgsz {config.imgsz} is not a multiple of the model's stride; {image_size} is used")
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches_per_epoch = -(-len(data.train) // config.batch_size)
+    recipe = settle_recipe(config, batches_per_epoch, saved)
+    schedule = make_schedule(config, recipe, batches_per_epoch)
+    autocast = agree_on_autocast(config.amp, device, peers, reporter)
+    loss = make_loss(config, model, image_size, recipe)
+    cached = partial(image_source, config, image_size=image_size, heartbeat=heartbeat)
+    feed = make_feed(config, data, cached(data.train, training=True), stride, image_size, recipe, peers, device)
+    validator = make_validator(config, data, cached(data.val, training=False), stride, loss, image_size, peers, device)
+    run = Run(
+        peers=peers,
+        device=device,
+        model=wrap_model(model, env, device, sync_bn=config.sync_bn, data_parallel=config.parallel == "dp"),
+        state=make_state(model, config, recipe, schedule, autocast is torch.float16),
+        loss=loss,
+        schedule=schedule,
+        feed=feed,
+        validator=validator,
+        reporter=reporter,
+        heartbeat=heartbeat,
+        results=ResultsWriter(run_dir, tensorboard=env.is_main),
+        checkpoints=CheckpointWriter(run_dir / "weights"),
+        checkpoint_header=describe_run(config, data, model, image_size, recipe),
+        settings=loop_settings(config, model, image_size, autocast),
+        finite=FiniteWatch(),
+    )
+    rehearse(run.model, torch.zeros((1, 3, 2 * stride, 2 * stride), device=device))
+    return run, data
+
+
+def loop_settings(
+    config: TrainConfig, model: DetectionModel, image_size: int, autocast: torch.dtype | None
+) -> LoopSettings:
+    """The loop's plain numbers and switches."""
+    return LoopSettings(
+        epochs=config.epochs,
+        seed=config.seed,
+        image_size=image_size,
+        strides=tuple(int(value) for value in model.stride),
+        multi_scale=config.multi_scale,
+        patience=config.patience,
+        validate_each_epoch=config.val,
+        save=config.save,
+        save_period=config.save_period,
+        checkpoint_interval_s=config.checkpoint_interval_s,
+        autocast_dtype=autocast,
+        sync_bn=config.sync_bn,
+    )
+
+
+def describe_run(
+    config: TrainConfig, data: Data, model: DetectionModel, image_size: int, recipe: Recipe
+) -> dict[str, Any]:
+    """What a weights file says of itself: plain values."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "definition": model.definition,
+        "names": list(data.names),
+        "image_size": image_size,
+        "stride": [int(value) for value in model.stride],
+        "versions": {"yolo_launch": __version__, "torch": str(torch.__version__)},
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "recipe": asdict(recipe),
+        "train_images": len(data.train),
+    }

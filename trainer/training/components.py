@@ -1,0 +1,218 @@
+"""The parts of a run, each from the configuration and what it stands on."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import torch
+
+from trainer.config.train import TrainConfig
+from trainer.data.augment.basic import AugmentationSettings
+from trainer.data.demo.dataset import default_cache_dir
+from trainer.data.epoch_loader import TrainingFeed
+from trainer.data.image_cache import open_image_cache
+from trainer.data.images import ImageSource
+from trainer.data.loader import (
+    TrainingData,
+    ValidationData,
+    loader_workers,
+    make_training_loader,
+    make_validation_loader,
+)
+from trainer.data.sampler import EpochBatches, ValidationBatches
+from trainer.data.scan.label_cache import LabelledImages
+from trainer.errors import ConfigError
+from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.validator import Validator
+from trainer.loss.detection import DetectionLoss, scaled_gains
+from trainer.model.graph import DetectionModel
+from trainer.optim.ema import ModelEma
+from trainer.optim.optimizer import make_optimizer
+from trainer.optim.schedule import Recipe, Schedule
+from trainer.runtime.distributed import Peers
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.training.run_data import Data
+from trainer.training.state import Progress, TrainState
+
+MAX_VALIDATION_BATCH = 32
+
+
+def make_state(
+    model: DetectionModel, config: TrainConfig, recipe: Recipe, schedule: Schedule, fp16: bool
+) -> TrainState:
+    """Optimizer, average, scaler and a progress of zero for a model that is on its device."""
+    hyp = config.hyperparameters
+    gathered = config.batch_size * max(1, round(schedule.accumulation))
+    optimizer = make_optimizer(
+        model,
+        recipe.optimizer if config.optimizer == "auto" else config.optimizer,
+        lr=schedule.lr0,
+        momentum=hyp.momentum,
+        # The published decay is meant for updates of 64 images.
+        weight_decay=hyp.weight_decay * gathered / 64,
+    )
+    device = next(model.parameters()).device
+    return TrainState(
+        model=model,
+        ema=ModelEma(model, recipe.ema_decay, recipe.ema_tau_updates),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=fp16),
+        progress=Progress(),
+        loss_sums=torch.zeros(3, dtype=torch.float64, device=device),
+    )
+
+
+def make_schedule(config: TrainConfig, recipe: Recipe, batches_per_epoch: int) -> Schedule:
+    """Rates from hyperparameters and recipe."""
+    hyp = config.hyperparameters
+    is_recipes_choice = config.optimizer == "auto"  # an optimizer chosen by name gets the rates as they are written
+    return Schedule(
+        epochs=config.epochs,
+        batches_per_epoch=batches_per_epoch,
+        lr0=hyp.lr0 * (recipe.lr_scale if is_recipes_choice else 1.0),
+        lrf=hyp.lrf,
+        momentum=hyp.momentum,
+        warmup_momentum=hyp.warmup_momentum,
+        warmup_bias_lr=hyp.warmup_bias_lr * (recipe.warmup_bias_scale if is_recipes_choice else 1.0),
+        warmup_steps=recipe.warmup_steps,
+        accumulation=max(recipe.nominal_batch_size / config.batch_size, 1.0),
+        cosine=config.cos_lr,
+        decay_each_step=recipe.decay_each_step,
+    )
+
+
+def make_loss(config: TrainConfig, model: DetectionModel, image_size: int, recipe: Recipe) -> DetectionLoss:
+    """The loss with the published gains scaled to the data and the model."""
+    hyp = config.hyperparameters
+    anchors = model.detect.anchors
+    gains = scaled_gains(
+        box=hyp.box,
+        obj=hyp.obj,
+        cls=hyp.cls,
+        num_classes=max(model.num_classes, recipe.gain_classes),
+        image_size=max(image_size, recipe.gain_image_size),
+        num_levels=len(anchors),
+        obj_pos_weight=hyp.obj_pw,
+        cls_pos_weight=hyp.cls_pw,
+        focal_gamma=hyp.fl_gamma,
+        label_smoothing=config.label_smoothing,
+        anchor_threshold=hyp.anchor_t,
+    )
+    return DetectionLoss(anchors, model.num_classes, gains)
+
+
+def augmentation_of(config: TrainConfig) -> AugmentationSettings:
+    """The augmentation part of the hyperparameters."""
+    names = [field.name for field in fields(AugmentationSettings)]
+    return AugmentationSettings(**{name: getattr(config.hyperparameters, name) for name in names})
+
+
+def image_source(
+    config: TrainConfig, images: LabelledImages, image_size: int, heartbeat: Heartbeat, *, training: bool
+) -> ImageSource | None:
+    """The machine's one decoded copy of a split where --cache asks for it."""
+    if not config.cache:
+        return None
+    return open_image_cache(
+        images,
+        image_size=image_size,
+        training=training,
+        kind=config.cache,
+        cache_dir=default_cache_dir(),
+        on_progress=lambda done, total: heartbeat.beat("scan", step=done),
+    )
+
+
+def make_feed(
+    config: TrainConfig,
+    data: Data,
+    source: ImageSource | None,
+    stride: int,
+    image_size: int,
+    recipe: Recipe,
+    peers: Peers,
+    device: torch.device,
+) -> TrainingFeed:
+    """The training batches of this rank."""
+    env = peers.env
+    shapes = data.train.shapes_hw
+    sampler = EpochBatches(
+        config.seed,
+        len(data.train),
+        config.batch_size,
+        env.rank,
+        env.world_size,
+        aspect_ratios=shapes[:, 0] / shapes[:, 1] if config.rect else None,
+        image_size=image_size,
+        stride=stride,
+    )
+    training = TrainingData(
+        data.train,
+        image_size=image_size,
+        settings=augmentation_of(config),
+        seed=config.seed,
+        mosaic_until_epoch=config.epochs - recipe.closing_epochs if recipe.closing_epochs else None,
+        source=source,
+    )
+    loader = make_training_loader(
+        training,
+        sampler,
+        num_workers=loader_workers(config.workers, env.local_world_size),
+        pin_memory=device.type == "cuda",
+    )
+    return TrainingFeed(data.train, sampler, loader, num_classes=len(data.names), draws_by_weight=config.image_weights)
+
+
+def make_validator(
+    config: TrainConfig,
+    data: Data,
+    source: ImageSource | None,
+    stride: int,
+    loss: DetectionLoss,
+    image_size: int,
+    peers: Peers,
+    device: torch.device,
+) -> Validator:
+    """The validation of this rank's share of the batches."""
+    batches = ValidationBatches(
+        data.val.shapes_hw,
+        min(config.batch_size, MAX_VALIDATION_BATCH),
+        image_size=image_size,
+        stride=stride,
+    )
+    loader = make_validation_loader(
+        ValidationData(data.val, image_size=image_size, source=source),
+        batches,
+        rank=peers.env.rank,
+        world_size=peers.env.world_size,
+        num_workers=loader_workers(config.workers, peers.env.local_world_size),
+        pin_memory=device.type == "cuda",
+    )
+    return Validator(Evaluator(num_classes=len(data.names), names=data.names, loss=loss), loader, peers, device)
+
+
+def label_sizes(images: LabelledImages, image_size: int) -> np.ndarray:
+    """Width and height of every label in pixels of an image whose long side is ``image_size``: (n, 2)."""
+    rows = [
+        boxes[:, 3:5] * (shape[::-1] * image_size / shape.max())
+        for boxes, shape in zip(images.boxes, images.shapes_hw.astype(np.float64), strict=True)
+    ]
+    return np.concatenate(rows) if rows else np.zeros((0, 2))
+
+
+def freeze_layers(model: DetectionModel, freeze: tuple[int, ...]) -> None:
+    """Stop the gradient of the first n layers (one number) or of just those named (several). Raises ConfigError."""
+    layers = range(freeze[0]) if len(freeze) == 1 else freeze
+    for index in layers:
+        if not 0 <= index < len(model.model):
+            raise ConfigError(
+                "--freeze names a layer that the model lacks", seen=str(index), expected=f"0 to {len(model.model) - 1}"
+            )
+        model.model[index].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            "--freeze leaves nothing to train",
+            seen=f"all {len(model.model)} layers are frozen",
+            expected=f"at most {len(model.model) - 1}, so that the head learns",
+        )

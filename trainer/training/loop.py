@@ -1,0 +1,279 @@
+"""The training loop: fit, an epoch, a step. What changes control flow is decided from values that all ranks reduced."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from trainer.data.collate import Batch
+from trainer.data.sampler import step_generator
+from trainer.evaluation.validator import ValidationStopped
+from trainer.optim.optimizer import clip_gradients, set_rates
+from trainer.optim.schedule import multi_scale_size
+from trainer.runtime.reporter import duration
+from trainer.training.rollback import TrainingDiverged, any_not_finite, roll_back, save_checkpoint, save_for_inference
+from trainer.training.run import Run
+from trainer.training.state import LOSS_NAMES
+from trainer.training.telemetry import Speedometer
+from trainer.weights.checkpoint import BEST
+
+GRADIENT_LIMIT = 10.0
+
+
+def fit(run: Run) -> bool:
+    """Train until the last epoch or until patience ends; False when a signal asked to stop and the state is saved."""
+    progress = run.state.progress
+    if run.settings.save:
+        save_checkpoint(run)  # a run that cannot write learns so now, and a rollback always has a place to go to
+    while progress.epoch < run.settings.epochs and not (progress.batch == 0 and out_of_patience(run)):
+        if not (run_epoch(run) and finish_epoch(run)):
+            _save_and_stop(run)
+            return False
+        progress = run.state.progress
+        if run.peers.sum(torch.tensor([float(run.control.stop_requested)])).item() > 0:
+            _save_and_stop(run)
+            return progress.epoch >= run.settings.epochs or out_of_patience(run)
+    if progress.epoch < run.settings.epochs:
+        run.reporter.say(
+            f"stopping early: no better epoch than {progress.best_epoch + 1} for {run.settings.patience} epochs"
+        )
+    return True
+
+
+def _save_and_stop(run: Run) -> None:
+    """Return when the state is on the disk, or an earlier one was. Raises TrainingDiverged where none can be."""
+    run.heartbeat.beat("save")
+    is_good = save_checkpoint(run, wait=True)
+    run.reporter.stop()
+    if not (is_good or run.settings.save):
+        raise TrainingDiverged("the training was stopped, and there was no finite state to save")
+
+
+def run_epoch(run: Run) -> bool:
+    """Learn from the rest of the current epoch; False when a signal asked to stop, right after an update."""
+    progress, settings = run.state.progress, run.settings
+    run.model.train()
+    run.speed.start()
+    batches = run.feed.epoch(progress.epoch, progress.batch, progress.class_map)
+    run.reporter.start_epoch(progress.epoch, settings.epochs, run.schedule.batches_per_epoch, progress.batch)
+    pending = 0  # micro steps since the last update; never carried over the end of an epoch or into a checkpoint
+    for batch in _timed(batches, run.speed):
+        if progress.micro_step in progress.skipped_steps:
+            progress.micro_step, progress.batch = progress.micro_step + 1, progress.batch + 1
+            continue
+        is_last = progress.batch + 1 == run.schedule.batches_per_epoch
+        is_update = is_last or pending + 1 >= run.schedule.accumulation_at(progress.micro_step)
+        wishes = train_step(run, batch, is_update=is_update)
+        if wishes.rollback:
+            roll_back(run)
+            return run_epoch(run)
+        pending = 0 if is_update else pending + 1
+        progress.batch += 1
+        progress.micro_step += 1
+        run.speed.add(run.feed.images_in(progress.batch - 1))
+        run.heartbeat.beat("train", progress.epoch, progress.micro_step)
+        if run.reporter.due():
+            _show_step(run)
+        if is_update and wishes.stop:
+            return False
+        if is_update and wishes.checkpoint:
+            save_checkpoint(run)
+    if any_not_finite(run):  # no later step of this epoch would notice
+        roll_back(run)
+        return run_epoch(run)
+    if pending:  # the batch that would have ended the epoch was left out, and what was gathered before it with it
+        run.state.optimizer.zero_grad(set_to_none=True)
+    return True
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the ranks want together, known to each at the same step."""
+
+    stop: bool
+    checkpoint: bool
+    rollback: bool
+
+
+def train_step(run: Run, batch: Batch, *, is_update: bool) -> Wishes:
+    """Forward, backward and, where it is due, an update; the counts and wishes of all ranks travel in one reduction."""
+    images = _prepare_images(run, batch)
+    height, width = images.shape[2:]
+    grids = [(height // stride, width // stride) for stride in run.settings.strides]
+    matches = run.loss.match(batch.targets, grids, run.device)
+    num_images = len(batch.images_bchw)
+    counts, wishes = _reduce_counts(run, run.loss.counts(matches, num_images))
+    if wishes.rollback:
+        return wishes
+    if num_images == 0 and not run.settings.sync_bn:
+        # A rank without images takes part in every collective, with weight zero. Its own batch norm needs an image.
+        images = images.new_zeros((1, *images.shape[1:]))
+    with _gradient_sync(run.model, enabled=is_update):
+        # Of an empty batch, torch's SyncBatchNorm sends statistics in the batch's type; the others send float32.
+        with _autocast(run) if num_images else contextlib.nullcontext():
+            predictions = run.model(images)
+        terms = run.loss(predictions, matches, counts)
+        # The wrapper averages gradients over ranks; the shares of the ranks are to be added.
+        scale = run.peers.env.world_size if num_images else 0.0
+        run.state.scaler.scale(terms.total * scale).backward()
+    if num_images:
+        run.state.loss_sums += terms.items.double()
+    run.finite.note(run.state.progress.micro_step, terms.items)
+    if is_update:
+        update_weights(run)
+    return wishes
+
+
+def update_weights(run: Run) -> None:
+    """Clip, step and average; rates are those of the current micro step."""
+    state, micro_step = run.state, run.state.progress.micro_step
+    set_rates(
+        state.optimizer,
+        lr=run.schedule.learning_rate(micro_step),
+        bias_lr=run.schedule.bias_learning_rate(micro_step),
+        momentum=run.schedule.momentum_at(micro_step),
+    )
+    state.scaler.unscale_(state.optimizer)
+    norm = clip_gradients(state.model, GRADIENT_LIMIT)
+    if not state.scaler.is_enabled():  # the scaler leaves such updates out by itself
+        run.finite.note(micro_step, norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.ema.update()
+    state.progress.updates += 1
+
+
+def finish_epoch(run: Run) -> bool:
+    """Validate, write the epoch's row, and checkpoint; False when a signal asked to stop before any of it was done.
+
+    What a checkpoint then holds goes on with the validation.
+    """
+    progress, settings = run.state.progress, run.settings
+    speed, data_wait = run.speed.images_per_second, run.speed.data_wait_s / run.speed.elapsed_s
+    first_step = progress.micro_step - run.schedule.batches_per_epoch
+    skipped = sum(step >= first_step for step in progress.skipped_steps)
+    losses = run.peers.sum(run.state.loss_sums.clone()).cpu() / max(run.schedule.batches_per_epoch - skipped, 1)
+    row: dict[str, float] = {"epoch": progress.epoch}
+    row.update((f"train/{name}", loss) for name, loss in zip(LOSS_NAMES, losses.tolist(), strict=True))
+    is_final = progress.epoch + 1 == settings.epochs
+    is_best = False
+    if settings.validate_each_epoch or is_final:
+        try:
+            metrics = run.validator.validate(run.state.ema, on_batch=validation_beat(run))
+        except ValidationStopped:
+            return False
+        row.update(metrics.row())
+        progress.class_map = metrics.class_map()
+        if metrics.fitness > progress.best_fitness:
+            progress.best_fitness, progress.best_epoch, is_best = metrics.fitness, progress.epoch, True
+    for index, group in enumerate(run.state.optimizer.param_groups):
+        row[f"x/lr{index}"] = float(group["lr"])
+    row.update({"seconds": run.speed.elapsed_s, "images_per_second": speed, "data_wait": data_wait})
+    row["checkpoint_wait"], run.control.checkpoint_wait_s = run.control.checkpoint_wait_s / run.speed.elapsed_s, 0.0
+    progress.history.append(row)
+    progress.epoch, progress.batch = progress.epoch + 1, 0
+    run.state.loss_sums.zero_()
+    _keep_epoch(run, row, is_best=is_best, is_final=is_final or out_of_patience(run))
+    return True
+
+
+def _keep_epoch(run: Run, row: dict[str, float], *, is_best: bool, is_final: bool) -> None:
+    progress, settings = run.state.progress, run.settings
+    if run.peers.env.is_main:
+        run.results.write(progress.history)
+        run.reporter.end_epoch(settings.epochs, row, is_best=is_best)
+        periodic = settings.save_period > 0 and progress.epoch % settings.save_period == 0
+        keeps_best = is_best if settings.save else is_final  # --nosave keeps the last epoch alone
+        names = [BEST] * keeps_best + [f"epoch{progress.epoch}.pt"] * periodic
+        for name in names:
+            save_for_inference(run, name)
+    if settings.save or is_final:
+        save_checkpoint(run)
+
+
+def validation_beat(run: Run) -> Callable[[int, int], bool]:
+    """Shows how far a validation is, and goes on until a signal asks to stop."""
+
+    def beat(done: int, total: int) -> bool:
+        run.heartbeat.beat("val", run.state.progress.epoch, run.state.progress.micro_step)
+        run.reporter.phase("validating", done, total)
+        return not run.control.stop_requested
+
+    return beat
+
+
+def out_of_patience(run: Run) -> bool:
+    """Whether the best epoch lies ``patience`` epochs back; equal on all ranks, as their metrics are."""
+    progress, patience = run.state.progress, run.settings.patience
+    if patience == 0 or progress.best_epoch < 0 or not run.settings.validate_each_epoch:
+        return False
+    return progress.epoch - 1 - progress.best_epoch >= patience
+
+
+def _reduce_counts(run: Run, counts: Tensor) -> tuple[Tensor, Wishes]:
+    control = run.control
+    is_main = run.peers.env.is_main
+    elapsed_s = time.monotonic() - control.checkpointed_at
+    due = is_main and run.settings.save and elapsed_s > run.settings.checkpoint_interval_s
+    mine = torch.tensor([control.stop_requested, due, run.finite.bad_step is not None], dtype=torch.float64)
+    total = run.peers.sum(torch.cat((counts.double().cpu(), mine)))
+    stop, checkpoint, rollback = (value > 0 for value in total[-3:].tolist())
+    return total[:-3], Wishes(stop, checkpoint, rollback)
+
+
+def _prepare_images(run: Run, batch: Batch) -> Tensor:
+    """uint8 to float32 in 0..1 on the device, resized where the scale varies."""
+    progress, settings = run.state.progress, run.settings
+    images = batch.images_bchw.to(run.device, non_blocking=True, memory_format=torch.channels_last)
+    images = torch.mul(images, 1 / 255)
+    if settings.multi_scale:
+        fraction = step_generator(settings.seed, progress.epoch, progress.batch).random()
+        stride = settings.strides[-1]
+        factor = multi_scale_size(settings.image_size, stride, fraction) / max(images.shape[2:])
+        sides = [max(1, round(side * factor / stride)) * stride for side in images.shape[2:]]
+        if len(images):
+            images = functional.interpolate(images, size=sides, mode="bilinear", align_corners=False)
+        else:
+            images = images.new_zeros((0, 3, *sides))
+    return images
+
+
+def _gradient_sync(model: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[None]:
+    no_sync = getattr(model, "no_sync", None)
+    return contextlib.nullcontext() if enabled or no_sync is None else no_sync()
+
+
+def _autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
+    dtype = run.settings.autocast_dtype
+    return torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _timed(batches: Iterator[Batch], speed: Speedometer) -> Iterator[Batch]:
+    """The batches, with the time that the step waited for them added up."""
+    while True:
+        started_at = time.monotonic()
+        batch = next(batches, None)
+        speed.data_wait_s += time.monotonic() - started_at
+        if batch is None:
+            return
+        yield batch
+
+
+def _show_step(run: Run) -> None:
+    progress = run.state.progress
+    means = (run.state.loss_sums * run.peers.env.world_size / max(progress.batch, 1)).tolist()
+    speed = run.speed.images_per_second
+    left = (run.schedule.batches_per_epoch * run.settings.epochs - progress.micro_step) * run.feed.global_batch_size
+    text = "  ".join(f"{name} {value:.4f}" for name, value in zip(("box", "obj", "cls"), means, strict=True))
+    text += f"  lr {run.schedule.learning_rate(progress.micro_step):.5f}  {speed:.1f} img/s"
+    if run.device.type == "cuda":
+        text += f"  {torch.cuda.max_memory_reserved(run.device) / 2**30:.1f} GiB"
+    run.reporter.step(progress.batch, text + (f"  {duration(left / speed)} left" if speed else ""))

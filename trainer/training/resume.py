@@ -1,0 +1,89 @@
+"""Taking up a run where its newest good checkpoint left it, and saying what is not as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError
+from trainer.runtime.distributed import Peers
+from trainer.runtime.reporter import Reporter
+from trainer.training.rollback import find_checkpoint
+from trainer.training.run import Run
+from trainer.weights.checkpoint import remove_leftovers
+
+
+def resume(run: Run, saved: dict[str, Any] | None) -> None:
+    """Restore what ``saved`` holds, on every rank; None is a fresh start. Raises ConfigError for another model."""
+    if saved is None:
+        return
+    env = run.peers.env
+    try:
+        takes_optimizer = run.state.load_state_dict(saved, env.rank, env.world_size)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            "the run's checkpoint does not fit this configuration",
+            seen=str(error).strip().splitlines()[0],
+            expected="the model that the run was started with, or a new run with --weights of the old one",
+        ) from None
+    progress = run.state.progress
+    _count_in_batches_of_now(run, saved)
+    run.reporter.say(
+        f"resumed at epoch {progress.epoch + 1}, batch {progress.batch} of {run.schedule.batches_per_epoch}, "
+        f"step {progress.micro_step}"
+    )
+    for line in changes_since(saved, run.checkpoint_header, env.world_size):
+        run.reporter.warn(line)
+    if not takes_optimizer:
+        run.reporter.warn("another optimizer than the run had: it starts without the old one's averages")
+    if env.is_main:
+        run.results.write(progress.history)
+
+
+def _count_in_batches_of_now(run: Run, saved: dict[str, Any]) -> None:
+    """Where an epoch has another number of batches than it had, keep the place in it, on which the rates depend."""
+    images, now, progress = saved.get("train_images"), run.schedule.batches_per_epoch, run.state.progress
+    before = -(-images // saved["config"]["batch_size"]) if images else now
+    if before == now:
+        return
+    progress.batch = progress.batch * now // before
+    progress.micro_step = progress.epoch * now + progress.batch
+    progress.skipped_steps = []
+    run.state.loss_sums *= now / before
+
+
+def find_saved(weights_dir: Path, peers: Peers, reporter: Reporter) -> dict[str, Any] | None:
+    """The checkpoint to go on from, read by rank 0 for all; what killed writers left beside it is removed."""
+    if peers.env.is_main:
+        remove_leftovers(weights_dir)
+    return peers.broadcast(find_checkpoint(weights_dir, reporter, peers.env.is_main))
+
+
+def changes_since(saved: dict[str, Any], now: dict[str, Any], world_size: int) -> list[str]:
+    """What makes a resumed run differ from one left alone: its last digits, its batch norm, its data set."""
+    ranks_before = len(saved["loss_sums_by_rank"])
+    then = [_facts(saved, ranks_before), _facts(now, world_size)]
+    digits = [
+        f"{what.format(after)} instead of {before}"
+        for (what, before), after in zip(then[0].items(), then[1].values(), strict=True)
+        if before is not None and before != after
+    ]
+    lines = []
+    if digits:
+        lines.append(f"resumed with {', '.join(digits)}: the same samples, but not the last digits of a run left alone")
+    if world_size != ranks_before and not now["config"]["sync_bn"]:
+        shares = f"1/{world_size} of a batch, and saw 1/{ranks_before} before"
+        lines.append(f"without --sync-bn a rank's batch norm sees {shares}")
+    images = (saved.get("train_images"), now.get("train_images"))
+    if images[0] is not None and images[0] != images[1]:
+        lines.append(f"the training set has {images[1]} images instead of {images[0]}: samples come in another order")
+    return lines
+
+
+def _facts(header: dict[str, Any], world_size: int) -> dict[str, Any]:
+    return {
+        "torch {}": header.get("versions", {}).get("torch"),
+        "{} threads a rank": header.get("threads"),
+        "{} ranks": world_size,
+        "{} instructions": header.get("cpu"),
+    }

@@ -1,0 +1,76 @@
+"""Everything that a fit works with, gathered once by build.py."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.data.epoch_loader import TrainingFeed
+from trainer.evaluation.validator import Validator
+from trainer.loss.detection import DetectionLoss
+from trainer.optim.schedule import Schedule
+from trainer.runtime.distributed import Peers
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.reporter import Reporter
+from trainer.training.state import TrainState
+from trainer.training.telemetry import FiniteWatch, ResultsWriter, Speedometer
+from trainer.weights.checkpoint import CheckpointWriter
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Plain numbers and switches of the loop."""
+
+    epochs: int
+    seed: int
+    image_size: int
+    strides: tuple[int, ...]
+    """Pixels to a cell of each level."""
+    multi_scale: bool = False
+    patience: int = 100
+    validate_each_epoch: bool = True
+    save: bool = True
+    save_period: int = -1
+    checkpoint_interval_s: float = 60.0
+    autocast_dtype: torch.dtype | None = None
+    sync_bn: bool = False
+    """Batch norm takes the statistics of all ranks, so that a rank may come with an empty batch."""
+
+
+@dataclass
+class Control:
+    """What this rank wants of all, and where its own time went."""
+
+    stop_requested: bool = False
+    checkpointed_at: float = field(default_factory=time.monotonic)
+    checkpoint_wait_s: float = 0.0
+    """Time that steps waited for checkpoints, since the last row of results."""
+
+
+@dataclass
+class Run:
+    """The parts of one rank's training run."""
+
+    peers: Peers
+    device: torch.device
+    model: nn.Module
+    """The model as it is called in training: bare or wrapped."""
+    state: TrainState
+    loss: DetectionLoss
+    schedule: Schedule
+    feed: TrainingFeed
+    validator: Validator
+    reporter: Reporter
+    heartbeat: Heartbeat
+    results: ResultsWriter
+    checkpoints: CheckpointWriter
+    checkpoint_header: dict[str, Any]
+    """What every weights file says of itself: configuration, model, versions."""
+    settings: LoopSettings
+    finite: FiniteWatch
+    speed: Speedometer = field(default_factory=Speedometer)
+    control: Control = field(default_factory=Control)

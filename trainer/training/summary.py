@@ -1,0 +1,190 @@
+"""What a run draws when it starts, and what it says, writes and draws when it ends."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.boxes import xyxy_from_cxcywh_numpy
+from trainer.data.collate import Batch
+from trainer.errors import DiskError, WeightsError
+from trainer.evaluation import plot_boxes, plots
+from trainer.evaluation.evaluator import Metrics
+from trainer.runtime.files import replace_text
+from trainer.training.loop import validation_beat
+from trainer.training.run import Run
+from trainer.training.run_data import Data
+from trainer.weights.checkpoint import BEST, read_checkpoint
+
+SUMMARY_FILE = "summary.json"
+PICTURED_IMAGES = 16
+SLOW_DATA_SHARE = 0.3
+
+_log = logging.getLogger(__name__)
+
+
+def draw_start(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
+    """Label statistics and the first training samples with their boxes; a fresh run's rank 0 alone draws."""
+    if not pictures or not run.peers.env.is_main or run.state.progress.micro_step > 0:
+        return
+    rows = np.concatenate(data.train.boxes) if len(data.train) else np.zeros((0, 5), np.float32)
+    _draw(lambda: plots.save_label_statistics(run_dir / "labels.png", rows, data.names))
+    batch = run.feed.preview(PICTURED_IMAGES)
+    _draw(
+        lambda: plot_boxes.save_image_mosaic(
+            run_dir / "train_samples.jpg",
+            batch.images_bchw.numpy(),
+            _boxes_of(batch),
+            data.names,
+            [data.train.paths[index].name for index in batch.indices.tolist()],
+            title="The first training samples as the model sees them",
+        )
+    )
+
+
+def keep_weights(run: Run, *, finished: bool) -> None:
+    """Return when every weights file is on the disk. Raises DiskError on all ranks where one cannot be written."""
+    run.checkpoints.close()
+    unwritten, why = run.peers.broadcast((run.checkpoints.unwritten, run.checkpoints.last_error))
+    if unwritten:
+        ended = "came to its end" if finished else "was stopped"
+        raise _lost(ended, f"{' and '.join(unwritten)} could not be written", f"{run.checkpoints.weights_dir}: {why}")
+
+
+def _lost(ended: str, what: str, seen: str) -> DiskError:
+    expected = "a disk with space; then resume the run, which goes on from its last good checkpoint"
+    return DiskError(f"the training {ended}, but {what}", seen=seen, expected=expected)
+
+
+def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
+    """Validate the best weights once more on all ranks; rank 0 prints the table, draws, and writes the summary.
+
+    Raises ValidationStopped on all ranks when a signal asked to stop; a resume then finishes the run.
+    """
+    metrics = run.validator.validate_model(best_model(run), validation_beat(run))
+    if not run.peers.env.is_main:
+        return
+    print_table(run, metrics)
+    advise(run)
+    if pictures:
+        draw_results(run, data, metrics, run_dir)
+    summary = summarise(run, metrics, run_dir)
+    try:
+        replace_text(run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    except OSError as error:
+        raise _lost("came to its end", "its summary could not be written", f"{run_dir}: {error.strerror}") from None
+
+
+def best_model(run: Run) -> Any:
+    """The averaged model of the best epoch, from rank 0's file, or as it stands where no file can be read."""
+    model = copy.deepcopy(run.state.ema.model)
+    state: dict[str, Any] = {}
+    if run.peers.env.is_main:
+        try:
+            content = read_checkpoint(run.checkpoints.weights_dir / BEST)
+            state, epoch = content["ema"]["model"], run.state.progress.best_epoch
+            if run.settings.save and content["epoch"] != epoch:
+                run.reporter.warn(f"{BEST} is that of epoch {content['epoch'] + 1}; the one of {epoch + 1} was lost")
+        except WeightsError as error:
+            run.reporter.warn(f"the best weights cannot be read ({error.what}); the last ones are measured instead")
+            state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(run.peers.broadcast(state))
+    return model
+
+
+def print_table(run: Run, metrics: Metrics) -> None:
+    """Precision, recall and mAP over all classes and of each."""
+    say = run.reporter.say
+    say(f"best epoch: {run.state.progress.best_epoch + 1}")
+    width = max([len(row.name) for row in metrics.per_class] + [14])
+    say(f"{'class':>{width}} {'images':>7} {'labels':>7} {'P':>7} {'R':>7} {'mAP50':>7} {'mAP50-95':>9}", "bold")
+    head = (metrics.precision, metrics.recall, metrics.map50, metrics.map5095)
+    say(f"{'all':>{width}} {metrics.images:>7} {metrics.boxes:>7} " + _metric_cells(head))
+    if len(metrics.per_class) > 1:
+        for row in metrics.per_class:
+            numbers = (row.precision, row.recall, row.ap50, row.ap5095)
+            say(f"{row.name:>{width}} {row.images:>7} {row.labels:>7} " + _metric_cells(numbers))
+
+
+def advise(run: Run) -> None:
+    """Say where the time went when a good part of it went into waiting for images."""
+    history = run.state.progress.history
+    waited = np.average([row["data_wait"] for row in history], weights=[row["seconds"] for row in history])
+    if waited > SLOW_DATA_SHARE:
+        run.reporter.say(f"{waited:.0%} of the time went into waiting for images: try --cache ram, or more --workers")
+
+
+def _metric_cells(values: Sequence[float]) -> str:
+    precision, recall, map50, map5095 = values
+    return f"{precision:>7.3f} {recall:>7.3f} {map50:>7.3f} {map5095:>9.3f}"
+
+
+def summarise(run: Run, metrics: Metrics, run_dir: Path) -> dict[str, Any]:
+    """The run in numbers, as --json prints it."""
+    history = run.state.progress.history
+    seconds = sum(row["seconds"] for row in history)
+    images = sum(row["seconds"] * row["images_per_second"] for row in history)
+    return {
+        "run_dir": str(run_dir),
+        "epochs": run.state.progress.epoch,
+        "best_epoch": run.state.progress.best_epoch + 1,
+        "precision": metrics.precision,
+        "recall": metrics.recall,
+        "map50": metrics.map50,
+        "map5095": metrics.map5095,
+        "images_per_second": images / seconds if seconds else 0.0,
+        "world_size": run.peers.env.world_size,
+        "global_batch_size": run.feed.global_batch_size,
+        "local_batch_size": -(-run.feed.global_batch_size // run.peers.env.world_size),
+    }
+
+
+def draw_results(run: Run, data: Data, metrics: Metrics, run_dir: Path) -> None:
+    """Curves, confusion matrix, and validation images with labels beside predictions."""
+    names = [row.name for row in metrics.per_class]
+    curves, ap50 = metrics.curves, np.array([row.ap50 for row in metrics.per_class])
+    _draw(lambda: plots.save_training_curves(run_dir / "results.png", run_dir / "results.csv"))
+    _draw(
+        lambda: plots.save_pr_curve(
+            run_dir / "PR_curve.png", curves.recall_points, curves.precision_at_recall, names, ap50
+        )
+    )
+    _draw(lambda: plots.save_f1_curve(run_dir / "F1_curve.png", curves.confidence, curves.f1, names))
+    _draw(lambda: plots.save_confusion_matrix(run_dir / "confusion_matrix.png", metrics.confusion, data.names))
+    _draw(lambda: _draw_predictions(run, data, metrics, run_dir / "val_predictions.jpg"))
+
+
+def _draw_predictions(run: Run, data: Data, metrics: Metrics, path: Path) -> None:
+    batch = run.validator.first_batch()
+    predictions = []
+    for position, geometry in zip(batch.positions.tolist(), batch.geometry, strict=True):
+        found = metrics.samples.get(position, np.zeros((0, 6), np.float32))
+        boxes = found[:, :4] * np.tile(geometry.ratio_hw[::-1], 2) + np.tile(geometry.pad_xy, 2)
+        predictions.append(np.concatenate((found[:, 5:6], boxes, found[:, 4:5]), axis=1))
+    captions = [data.val.paths[index].name for index in batch.indices.tolist()]
+    plot_boxes.save_labels_and_predictions(
+        path, batch.images_bchw.numpy(), _boxes_of(batch), predictions, data.names, captions
+    )
+
+
+def _boxes_of(batch: Batch) -> list[np.ndarray]:
+    """Per image (k, 5): class and xyxy in pixels."""
+    height, width = batch.images_bchw.shape[2:]
+    rows = batch.targets.numpy()
+    boxes = xyxy_from_cxcywh_numpy(rows[:, 2:]) * np.array((width, height, width, height), np.float32)
+    table = np.concatenate((rows[:, 1:2], boxes), axis=1)
+    return [table[rows[:, 0] == index] for index in range(len(batch))]
+
+
+def _draw(action: Callable[[], None]) -> None:
+    """A picture that cannot be drawn is worth a warning, not a run."""
+    try:
+        action()
+    except Exception as error:
+        _log.warning("a picture could not be drawn: %s: %s", type(error).__name__, error)

@@ -1,0 +1,170 @@
+"""Writes results and curves of a run and measures its speed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.runtime.files import replace_text
+
+_log = logging.getLogger(__name__)
+
+RESULT_COLUMNS = (
+    "epoch",
+    "train/box_loss",
+    "train/obj_loss",
+    "train/cls_loss",
+    "metrics/precision",
+    "metrics/recall",
+    "metrics/mAP_0.5",
+    "metrics/mAP_0.5:0.95",
+    "val/box_loss",
+    "val/obj_loss",
+    "val/cls_loss",
+    "x/lr0",
+    "x/lr1",
+    "x/lr2",
+)
+"""The columns of results.csv, under YOLOv5's names."""
+TIME_COLUMNS = ("seconds", "images_per_second", "data_wait", "checkpoint_wait")
+"""What metrics.jsonl holds beside them; the last two are shares of the epoch's time."""
+
+
+class ResultsWriter:
+    """results.csv and metrics.jsonl of the run directory, always equal to the run's history."""
+
+    def __init__(self, run_dir: Path, tensorboard: bool = True) -> None:
+        self.run_dir = run_dir
+        self._board = _make_board(run_dir) if tensorboard else None
+
+    def write(self, history: list[dict[str, float]]) -> None:
+        """Write the rows of all finished epochs; a failure is a warning."""
+        table = io.StringIO()
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerow(RESULT_COLUMNS)
+        for row in history:
+            rows.writerow(_cell(row.get(column, float("nan"))) for column in RESULT_COLUMNS)
+        try:
+            replace_text(self.run_dir / "results.csv", table.getvalue())
+            replace_text(self.run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        except OSError as error:
+            _log.warning("could not write the results (%s); they are kept in the checkpoint", error)
+        if history:
+            self._on_board(lambda board: _add_row(board, history[-1]))
+
+    def close(self) -> None:
+        """Flush TensorBoard's file."""
+        self._on_board(lambda board: board.close())
+
+    def _on_board(self, action: Callable[[Any], None]) -> None:
+        """Curves that cannot be written are a warning, and the last attempt."""
+        if self._board is None:
+            return
+        try:
+            action(self._board)
+        except Exception as error:
+            _log.warning("TensorBoard gets no more curves of this run (%s)", error)
+            self._board = None
+
+
+def _add_row(board: Any, row: dict[str, float]) -> None:
+    for name, value in row.items():
+        board.add_scalar(name, value, int(row["epoch"]))
+
+
+def _cell(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.6g}"
+
+
+def _make_board(run_dir: Path) -> Any:
+    """A TensorBoard writer where the extra is installed, else None."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(run_dir))
+    except ImportError:
+        return None
+    except OSError as error:
+        _log.warning("TensorBoard gets no curves of this run (%s)", error)
+        return None
+
+
+class FiniteWatch:
+    """Finds the first step whose loss was not finite without making any step wait.
+
+    On a CPU the answer is at hand. On CUDA each step's flag is copied to pinned memory and read once it has arrived,
+    a step or two later.
+    """
+
+    def __init__(self) -> None:
+        self.bad_step: int | None = None
+        """The first micro step seen with a NaN or infinite loss."""
+        self._travelling: deque[tuple[int, Tensor, torch.cuda.Event]] = deque()
+
+    def note(self, micro_step: int, items: Tensor) -> None:
+        """Look at a step's loss items, (3,)."""
+        finite = torch.isfinite(items).all()
+        if items.device.type != "cuda":
+            self._found(micro_step, bool(finite))
+            return
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag.copy_(finite, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._travelling.append((micro_step, flag, arrived))
+        while self._travelling and self._travelling[0][2].query():
+            step, flag, _ = self._travelling.popleft()
+            self._found(step, bool(flag))
+
+    def settle(self) -> None:
+        """Wait for every flag still travelling."""
+        while self._travelling:
+            step, flag, arrived = self._travelling.popleft()
+            arrived.synchronize()
+            self._found(step, bool(flag))
+
+    def reset(self) -> None:
+        """Forget what was seen, after a return to an earlier state."""
+        self._travelling.clear()
+        self.bad_step = None
+
+    def _found(self, step: int, finite: bool) -> None:
+        if not finite and self.bad_step is None:
+            self.bad_step = step
+
+
+class Speedometer:
+    """Images a second of an epoch, and the part of its time that went into waiting for data."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin an epoch."""
+        self._started_at = time.monotonic()
+        self._images = 0
+        self.data_wait_s = 0.0
+
+    def add(self, images: int) -> None:
+        """Count the images of a step."""
+        self._images += images
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the epoch began."""
+        return time.monotonic() - self._started_at
+
+    @property
+    def images_per_second(self) -> float:
+        """Mean over the epoch so far."""
+        return self._images / max(self.elapsed_s, 1e-9)

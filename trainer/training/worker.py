@@ -1,0 +1,91 @@
+"""One worker: configuration and environment in, a trained model or one described failure out."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from trainer.config.train import TrainConfig
+from trainer.evaluation.validator import ValidationStopped
+from trainer.runtime.distributed import DistEnv, Peers, process_group
+from trainer.runtime.failure_report import report_failure
+from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.reporter import Reporter
+from trainer.training.build import build_run
+from trainer.training.loop import fit
+from trainer.training.resume import find_saved, resume
+from trainer.training.run import Run
+from trainer.training.summary import draw_start, finish_run, keep_weights
+
+EXIT_SAVED = 75
+"""A signal asked to stop and the state is saved."""
+
+
+def main(config: TrainConfig, run_dir: Path) -> int:
+    """Train as one rank of the job that the environment describes; the exit code."""
+    env, reporter, heartbeat = DistEnv(), None, None
+    try:
+        env = DistEnv.from_environ()
+        for folder in ("weights", "logs"):
+            (run_dir / folder).mkdir(parents=True, exist_ok=True)
+        heartbeat = Heartbeat(run_dir / "logs" / f"rank{env.rank}.heartbeat.json", env.rank)
+        heartbeat.beat("start")
+        reporter = Reporter(enabled=env.is_main, log_path=run_dir / "logs" / "rank0.log")
+        device = env.device()
+        set_determinism(device, config.deterministic)
+        with process_group(env, device):
+            finished = train(config, env, device, run_dir, reporter, heartbeat)
+        heartbeat.beat("done")
+        return 0 if finished else EXIT_SAVED
+    except Exception as error:
+        return report_failure(error, env, reporter, heartbeat)
+
+
+def train(
+    config: TrainConfig, env: DistEnv, device: torch.device, run_dir: Path, reporter: Reporter, heartbeat: Heartbeat
+) -> bool:
+    """Build, resume, fit and finish; False when a signal asked to stop and the state is saved."""
+    saved = find_saved(run_dir / "weights", Peers(env), reporter)
+    run, data = build_run(config, env, device, run_dir, reporter, heartbeat, saved)
+    _stop_on_signals(run)
+    resume(run, saved)
+    del saved
+    draw_start(run, data, run_dir, pictures=config.plots)
+    finished = fit(run)
+    keep_weights(run, finished=finished)
+    if finished:
+        try:
+            finish_run(run, data, run_dir, pictures=config.plots)
+        except ValidationStopped:
+            finished = False
+    run.results.close()
+    return finished
+
+
+def set_determinism(device: torch.device, deterministic: bool) -> None:
+    """On a CPU every sum is done in a fixed order, at no cost worth naming; on CUDA only where asked for."""
+    if device.type == "cpu" or deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling memory that is about to be overwritten anyway costs 6 % of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+
+
+def _stop_on_signals(run: Run) -> None:
+    """SIGTERM, SIGUSR1 and Ctrl-C ask to save and stop at the next update; all ranks then agree on which.
+
+    A second Ctrl-C ends at once.
+    """
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        run.control.stop_requested = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), request_stop)

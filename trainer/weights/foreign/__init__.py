@@ -1,0 +1,1 @@
+"""Reads checkpoints of other programs without running what is in them."""

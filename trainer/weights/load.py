@@ -1,0 +1,288 @@
+"""Weights files of every kind, told apart by what they hold: this project's own, and YOLOv5's.
+
+No file is executed, none is fetched, and memory stays within a small multiple of the file's size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from trainer.errors import ConfigError, WeightsError
+from trainer.model.definition import parse_rows
+from trainer.model.graph import DetectionModel, build_model, zoo_names
+from trainer.weights.checkpoint import FORMAT, VERSION
+from trainer.weights.foreign.allowed_globals import TensorRef
+from trainer.weights.foreign.plain_values import plain_value
+from trainer.weights.foreign.torch_archive import TorchFile, damaged, open_torch_file
+from trainer.weights.foreign.yolov5 import read_yolov5
+from trainer.weights.transfer import TransferReport, transfer
+
+_MAX_LAYERS = 1_000
+_MAX_ACTIVATION_TEXT = 200
+_MAX_ANCHORS = 100
+_MAX_ENLARGEMENT = 4
+_SPARE_ELEMENTS = 4 * 2**20
+"""What building may ask for beyond the weights themselves, for the image of zeros that tries the layers."""
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """A detector as its file describes it; the weights are those of the moving average where there is one."""
+
+    path: Path
+    kind: Literal["yolo-launch", "yolov5"]
+    definition: dict[str, Any]
+    names: tuple[str, ...]
+    stride: tuple[int, ...]
+    state: dict[str, Tensor]
+    """Floating tensors as float32, on the CPU."""
+    image_size: int | None = None
+    """Pixels of the images it was trained on, where the file tells."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Plain facts for people."""
+    notes: tuple[str, ...] = ()
+
+
+def load_weights(path: Path) -> LoadedWeights:
+    """What is in a weights file. Raises WeightsError for a missing, damaged or foreign one."""
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    if not path.is_file():
+        raise missing_file(path)
+    with open_torch_file(path) as file:
+        if isinstance(file.content, dict) and file.content.get("format") == FORMAT:
+            return _read_own(file)
+        found = read_yolov5(file)
+    stated = found.details.get("options", {})
+    image_size = stated.get("imgsz", stated.get("img_size")) if isinstance(stated, dict) else None
+    if isinstance(image_size, list):  # v4 and v5 took one for training and one for validation
+        image_size = image_size[0] if image_size else None
+    return LoadedWeights(
+        path=path,
+        kind="yolov5",
+        definition=found.definition,
+        names=found.names,
+        stride=found.stride,
+        state=found.state,
+        image_size=image_size if type(image_size) is int else None,
+        details=found.details,
+        notes=tuple(found.notes),
+    )
+
+
+def load_model(path: Path) -> tuple[DetectionModel, LoadedWeights]:
+    """The detector of a weights file, in evaluation mode on the CPU, and what else the file says."""
+    loaded = load_weights(path)
+    return build_loaded(loaded), loaded
+
+
+def load_weights_into(model: DetectionModel, path: Path, names: Sequence[str]) -> TransferReport:
+    """Start ``model``, which detects ``names``, from a weights file. Raises WeightsError where nothing fits."""
+    loaded = load_weights(path)
+    bad = [key for key, tensor in loaded.state.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise WeightsError(
+            f"{path.name} holds numbers that are not finite, as a failed training leaves them",
+            seen=f"{path}: {_some(bad)}",
+            expected="an earlier checkpoint of that run",
+        )
+    report = transfer(model, loaded.state, loaded.names, names)
+    if not _carried_weights(model, report):
+        fitting = Path(str(loaded.definition.get("source", ""))).stem
+        raise WeightsError(
+            f"no convolution of {path.name} fits the model of --cfg",
+            seen=f"{path}: a model of {loaded.definition.get('source', 'another definition')}",
+            expected="weights and --cfg of the same model",
+            next_command=f"--cfg {fitting}, or --weights '' to train from scratch" if fitting in zoo_names() else "",
+        )
+    return replace(report, source=path.name, notes=loaded.notes)
+
+
+def _carried_weights(model: DetectionModel, report: TransferReport) -> bool:
+    """True when a convolution came along: anchors and a bias here and there fit by chance."""
+    skipped = set(report.skipped)
+    return any(tensor.dim() == 4 and key not in skipped for key, tensor in model.state_dict().items())
+
+
+def definition_of(path: Path) -> dict[str, Any]:
+    """The model definition in a weights file, for a training that names no --cfg. Raises WeightsError."""
+    return build_loaded(load_weights(path)).definition
+
+
+def missing_file(path: Path) -> WeightsError:
+    """The error for a file that is not there; of an official one it says where to get it."""
+    if path.is_dir():
+        return WeightsError("a weights file was expected", seen=f"{path} is a folder", expected="a .pt file in it")
+    if path.suffix == ".pt" and path.stem in zoo_names() and path.parent == Path():
+        return WeightsError(
+            f"{path.name} is not here, and yolo-launch downloads nothing by itself",
+            seen=f"no such file in {Path.cwd()}",
+            expected=f"{path.name} from the assets of YOLOv5's releases v6.1 to v7.0 on GitHub (repository "
+            f"ultralytics/{'yolov3' if path.stem.startswith('yolov3') else 'yolov5'}), saved in this folder",
+            next_command=f"--weights path/to/{path.name}, or --weights '' to train from scratch",
+        )
+    return WeightsError("the weights file is missing", seen=str(path), expected="the path of a .pt file")
+
+
+class _TooLargeError(RuntimeError):
+    """A definition that asks for more than its weights fill."""
+
+
+class _WithinMeans(TorchFunctionMode):
+    """Building a model from a foreign definition stops as soon as it asks for far more memory than its weights."""
+
+    def __init__(self, num_elements: int) -> None:
+        super().__init__()
+        self._largest = self._left = num_elements * 5 // 4 + _SPARE_ELEMENTS
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.empty, torch.zeros, torch.ones):
+            sides = args[0] if args and isinstance(args[0], (tuple, list)) else args
+            self._left -= math.prod(sides)
+            if self._left < 0:
+                raise _TooLargeError("it is larger than its weights")
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.numel() > self._largest:
+            raise _TooLargeError("one of its layers enlarges the image without end")
+        return result
+
+
+def build_loaded(loaded: LoadedWeights) -> DetectionModel:
+    """The detector that a file describes, with its weights, in evaluation mode on the CPU.
+
+    Raises WeightsError where the definition cannot be built or the weights do not fit it.
+    """
+    definition, state = loaded.definition, loaded.state
+    try:
+        _check_extent(loaded)
+        with _WithinMeans(sum(tensor.numel() for tensor in state.values())):
+            model = build_model(definition, num_classes=len(loaded.names))
+    except (ConfigError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        seen = f"{error.what} {error.seen}" if isinstance(error, ConfigError) else str(error)
+        raise WeightsError(
+            f"the model in {loaded.path.name} has layers that yolo-launch does not build",
+            seen=f"{loaded.path}: {seen[:300]}",
+            expected="a detection model of YOLOv5 (v4 to v7) or of yolo-launch",
+        ) from None
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state]
+    extra = [key for key in state if key not in expected]
+    other = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    for what, keys in (("lacks", missing), ("has besides", extra), ("has in another shape", other)):
+        if keys:
+            raise WeightsError(
+                f"the weights in {loaded.path.name} do not fit the model definition beside them",
+                seen=f"{loaded.path}: it {what} {_some(keys)}",
+                expected=f"the {len(expected)} tensors of {definition.get('source', 'its definition')}",
+            )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _check_extent(loaded: LoadedWeights) -> None:
+    """Raise ValueError for a definition that would keep the builder busy without end."""
+    # Parsing an endless expression can exhaust the interpreter's stack.
+    if len(str(loaded.definition.get("activation", ""))) > _MAX_ACTIVATION_TEXT:
+        raise ValueError("an activation that is no short text")
+    anchors = loaded.definition.get("anchors", 0)
+    if isinstance(anchors, int) and anchors > _MAX_ANCHORS:
+        raise ValueError(f"{anchors} anchors a level")
+    rows = parse_rows(loaded.definition)
+    # Each repeat of a block has tensors; a file cannot ask for more of them than it holds.
+    if len(rows) > _MAX_LAYERS or sum(row.repeats - 1 for row in rows) > len(loaded.state):
+        raise ValueError("it has more layers than tensors")
+    for row in rows:
+        numbers = [value for value in row.arguments if isinstance(value, (int, float))]
+        if row.name in ("Upsample", "ZeroPad2d", "ZeroPad") and max(numbers, default=0) > _MAX_ENLARGEMENT:
+            raise ValueError(f"layer {row.index} enlarges the image {max(numbers)} times")
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+# This project's own files
+
+
+def _read_own(file: TorchFile) -> LoadedWeights:
+    content = file.content
+    version = content.get("version")
+    if type(version) is not int or version > VERSION:
+        raise WeightsError(
+            f"{file.path.name} was written by a newer yolo-launch",
+            seen=f"format version {version}",
+            expected=f"at most {VERSION}",
+        )
+    average = content.get("ema")
+    state = average.get("model") if isinstance(average, dict) else content.get("model")
+    if not isinstance(state, dict) or not all(isinstance(value, TensorRef) for value in state.values()):
+        raise damaged(file.path, "no weights in it")
+    tensors = {str(key): file.tensor(reference) for key, reference in state.items()}
+    return _own_weights(file.path, content, tensors)
+
+
+def _own_weights(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> LoadedWeights:
+    told = ("definition", "names", "stride", "image_size", "progress", "versions")
+    try:
+        plain: dict[str, Any] = {key: plain_value(header.get(key)) for key in told}
+    except ValueError as error:
+        raise damaged(path, f"a description {error}") from None
+    definition, names, stride = plain["definition"], plain["names"], plain["stride"]
+    good = isinstance(definition, dict) and isinstance(names, list) and isinstance(stride, list)
+    if not good or not all(type(name) is str for name in names) or not all(type(side) is int for side in stride):
+        raise damaged(path, "no definition, class names or strides in it")
+    progress = plain["progress"] if isinstance(plain["progress"], dict) else {}
+    facts = {
+        "weights_of": "moving average" if header.get("ema") is not None else "model",
+        "has_optimizer": header.get("optimizer") is not None,
+        **{key: progress.get(key) for key in ("epoch", "best_epoch", "best_fitness")},
+        "versions": plain["versions"],
+    }
+    return LoadedWeights(
+        path=path,
+        kind="yolo-launch",
+        definition=definition,
+        names=tuple(names),
+        stride=tuple(stride),
+        state=tensors,
+        image_size=plain["image_size"] if type(plain["image_size"]) is int else None,
+        details={key: value for key, value in facts.items() if value is not None},
+    )
+
+
+def safetensors_library() -> Any:
+    """The library for .safetensors files. Raises WeightsError where its extra is not installed."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise WeightsError(
+            "safetensors files need an extra that is not installed",
+            expected="the package safetensors",
+            next_command='pip install "yolo-launch[export]"',
+        ) from None
+    return safetensors
+
+
+def _load_safetensors(path: Path) -> LoadedWeights:
+    if not path.is_file():
+        raise missing_file(path)
+    library = safetensors_library()
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
+    except (library.SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise damaged(path, str(error)[:200]) from None
+    if not isinstance(header, dict):
+        raise WeightsError(f"{path.name} was not written by yolo-launch", seen=f"{path}: no model definition in it")
+    floats = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    return _own_weights(path, header, floats)

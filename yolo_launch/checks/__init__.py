@@ -1,0 +1,1 @@
+"""Checks a launch before it starts, one function a check."""

@@ -1,0 +1,158 @@
+"""Checks of what was typed: data, model, weights, sizes, scripts."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import NamedTuple
+
+from trainer.config.train import rounded_image_size
+from trainer.errors import UserError
+from yolo_launch.checks.context import Context
+from yolo_launch.planning.loader_workers import size_text
+from yolo_launch.spec import Finding
+
+SMALLEST_STRIDE = 32
+OFFICIAL_WEIGHTS = ("yolov5", "yolov3")
+
+
+def check_data(context: Context) -> Iterable[Finding]:
+    """The data-set file: there, readable, with training and validation images named."""
+    config = context.config
+    if config is None or not config.data:
+        return
+    try:
+        counts = _count_data(config.data)
+    except UserError as error:
+        yield Finding("data", "failure", _in_one(error), error.next_command)
+        return
+    text = f"{counts.classes} classes, {counts.training} training and {counts.validation} validation images"
+    yield Finding("data", "ok", text)
+
+
+def check_model(context: Context) -> Iterable[Finding]:
+    """The model's definition: a built-in name or a YAML file that can be read; a run that goes on has its own."""
+    config = context.config
+    if config is None:
+        return
+    from trainer.model.definition import load_definition
+
+    if context.is_resume or (config.weights and not config.cfg):
+        yield Finding("model", "ok", config.model_name)
+        return
+    try:
+        load_definition(config.model_name)
+    except UserError as error:
+        yield Finding("model", "failure", _in_one(error), error.next_command)
+        return
+    yield Finding("model", "ok", config.model_name)
+
+
+def check_weights(context: Context) -> Iterable[Finding]:
+    """The weights to start from: there. Nothing is ever downloaded."""
+    config = context.config
+    if config is None or not config.weights or context.is_resume:
+        return
+    path = Path(config.weights)
+    if path.is_file():
+        yield Finding("weights", "ok", f"{path} ({path.stat().st_size / 2**20:.1f} MB)")
+        return
+    seen = f"the weights file {config.weights} is missing"
+    if path.is_dir():
+        seen = f"{config.weights} is a folder, not a weights file"
+    elif path.name.startswith(OFFICIAL_WEIGHTS) and path.suffix == ".pt":
+        repository = "ultralytics/yolov3" if path.name.startswith("yolov3") else "ultralytics/yolov5"
+        yield Finding(
+            "weights",
+            "failure",
+            f"{seen}; nothing is downloaded here: get {path.name} from the releases page of github.com/{repository} "
+            "(mind its licence) and give its path",
+            "--weights path/to/" + path.name + ", or --weights '' to train from scratch",
+        )
+        return
+    yield Finding("weights", "failure", seen, "give the path of a .pt file, or --weights '' to train from scratch")
+
+
+def check_image_size(context: Context) -> Iterable[Finding]:
+    """The image side as a multiple of the stride; the trainer rounds up, and here it is said."""
+    config = context.config
+    if config is None:
+        return
+    rounded = rounded_image_size(config.imgsz, SMALLEST_STRIDE)
+    if rounded != config.imgsz:
+        text = f"--imgsz {config.imgsz} is not a multiple of the stride {SMALLEST_STRIDE}; {rounded} is used"
+        yield Finding("imgsz", "warning", text, f"--imgsz {rounded}")
+
+
+def check_script(context: Context) -> Iterable[Finding]:
+    """The script or module of ``run``: there."""
+    script = context.script
+    if script is None:
+        return
+    if script.startswith("-m "):
+        name = script.removeprefix("-m ")
+        if not _is_module(name):
+            advice = "run from the folder that holds it, with the Python that has it"
+            yield Finding("script", "failure", f"there is no module {name} here", advice)
+    elif not Path(script).is_file():
+        yield Finding("script", "failure", f"the script {script} is missing", "give its path from this folder")
+
+
+def _is_module(name: str) -> bool:
+    """Whether ``python -m`` would find a module; none of its packages is imported."""
+    first, *rest = name.split(".")
+    if not all((first, *rest)):
+        return False
+    spec = PathFinder.find_spec(first, [os.getcwd(), *sys.path]) or importlib.util.find_spec(first)
+    path = first
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        path = f"{path}.{part}"
+        spec = PathFinder.find_spec(path, list(spec.submodule_search_locations))
+    return spec is not None
+
+
+def check_memory_for_cache(context: Context) -> Iterable[Finding]:
+    """Memory against ``--cache ram``, asked for or not: imgsz x imgsz x 3 bytes at most an image, once a machine."""
+    config = context.config
+    if config is None or not config.data:
+        return
+    try:
+        counts = _count_data(config.data)
+    except UserError:
+        return
+    images = counts.training + counts.validation
+    need, free = images * config.imgsz**2 * 3, context.host.memory_available_bytes
+    text = f"{free / 2**30:.1f} GB are free; --cache ram needs up to {size_text(need)} for {images} images"
+    if config.cache == "ram" and need > free:
+        yield Finding("memory", "warning", text, "--cache disk")
+    else:
+        yield Finding("memory", "ok", text + " and would not fit" * (need > free))
+
+
+class _DataCounts(NamedTuple):
+    classes: int
+    training: int
+    validation: int
+
+
+@lru_cache(maxsize=4)
+def _count_data(data: str) -> _DataCounts:
+    """What a data-set file names; remembered, since walking a large set takes seconds. Raises DataError."""
+    from trainer.data.dataset import find_images, load_dataset_file
+
+    dataset = load_dataset_file(data)
+    return _DataCounts(len(dataset.names), *(len(find_images(dataset, split)) for split in ("train", "val")))
+
+
+def _in_one(error: UserError) -> str:
+    """An error's first three parts as lines; the fourth is the finding's advice."""
+    parts = [error.what]
+    parts += [f"{word:<10}{text}" for word, text in (("Seen:", error.seen), ("Expected:", error.expected)) if text]
+    return "\n".join(parts)

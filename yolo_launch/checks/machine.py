@@ -1,0 +1,141 @@
+"""Checks of the machine: Python, torch, GPUs, disk, limits, ports, names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterable
+
+from yolo_launch.checks.context import Context
+from yolo_launch.host import ports
+from yolo_launch.host.torch_versions import check_torch, check_torchvision
+from yolo_launch.planning.loader_workers import shared_memory_need, size_text
+from yolo_launch.spec import Finding
+
+PYTHON_FLOOR, PYTHON_NEWEST = (3, 10), (3, 13)
+LOW_DISK_BYTES = 1 << 30
+FEWEST_OPEN_FILES = 1024
+DEFAULT_IMAGE_SIZE = 640
+
+
+def check_python(context: Context) -> Iterable[Finding]:
+    """Python's version against those that are tested."""
+    version = tuple(int(part) for part in context.host.python_version.split(".")[:2])
+    if version < PYTHON_FLOOR:
+        yield Finding(
+            "python", "failure", f"Python {context.host.python_version} is too old", "use Python 3.10 to 3.13"
+        )
+    elif version > PYTHON_NEWEST:
+        yield Finding("python", "warning", f"Python {context.host.python_version} is newer than those tested")
+    else:
+        yield Finding("python", "ok", context.host.python_version)
+
+
+def check_torch_packages(context: Context) -> Iterable[Finding]:
+    """torch and torchvision: there, recent enough, made for each other."""
+    plan, builtin = context.plan, context.script is None
+    count = len(plan.devices) if plan is not None else len(context.host.devices)
+    on_gpu = plan.devices[0].kind == "cuda" if plan is not None else bool(context.host.devices)
+    is_ddp = plan is not None and plan.mode == "ddp"
+    yield from check_torch(context.host.torch, device_count=count, builtin_trainer=builtin, is_ddp=is_ddp)
+    yield from check_torchvision(context.host.torch, builtin_trainer=builtin, on_gpu=on_gpu)
+
+
+def check_gpus(context: Context) -> Iterable[Finding]:
+    """A driver that does not answer, which would otherwise look like a machine without GPUs."""
+    if context.host.gpu_problem:
+        advice = "after a driver upgrade restart the machine; in a container use --gpus all of docker run"
+        yield Finding("gpus", "warning", context.host.gpu_problem, advice)
+
+
+def check_driver(context: Context) -> Iterable[Finding]:
+    """The NVIDIA driver against the CUDA that torch was built for; releases of one major version go together."""
+    host, plan = context.host, context.plan
+    if not host.driver_version or (plan is not None and plan.devices[0].kind != "cuda"):
+        return
+    known, built_for = host.driver_cuda_version, host.torch.cuda_version
+    seen = f"NVIDIA {host.driver_version}" + (f", CUDA up to {known}" if known else "")
+    if known and built_for and int(built_for.split(".")[0]) > int(known.split(".")[0]):
+        advice = f"a newer driver, or a torch that was built for CUDA {known.split('.')[0]}"
+        yield Finding("driver", "warning", f"{seen}; torch was built for CUDA {built_for}", advice)
+    else:
+        yield Finding("driver", "ok", seen)
+
+
+def check_run_dir(context: Context) -> Iterable[Finding]:
+    """The run directory, or its nearest parent that exists: writable, with space for checkpoints."""
+    if context.run_dir is None:
+        return
+    folder = context.run_dir.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        yield Finding("run directory", "failure", f"{folder} is a file, not a folder", "--project DIR")
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        advice = "choose a folder of your own: --project DIR"
+        yield Finding("run directory", "failure", f"{folder} cannot be written by this user", advice)
+        return
+    free = shutil.disk_usage(folder).free
+    seen = f"{folder} has {free / 2**30:.1f} GB free"
+    if free == 0:
+        yield Finding("run directory", "failure", seen, "free some space, or choose another disk: --project DIR")
+    elif free < LOW_DISK_BYTES:
+        yield Finding("run directory", "warning", seen, "checkpoints of large models may not fit: --project DIR")
+    else:
+        yield Finding("run directory", "ok", seen)
+
+
+def check_open_files(context: Context) -> Iterable[Finding]:
+    """The limit of open files, which loader processes share their tensors through."""
+    limit = context.host.open_file_limit
+    if limit < FEWEST_OPEN_FILES:
+        yield Finding("open files", "warning", f"at most {limit} open files are allowed", "ulimit -n 4096")
+
+
+def check_shared_memory(context: Context) -> Iterable[Finding]:
+    """/dev/shm against what the loaders of this run hold; where that is too little, the plan itself has said so."""
+    total, plan = context.host.shm_total_bytes, context.plan
+    if 0 < total <= 64 << 20:
+        advice = "in a container: --ipc=host, or --shm-size=4g"
+        yield Finding("shm", "warning", f"/dev/shm has {total >> 20} MB, the default of Docker", advice)
+        return
+    is_script = context.script is not None
+    if plan is None or is_script or not total or any(finding.check == "shm" for finding in plan.findings):
+        return
+    seen = f"/dev/shm has {context.host.shm_free_bytes / 2**30:.1f} GB free"
+    image_size = context.config.imgsz if context.config is not None else DEFAULT_IMAGE_SIZE
+    need = shared_memory_need(plan.workers_per_rank, plan.nproc_per_node, plan.local_batch_size, image_size)
+    if plan.batch_is_auto and plan.workers_per_rank:
+        yield Finding("shm", "ok", f"{seen}; what the loaders need depends on the measured batch")
+    elif need:
+        count = f"{plan.nproc_per_node * plan.workers_per_rank} loader processes"
+        yield Finding("shm", "ok", f"{seen}; {count} of this run need at most {size_text(need)}")
+    else:
+        yield Finding("shm", "ok", f"{seen}; this run has no loader processes and needs none")
+
+
+def check_port(context: Context) -> Iterable[Finding]:
+    """An explicit port: free, or held by a process that is named."""
+    port = context.plan.port if context.plan is not None else None
+    if port is not None and not ports.is_free(port):
+        text = f"port {port} is busy: {ports.holder_of(port)} listens on it"
+        yield Finding("port", "failure", text, "leave --port out, and a free one is chosen")
+
+
+def check_host_name(context: Context) -> Iterable[Finding]:
+    """Whether this machine's name leads to a loopback address, or nowhere; that breaks jobs of several machines."""
+    if context.plan is not None and context.plan.nnodes == 1:
+        return
+    try:
+        addresses = sorted({str(entry[4][0]) for entry in socket.getaddrinfo(context.host.name, None)})
+    except (OSError, UnicodeError):
+        yield Finding("host name", "warning", f"{context.host.name} resolves to no address; addresses are used instead")
+        return
+    if all(address.startswith("127.") or address == "::1" for address in addresses):
+        own = [a for name, found in context.host.addresses.items() if name != "lo" for a in found if ":" not in a]
+        instead = f"; {own[0]} is used instead" if own else ""
+        yield Finding("host name", "warning", f"{context.host.name} resolves to {addresses[0]}{instead}")
+    else:
+        yield Finding("host name", "ok", f"{context.host.name} is {', '.join(addresses)}")

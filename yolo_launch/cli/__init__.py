@@ -1,0 +1,1 @@
+"""Turns typed words into a request and an outcome into words."""

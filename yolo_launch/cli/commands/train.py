@@ -1,0 +1,99 @@
+"""``yolo-launch train``: options to a configuration and a plan, then to workers, then to what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from yolo_launch.checks.preflight import exit_code_of, refuse_failures
+from yolo_launch.cli.console import Console
+from yolo_launch.cli.report import from_here
+from yolo_launch.cli.typed_command import TrainCommand, typed_in
+from yolo_launch.cli.typer_options import with_options
+from yolo_launch.cli.views import show_differences, show_outcome, show_plan, show_result, show_start
+from yolo_launch.errors import LaunchError
+from yolo_launch.host.inventory import inspect_host
+from yolo_launch.jobs import run_directory
+from yolo_launch.jobs.training_job import Job, make_job, opened, with_data, with_measured_batch
+from yolo_launch.planning.plan import plan_facts
+from yolo_launch.request.options import train_options
+from yolo_launch.spec import Outcome
+
+DEMO_NAME = "(the embedded data set)"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "Train a detector; without --data, on a small embedded data set."
+    app.command("train", cls=TrainCommand, help=text)(train)
+
+
+@with_options(train_options())
+def train(ctx: typer.Context, **values: Any) -> None:
+    """Plan, check, start, and say what came of it; the exit code is the outcome's."""
+    console = Console(json_mode=bool(values["json"]))
+    typed, host = typed_in(ctx), inspect_host()
+    job = make_job(values, typed, host)
+    if values["dry_run"]:
+        show_dry_run(job, console)
+        return
+    show_differences(job.differences, console)
+    refuse_failures(job.findings)
+    show_start(job.plan, job.findings, console)
+    outcome, started = start(job, console, inline=bool(values["inline"]))
+    finish(outcome, started, console)
+
+
+def show_dry_run(job: Job, console: Console) -> None:
+    """Print the plan and what the checks found; nothing is made. The exit code is that of a start."""
+    plan = replace(job.plan, findings=tuple(job.findings))
+    if console.json_mode:
+        console.json({**plan_facts(plan, job.command), "run_dir": str(job.run_dir), "data": job.config.data})
+    else:
+        about = {
+            "data": DEMO_NAME if job.is_demo else from_here(job.config.data),
+            "model": f"{job.config.model_name} at {job.config.imgsz}, {job.config.epochs} epochs",
+            "run directory": str(job.run_dir),
+        }
+        show_differences(job.differences, console)
+        show_plan(plan, job.command, about, console)
+    if exit_code := exit_code_of(job.findings):
+        raise typer.Exit(exit_code)
+
+
+def start(job: Job, console: Console, *, inline: bool) -> tuple[Outcome, Job]:
+    """Make the run directory, write what will run, and run it to its end; the outcome and the job as started."""
+    if inline and job.plan.world_size > 1:
+        raise LaunchError("--inline trains with one worker.", seen=f"{job.plan.world_size}", expected="--nproc 1")
+    with opened(with_data(with_measured_batch(job))) as job:
+        config = job.config
+        size = f"{config.imgsz}, batch {config.batch_size}, {config.epochs} epochs"
+        console.line(f"{config.model_name} at {size} -> {job.run_dir}")
+        # Only now is torch loaded, so that everything that can be refused was refused at once.
+        from yolo_launch.supervision.supervisor import launch
+
+        outcome = launch(job.plan, job.command, job.run_dir, console_json=console.json_mode, inline=inline)
+    return outcome, job
+
+
+def finish(outcome: Outcome, job: Job, console: Console) -> None:
+    """Say what came of a run and leave with its exit code."""
+    if outcome.kind == "done":
+        summary = run_directory.read_summary(job.run_dir)
+        if console.json_mode:
+            console.json(summary)
+        else:
+            show_result(job.run_dir, summary, is_demo=job.is_demo, console=console)
+        return
+    show_outcome(outcome, job.plan, job.run_dir, shlex.join(_resume_command(job.run_dir)), console)
+    if console.json_mode:
+        console.json({"run_dir": str(job.run_dir), "outcome": outcome.kind, "exit_code": outcome.exit_code})
+    raise typer.Exit(outcome.exit_code)
+
+
+def _resume_command(run_dir: Path) -> tuple[str, ...]:
+    return ("yolo-launch", "train", "--resume", str(run_dir))

@@ -1,0 +1,93 @@
+"""The program ``yolo-launch``: its commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from trainer.errors import EXIT_USAGE, UserError
+from yolo_launch.cli.commands import doctor, export, node, plan, predict, run, train, val, weights
+from yolo_launch.cli.console import Console
+from yolo_launch.errors import ExitCode, LaunchError
+
+COMMANDS = (train, node, val, predict, export, weights, plan, run, doctor)
+AGENT_MODULE = "yolo_launch.workers.elastic_agent"
+"""Imports torch, where several workers were started."""
+DEBUG_VARIABLE = "YOLO_LAUNCH_DEBUG"
+
+app = typer.Typer(
+    name="yolo-launch",
+    help="Train YOLOv5-class detectors on every device you have.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in COMMANDS:
+    command.register(app)
+
+
+@app.callback()
+def _program(
+    version: Annotated[bool, typer.Option("--version", help="show the version and exit", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        try:
+            Console().line(f"yolo-launch {installed('yolo-launch')}")
+        except PackageNotFoundError:
+            Console().line("yolo-launch, not installed")
+        raise typer.Exit
+
+
+def run_program(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit code. A mistake of the user's is shown without a traceback."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in own or bool(os.environ.get(DEBUG_VARIABLE))
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app(args=list(arguments), prog_name="yolo-launch")
+    except LaunchError as error:
+        _explain(error, debug, "--json" in own, error.exit_code)
+        return error.exit_code
+    except UserError as error:
+        _explain(error, debug, "--json" in own, EXIT_USAGE)
+        return EXIT_USAGE
+    except SystemExit as end:
+        return _exit_code(end)
+    return ExitCode.DONE
+
+
+def main() -> None:
+    """The console script."""
+    exit_code = run_program(sys.argv[1:])
+    if AGENT_MODULE in sys.modules:
+        # All workers have ended and all is said; taking torch apart would keep the user waiting for seconds.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
+
+
+def _explain(error: LaunchError | UserError, debug: bool, as_json: bool, exit_code: int) -> None:
+    if debug:
+        logging.getLogger(__name__).debug("traceback", exc_info=error)
+    console = Console(json_mode=as_json)
+    parts = {"seen": error.seen, "expected": error.expected, "next_command": error.next_command}
+    console.error(error.what, **parts)
+    if as_json:
+        console.json({"error": {"what": error.what, **parts}, "exit_code": int(exit_code)})
+
+
+def _exit_code(end: SystemExit) -> int:
+    if end.code is None:
+        return ExitCode.DONE
+    return end.code if isinstance(end.code, int) else ExitCode.WORKER_FAILED

@@ -1,0 +1,57 @@
+"""Commands that remember what was typed, for the next command that an error proposes."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from yolo_launch.errors import LaunchError
+from yolo_launch.request.yolov5_arguments import normalise_arguments
+
+_TYPED = "yolo_launch.typed"
+
+
+class TypedCommand(TyperCommand):
+    """A command that keeps its arguments as typed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Remember, then parse."""
+        ctx.meta[_TYPED] = ("yolo-launch", str(self.name), *args)
+        return super().parse_args(ctx, args)
+
+
+class TrainCommand(TypedCommand):
+    """A command that also takes YOLOv5's way of typing: optional values, lists, underscores."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Bring the arguments into the parser's form, then parse. Raises LaunchError for options of YOLOv5 alone."""
+        return super().parse_args(ctx, normalise_arguments(args))
+
+
+class RunCommand(TypedCommand):
+    """A command whose unknown options are most likely meant for the script."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse. Raises LaunchError that shows where the missing -- belongs."""
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Since typer carries a click of its own, the class has two homes.
+            option = getattr(error, "option_name", None)
+            if type(error).__name__ != "NoSuchOption" or "--" in words or not option:
+                raise
+            place = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
+            raise LaunchError(
+                f"'yolo-launch run' has no option {option}.",
+                expected="the launcher's options first, then --, then those of the script",
+                next_command=shlex.join((*typed_in(ctx)[:2], *words[:place], "--", *words[place:])),
+            ) from None
+
+
+def typed_in(ctx: typer.Context) -> tuple[str, ...]:
+    """The whole command as typed."""
+    return tuple(ctx.meta.get(_TYPED, ("yolo-launch", "train")))

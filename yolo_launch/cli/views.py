@@ -1,0 +1,145 @@
+"""How plans, findings, hosts and results look to a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from yolo_launch.cli import report
+from yolo_launch.cli.console import Console
+from yolo_launch.jobs.resume_changes import Difference
+from yolo_launch.planning.devices import describe_device
+from yolo_launch.planning.plan import rank_lines, torchrun_command
+from yolo_launch.spec import Finding, Host, LaunchPlan, Outcome, WorkerCommand
+
+_MODES = {"single": "one worker", "ddp": "DistributedDataParallel", "dp": "DataParallel"}
+
+
+def show_plan(plan: LaunchPlan, command: WorkerCommand, about: Mapping[str, str], console: Console) -> None:
+    """A plan in full: what, where, and the torchrun command that comes nearest."""
+    workers = _MODES[plan.mode]
+    if plan.world_size > 1:
+        workers = f"{plan.world_size} workers" if command.foreign else f"{workers}, {plan.world_size} workers"
+    share = [_counted(plan.threads_per_rank, "thread")]
+    if not command.foreign:  # a script loads in its own way
+        share.append(_counted(plan.workers_per_rank, "loader process"))
+    rows = [
+        *([key, value] for key, value in about.items()),
+        ["mode", workers + f" on {plan.nnodes} machines" * (plan.nnodes > 1)],
+        *([] if command.foreign else [["batch", _batch_text(plan)]]),
+        ["backend", plan.backend],
+        ["per worker", ", ".join(share)],
+        ["restarts", _restart_text(plan, command)],
+    ]
+    console.table("Plan", (), rows)
+    for line in rank_lines(plan):
+        console.line(line)
+    show_findings(plan.findings, console)
+    console.line("equivalent:")
+    console.line(f"  {torchrun_command(plan, command)}")
+
+
+def show_start(plan: LaunchPlan, findings: Iterable[Finding], console: Console) -> None:
+    """The lines before a start: who trains where, and what could be better."""
+    for line in rank_lines(plan):
+        console.line(line)
+    show_findings((finding for finding in findings if finding.level != "ok"), console)
+
+
+def show_findings(findings: Iterable[Finding], console: Console) -> None:
+    """Findings, one after another."""
+    for finding in findings:
+        console.finding(finding)
+
+
+def show_differences(differences: Sequence[Difference], console: Console) -> None:
+    """What a resumed run does otherwise than before."""
+    if differences:
+        rows = [[d.option, d.before, d.after, "changes the result" * d.changes_result] for d in differences]
+        console.table("Changed since the run began", ("option", "before", "now", ""), rows)
+
+
+def show_host(host: Host, console: Console) -> None:
+    """What a machine has."""
+    limits = f"{host.open_file_limit} open files"
+    rows = [
+        ["machine", f"{host.name}, {host.platform}, Python {host.python_version}"],
+        ["cores", f"{host.cpu_cores} usable"],
+        ["memory", f"{_gb(host.memory_available_bytes)} of {_gb(host.memory_total_bytes)} free"],
+        ["shared memory", f"{_gb(host.shm_free_bytes)} of {_gb(host.shm_total_bytes)} free"],
+        ["limits", limits],
+        ["torch", f"{host.torch.torch_version or 'absent'}, torchvision {host.torch.torchvision_version or 'absent'}"],
+    ]
+    if host.driver_version:
+        rows.append(["driver", host.driver_version])
+    if host.visible_devices is not None:
+        rows.append(["CUDA_VISIBLE_DEVICES", host.visible_devices or "(empty: no GPU)"])
+    rows += [["network", f"{name}: {', '.join(found)}"] for name, found in host.addresses.items() if name != "lo"]
+    console.table("Host", (), rows)
+    if not host.devices:
+        console.line("no GPU was found")
+        return
+    for device in host.devices:
+        capability = ".".join(map(str, device.compute_capability or ())) or "unknown"
+        total = f", {_gb(device.memory_total_bytes)} in all" if device.memory_total_bytes else ""
+        console.line(f"{describe_device(device)}{total}, compute capability {capability}")
+        for process in device.processes:
+            console.line(f"  PID {process.pid} {process.user}: {process.command} ({_gb(process.memory_bytes)})")
+        for other in host.devices:
+            if other.uuid in device.links and other.index > device.index:
+                console.line(f"  to GPU {other.index}: {device.links[other.uuid]}")
+
+
+def show_outcome(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str, console: Console) -> None:
+    """How a job ended that did not end well; the cause is the last thing printed."""
+    if text := report.traceback_text(outcome):
+        console.note(text)
+    lines = report.lines(outcome, plan, run_dir, next_command)
+    console.panel(report.title(outcome, plan), "\n".join(lines), report.level(outcome))
+
+
+def show_result(run_dir: Path, summary: Mapping[str, Any], *, is_demo: bool, console: Console) -> None:
+    """Where a finished run left everything, and what to type next."""
+    if summary:
+        console.line(
+            f"mAP50 {summary.get('map50', 0):.3f}, mAP50-95 {summary.get('map5095', 0):.3f} "
+            f"at epoch {summary.get('best_epoch', '?')} of {summary.get('epochs', '?')}"
+        )
+    rows = [
+        ["results", str(run_dir / "results.csv")],
+        ["weights", str(run_dir / "weights" / "best.pt")],
+        ["pictures", str(run_dir)],
+        ["next", f"yolo-launch predict --weights {run_dir / 'weights' / 'best.pt'} PICTURES"],
+        ["or", "yolo-launch train --data YOUR.yaml" if is_demo else _longer(run_dir, summary)],
+    ]
+    console.table("", (), rows)
+
+
+def _longer(run_dir: Path, summary: Mapping[str, Any]) -> str:
+    epochs = summary.get("epochs")
+    return f"yolo-launch train --resume {run_dir} --epochs {2 * epochs if isinstance(epochs, int) else 'N'}"
+
+
+def _restart_text(plan: LaunchPlan, command: WorkerCommand) -> str:
+    restarts = f"at most {plan.max_restarts}" if plan.max_restarts else "none"
+    if plan.stall_timeout_s <= 0:
+        return restarts
+    watched = " if it writes heartbeats" if command.foreign else ""
+    return f"{restarts}; stopped after {plan.stall_timeout_s:g} s without progress{watched}"
+
+
+def _batch_text(plan: LaunchPlan) -> str:
+    if plan.batch_is_auto:
+        return "measured on the devices at the start"
+    if plan.mode == "dp":
+        return f"{plan.global_batch_size} over {len(plan.devices)} devices"
+    return f"{plan.global_batch_size} in all, {plan.local_batch_size} a worker"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
+
+
+def _gb(count: int) -> str:
+    return f"{count / 2**30:.1f} GB"

@@ -1,0 +1,1 @@
+"""Checks that the nodes of a job reach one another before it starts."""

@@ -1,0 +1,131 @@
+"""What is found when machines are checked together, in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from yolo_launch.cluster_check.connectivity import NO_ANSWER
+from yolo_launch.rendezvous.messages import Claim
+from yolo_launch.spec import Finding, LaunchPlan, Outcome
+
+CHECK = "machines"
+CLOCKS_APART_S = 2.0
+OPEN_PORTS = "open TCP 1024-65535 between the machines, or use --network=host in containers"
+SAME_MTU = "large packets do not pass: compare the MTU of both machines in ip link, and that of a tunnel between them"
+
+Seen = Sequence[tuple[int, Finding]]
+"""Findings with the rank of the machine that made them."""
+
+
+def to_master(own: Claim, host: str, address: str, port: int, lobby_port: int, problem: str) -> Finding:
+    """Whether this machine reaches a free port of the master, whose lobby it has reached already."""
+    if problem:
+        return _blocked(own.host, host, port, lobby_port, problem)
+    return Finding(CHECK, "ok", f"node {own.rank} {own.host} ({own.address}) -> master {_at(address, port)}")
+
+
+def from_master(own: Claim, other: Claim, lobby_port: int, problem: str) -> Finding:
+    """Whether the master reaches a free port of another machine."""
+    port = other.checkup_port
+    if problem:
+        return _blocked(own.host, other.host, port, lobby_port, problem)
+    where = f"node {other.rank} {other.host} {_at(other.address, port)}"
+    return Finding(CHECK, "ok", f"master {own.host} ({own.address}) -> {where}")
+
+
+def versions_and_places(claims: Mapping[int, Claim]) -> list[Finding]:
+    """What all have in common, since others are refused, and who is where."""
+    one = claims[min(claims)]
+    versions = [f"torch {one.torch}"] + [f"CUDA {one.cuda}"] * bool(one.cuda) + [f"NCCL {one.nccl}"] * bool(one.nccl)
+    found = [Finding(CHECK, "ok", f"{', '.join(versions)} and yolo-launch {one.code} on all {len(claims)} machines")]
+    for rank in sorted(claims):
+        claim = claims[rank]
+        via = f" on {claim.interface}" * bool(claim.interface)
+        workers = f"{claim.nproc} worker{'s' * (claim.nproc > 1)} ({', '.join(dict.fromkeys(claim.devices))})"
+        found.append(Finding(CHECK, "ok", f"node {rank} {claim.host} is {claim.address}{via}, {workers}"))
+    return found
+
+
+def clocks(claims: Mapping[int, Claim], ahead_s: Mapping[int, float]) -> list[Finding]:
+    """Machines whose clock is not the master's."""
+    found = []
+    for rank, seconds in sorted(ahead_s.items()):
+        if abs(seconds) > CLOCKS_APART_S:
+            way = "ahead of" if seconds > 0 else "behind"
+            text = f"the clock of {claims[rank].host} is {abs(seconds):.1f} s {way} that of {claims[0].host}"
+            found.append(Finding("clock", "warning", text, "chronyc makestep, or timedatectl set-ntp true"))
+    return found
+
+
+def backends(own: Claim, plan: LaunchPlan, host: str, backend: str) -> list[Finding]:
+    """A machine that would train on other devices than the master."""
+    if plan.backend == backend:
+        return []
+    kinds = {"gloo": "the CPU", "nccl": "GPUs"}
+    text = f"{own.host} uses {kinds[plan.backend]} and {host} {kinds.get(backend, backend)}: they cannot train together"
+    return [Finding(CHECK, "failure", text, "GPUs everywhere, or --gpus cpu everywhere")]
+
+
+def worth_telling(findings: Iterable[Finding], host: str) -> list[Finding]:
+    """What a machine found on itself that the others should know."""
+    by = f"{host}: "
+    return [
+        found if found.seen.startswith(f"{host} ") else replace(found, seen=by + found.seen)
+        for found in findings
+        if found.level != "ok"
+    ]
+
+
+def for_reader(seen: Seen, rank: int) -> list[Finding]:
+    """The findings of all as one machine shows them; what it said of itself is on its screen already."""
+    return [found for by, found in seen if by != rank or found.check in (CHECK, "clock")]
+
+
+def has_failed(seen: Seen) -> bool:
+    """Whether some machine is not reached, or cannot take part."""
+    return any(found.level == "failure" and found.check == CHECK for _, found in seen)
+
+
+def of_workers(plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | None, lobby_port: int) -> list[Finding]:
+    """What the workers found: whether machines other than the master reach one another, and the sum over all."""
+    blocked = answer["blocked"] if answer is not None else []
+    if blocked:
+        rows = [_blocked(host, other, port, lobby_port, problem) for host, other, port, problem in blocked]
+        return [*rows, not_tried()]
+    found = [all_reduced(plan, outcome, answer)]
+    if answer is not None and plan.nnodes > 2:
+        pairs = (plan.nnodes - 1) * (plan.nnodes - 2)
+        found.insert(0, Finding(CHECK, "ok", f"the machines other than the master reach one another ({pairs} ways)"))
+    return found
+
+
+def all_reduced(plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | None) -> Finding:
+    """What became of the sum over all workers."""
+    who = f"{plan.world_size} workers on {plan.nnodes} machines over {plan.backend}"
+    if outcome.kind == "done" and answer is not None:
+        speed = answer["bytes"] / answer["seconds"] / 1e6
+        text = f"{answer['bytes'] / 1e6:.0f} MB summed in {answer['seconds'] * 1e3:.1f} ms ({speed:.0f} MB/s)"
+        return Finding("all-reduce", "ok", f"{who}: {text}, one number in {answer['small_s'] * 1e3:.2f} ms")
+    failure = outcome.failure
+    cause = outcome.detail or "the workers ended without an answer"
+    if failure is not None:
+        where = f" on {failure.host}" * bool(failure.host)
+        cause = f"rank {failure.rank}{where}: {failure.message.strip() or cause}"
+    advice = f"{OPEN_PORTS}; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the interface"
+    return Finding("all-reduce", "failure", f"{who}: {cause}", advice)
+
+
+def not_tried() -> Finding:
+    """The sum over all workers where a machine is not reached."""
+    return Finding("all-reduce", "warning", "not tried, because of the failures above")
+
+
+def _blocked(host: str, other: str, port: int, lobby_port: int, problem: str) -> Finding:
+    text = f"master port {lobby_port} OK, but {host} -> {other}:{port} blocked ({problem})"
+    return Finding(CHECK, "failure", text, SAME_MTU if problem == NO_ANSWER else OPEN_PORTS)
+
+
+def _at(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -1,0 +1,67 @@
+"""What each worker of a check-up runs: ``python -m yolo_launch.cluster_check.worker_check ARGUMENTS``, which are JSON.
+
+All machines reach the master when this starts, so its store is where they tell one another their ports. Then each rings
+at every other, and the sum over all workers is timed where all answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from yolo_launch.cluster_check.connectivity import ring
+from yolo_launch.probes.child import all_reduce, join_store
+
+TIMEOUT_S = 45.0
+"""What one sum over all machines may take. A port that is blocked must not hold anybody longer."""
+
+
+def answer_file(folder: Path, rank: int) -> Path:
+    """Where a rank leaves what it has found."""
+    return folder / f"answer{rank}.json"
+
+
+def read_answer(folder: Path, rank: int) -> dict[str, Any] | None:
+    """What a rank has found; None where it left nothing."""
+    try:
+        found: dict[str, Any] = json.loads(answer_file(folder, rank).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def ring_at_others(store: Any, bell: list[Any], node: int, nodes: int) -> list[list[Any]]:
+    """Ring from this machine, ``node`` of ``nodes``, at all but the master, which the launchers have rung at already.
+
+    ``bell`` is this machine's host, address and port. The answer is [from, to, port, problem] of each that failed.
+    """
+    store.set(f"bell{node}", json.dumps(bell))
+    others = [json.loads(store.get(f"bell{other}")) for other in range(1, nodes) if other != node]
+    with ThreadPoolExecutor(64) as pool:
+        problems = list(pool.map(lambda other: ring(other[1], other[2]), others))
+    return [[bell[0], other[0], other[2], why] for other, why in zip(others, problems, strict=True) if why]
+
+
+def blocked_anywhere(store: Any, bell: list[Any]) -> list[list[Any]]:
+    """What no machine but the master could ring at, the same list on every rank."""
+    node, nodes = int(os.environ["GROUP_RANK"]), int(os.environ["GROUP_WORLD_SIZE"])
+    if os.environ["LOCAL_RANK"] == "0" and node > 0:
+        store.set(f"blocked{node}", json.dumps(ring_at_others(store, bell, node, nodes)))
+    return [row for other in range(1, nodes) for row in json.loads(store.get(f"blocked{other}"))]
+
+
+def main() -> None:
+    """Ring at the others, add up numbers over all workers of all machines, and leave the findings behind."""
+    arguments = json.loads(sys.argv[1])
+    answer: dict[str, Any] = {"blocked": blocked_anywhere(join_store(TIMEOUT_S), arguments["bell"])}
+    if not answer["blocked"]:
+        answer |= all_reduce({"backend": arguments["backend"], "timeout_s": TIMEOUT_S})
+    answer_file(Path(arguments["folder"]), int(os.environ["RANK"])).write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

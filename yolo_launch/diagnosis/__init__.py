@@ -1,0 +1,1 @@
+"""Finds why workers ended or hang, and decides what becomes of the job."""

@@ -1,0 +1,130 @@
+"""Who holds a stalled job up: the rank, its phase and stack, and what the others wait for."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import psutil
+
+from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
+from yolo_launch.diagnosis.stacks import Frame, collective_in, main_stack, own_frame, waits_for_loader
+from yolo_launch.spec import RankFailure
+from yolo_launch.workers.files import WorkerFiles
+
+
+@dataclass(frozen=True)
+class StalledRank:
+    """One living rank of a stalled job."""
+
+    rank: int
+    idle_s: float
+    heartbeat: Heartbeat | None
+    stack: tuple[Frame, ...]
+    """The main thread's, innermost frame first."""
+    frozen: str = ""
+    """Why the process cannot answer: stopped, or in the kernel's uninterruptible sleep."""
+
+    @property
+    def phase(self) -> str:
+        """What it was doing; before the first heartbeat it is starting."""
+        return self.heartbeat.phase if self.heartbeat else "start"
+
+    @property
+    def collective(self) -> str:
+        """The collective it waits in, or nothing."""
+        return collective_in(list(self.stack))
+
+    def describe(self) -> str:
+        """One line about where it is."""
+        place = f"'{self.phase}'"
+        if self.heartbeat is not None:
+            place += f" (epoch {self.heartbeat.epoch + 1}, step {self.heartbeat.step})"
+        text = f"rank {self.rank} has been in {place} for {self.idle_s:.0f} s"
+        frame = own_frame(list(self.stack))
+        if self.frozen:
+            return f"{text}: the process is {self.frozen}"
+        if self.collective:
+            return f"{text}, waiting for the other ranks in {self.collective}" + (f" ({frame})" if frame else "")
+        if waits_for_loader(list(self.stack)):
+            text += ", waiting for its loader processes"
+        return f"{text}, at {frame}" if frame else f"{text}; it did not say where"
+
+
+def examine(files: WorkerFiles, rank: int, pid: int, idle_s: float, heartbeat: Heartbeat | None) -> StalledRank:
+    """Gather what is known of one rank after it was asked for its stacks."""
+    text = ""
+    with contextlib.suppress(OSError):
+        text = files.stacks(rank).read_text(encoding="utf-8", errors="replace")
+    frozen = ""
+    with contextlib.suppress(psutil.Error):
+        status = psutil.Process(pid).status()
+        if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+            frozen = "stopped (SIGSTOP or a debugger)"
+        elif status == psutil.STATUS_DISK_SLEEP:
+            frozen = "in uninterruptible sleep (a disk, network file system or driver does not answer)"
+    return StalledRank(rank, idle_s, heartbeat, tuple(main_stack(text)), frozen)
+
+
+def culprit(ranks: list[StalledRank]) -> StalledRank:
+    """The rank that the others most likely wait for.
+
+    A frozen one comes first, then one that is not itself waiting in a collective, then the one that is furthest
+    behind. Heartbeats are up to a second old, so steps decide last.
+    """
+
+    def suspicion(stalled: StalledRank) -> tuple[bool, bool, tuple[int, int], float]:
+        beat = stalled.heartbeat
+        position = (beat.epoch, beat.step) if beat is not None else (-1, -1)
+        return (not stalled.frozen, bool(stalled.collective), position, -stalled.idle_s)
+
+    return min(ranks, key=suspicion)
+
+
+def describe_stall(ranks: list[StalledRank]) -> str:
+    """One line for the culprit, then one for each other rank."""
+    first = culprit(ranks)
+    lines = [first.describe()]
+    if first.collective and not first.frozen and len(ranks) > 1:
+        lines[0] = "every rank waits in a collective: they took different paths, or the network between them failed"
+        lines.append(first.describe())
+    lines += [other.describe() for other in ranks if other is not first]
+    return "\n".join(lines)
+
+
+def stall_hint(first: StalledRank) -> str:
+    """One sentence on what to do about the culprit's state; empty where nothing is known."""
+    if waits_for_loader(list(first.stack)):
+        return "a loader process is stuck, often on a slow or lost file system: --workers 0 shows its stack too"
+    if first.collective:
+        return "yolo-launch doctor times an all-reduce over these devices"
+    return ""
+
+
+def stall_failure(ranks: list[StalledRank], files: WorkerFiles) -> RankFailure:
+    """The culprit as a failure, with the main thread of every rank as its traceback; the files hold all threads."""
+    first = culprit(ranks)
+    beat = first.heartbeat
+    return RankFailure(
+        rank=first.rank,
+        local_rank=first.rank,
+        exit_code=-9,
+        message=describe_stall(ranks),
+        traceback=stall_traceback(ranks),
+        epoch=beat.epoch if beat else None,
+        step=beat.step if beat else None,
+        phase=first.phase,
+        log_path=str(files.stacks(first.rank)),
+        hint=stall_hint(first),
+    )
+
+
+def stall_traceback(ranks: list[StalledRank]) -> str:
+    """The main thread of every rank, the culprit's first."""
+    first = culprit(ranks)
+    stacks = []
+    for stalled in sorted(ranks, key=lambda one: one is not first):
+        shown = [f'  File "{frame.path}", line {frame.line} in {frame.function}' for frame in stalled.stack]
+        title = f"Stack of rank {stalled.rank}, innermost call first:"
+        stacks += [title, *(shown or ["  (none: the worker did not answer)"])]
+    return "\n".join(stacks)

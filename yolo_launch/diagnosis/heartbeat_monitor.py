@@ -1,0 +1,112 @@
+"""What each rank says it is doing, and whether any of them still moves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from yolo_launch.workers.files import WorkerFiles
+
+STEP_PHASES = frozenset({"train", "val", "save", "done"})
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """One rank's file: phase, epoch, step in the epoch and the wall-clock second it was written."""
+
+    rank: int
+    phase: str
+    epoch: int
+    step: int
+    written_at: float
+    pid: int = 0
+
+    @property
+    def finished_a_step(self) -> bool:
+        """Whether this rank has learnt something since the run began."""
+        return self.phase in STEP_PHASES and (self.epoch, self.step) > (0, 0)
+
+
+def read_heartbeat(files: WorkerFiles, rank: int) -> Heartbeat | None:
+    """The rank's heartbeat; None where there is none or a foreign script wrote something else."""
+    try:
+        content = json.loads(files.heartbeat(rank).read_text(encoding="utf-8"))
+        return Heartbeat(
+            rank=rank,
+            phase=str(content.get("phase", "")),
+            epoch=int(content.get("epoch") or 0),
+            step=int(content.get("step") or 0),
+            written_at=float(content.get("time") or 0.0),
+            pid=int(content.get("pid") or 0),
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+class StallWatch:
+    """Notices that no rank's heartbeat changes any more.
+
+    One rank that moves is enough: its peers may wait for it while it validates or saves. ``required`` is False for
+    foreign scripts: they are watched from their first heartbeat on, if they write any. ``elsewhere_idle_s`` tells for
+    how long no rank of another machine has moved.
+    """
+
+    def __init__(
+        self,
+        files: WorkerFiles,
+        timeout_s: float,
+        *,
+        start_allowance_s: float,
+        required: bool,
+        elsewhere_idle_s: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        self._elsewhere_idle_s = elsewhere_idle_s
+        self._files = files
+        self._timeout_s = timeout_s if timeout_s > 0 else math.inf
+        self._start_allowance_s = start_allowance_s
+        self._required = required
+        self._last: dict[int, Heartbeat] = {}
+        self._moved_at: dict[int, float] = {}
+        self._began_at: float | None = None
+
+    @property
+    def heard(self) -> bool:
+        """Whether any rank has written a heartbeat."""
+        return bool(self._last)
+
+    @property
+    def finished_a_step(self) -> bool:
+        """Whether some rank has finished a step."""
+        return any(beat.finished_a_step for beat in self._last.values())
+
+    def is_blind(self, now: float) -> bool:
+        """Whether the workers, foreign ones, have run for a while without any heartbeat."""
+        began_at = now if self._began_at is None else self._began_at
+        blind = not self._required and not self.heard and self._timeout_s < math.inf
+        return blind and now - began_at >= self._start_allowance_s
+
+    def latest(self) -> dict[int, Heartbeat]:
+        """The last heartbeat of each rank that wrote one."""
+        return dict(self._last)
+
+    def idle_s(self, rank: int, now: float) -> float:
+        """Seconds since the rank's heartbeat changed, or since the workers started."""
+        return now - self._moved_at.get(rank, self._began_at if self._began_at is not None else now)
+
+    def look(self, ranks: Iterable[int], now: float) -> bool:
+        """Read the heartbeats of the living ``ranks`` at monotonic time ``now``; True when the job has stalled."""
+        if self._began_at is None:
+            self._began_at = now
+        alive = list(ranks)
+        for rank in alive:
+            beat = read_heartbeat(self._files, rank)
+            if beat is not None and beat != self._last.get(rank):
+                self._last[rank] = beat
+                self._moved_at[rank] = now
+        if not alive or (not self._required and not self.heard):
+            return False
+        # Until the first heartbeat the workers import torch, which takes a minute on a cold disk.
+        limit_s = self._timeout_s if self.heard else max(self._timeout_s, self._start_allowance_s)
+        return all(self.idle_s(rank, now) >= limit_s for rank in alive) and self._elsewhere_idle_s() >= limit_s

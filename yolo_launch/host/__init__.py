@@ -1,0 +1,1 @@
+"""Reads what one machine has, without torch."""

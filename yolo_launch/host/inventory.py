@@ -1,0 +1,201 @@
+"""What this machine has: accelerators, cores, memory, limits and addresses. Torch is never imported here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yolo_launch.errors import LaunchError
+from yolo_launch.host import cgroup
+from yolo_launch.host.nvml import read_gpus
+from yolo_launch.host.torch_versions import read_torch_facts
+from yolo_launch.spec import Device, GpuProcess, Host, TorchFacts
+
+logger = logging.getLogger(__name__)
+
+RANK_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+    "ROLE_NAME",
+    "ROLE_WORLD_SIZE",
+)
+"""What another launcher tells its workers; ours must not hear it."""
+RANK_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "TORCH_ELASTIC_")
+_KEPT_VARIABLES = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
+_KEPT_PREFIXES = ("NCCL_", "GLOO_", "OMP_", "TORCH_NCCL_")
+
+INSTALLED_ONLY = {"PYTHONSAFEPATH": "1"}
+"""Keeps a child from importing what lies in the working directory, a trainer/ or torch.py (Python 3.11 and later)."""
+
+_PROBE_TIMEOUT_S = 120
+_PROBE = """
+import json, torch
+found = []
+if torch.cuda.is_available():
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(dict(kind="cuda", index=index, name=facts.name, memory_total_bytes=total, memory_free_bytes=free,
+                          compute_capability=[facts.major, facts.minor]))
+elif getattr(torch.backends, "mps", None) and torch.backends.mps.is_available():
+    found.append(dict(kind="mps", index=0, name="Apple GPU"))
+print("DEVICES " + json.dumps(found))
+"""
+
+
+def inspect_host(environ: Mapping[str, str] | None = None) -> Host:
+    """Look at this machine as this process may use it; a part that cannot be read is left empty."""
+    import psutil
+
+    environ = os.environ if environ is None else environ
+    report = read_gpus()
+    devices = report.devices
+    if not report.present and _may_have_other_accelerator():
+        devices = _probe_with_torch()
+    memory = psutil.virtual_memory()
+    limit, left = cgroup.memory_limit(), cgroup.memory_left()
+    shm_total, shm_free = _shared_memory()
+    return Host(
+        name=socket.gethostname(),
+        platform=f"{platform.system()} {platform.machine()}",
+        devices=devices,
+        cpu_cores=cgroup.usable_cores(_affinity(), cgroup.cpu_quota()),
+        memory_total_bytes=memory.total if limit is None else min(memory.total, limit),
+        memory_available_bytes=memory.available if left is None else min(memory.available, left),
+        shm_total_bytes=shm_total,
+        shm_free_bytes=shm_free,
+        open_file_limit=_open_file_limit(),
+        driver_version=report.driver_version,
+        driver_cuda_version=report.driver_cuda_version,
+        visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
+        addresses=_addresses(),
+        torch=read_torch_facts(),
+        python_version=platform.python_version(),
+        environment=relevant_environment(environ),
+        gpu_problem=report.problem,
+    )
+
+
+def relevant_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The inherited variables that a plan looks at; everything else, secrets among it, stays out."""
+    return {name: value for name, value in sorted(environ.items()) if is_rank_variable(name) or _is_kept(name)}
+
+
+def is_rank_variable(name: str) -> bool:
+    """Whether a variable is one launcher's message to its own workers."""
+    return name in RANK_VARIABLES or name.startswith(RANK_PREFIXES)
+
+
+def read_host_file(path: Path) -> Host:
+    """The host in a file that ``doctor --json`` wrote, on this machine or another. Raises LaunchError."""
+    command = "yolo-launch doctor --json > host.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LaunchError("The host file is missing.", seen=f"--host {path}", next_command=command) from None
+    except (OSError, ValueError) as error:
+        raise LaunchError("The host file cannot be read.", seen=f"{path}: {error}", next_command=command) from None
+    try:
+        return host_from_dict(content.get("host", content))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LaunchError(
+            "The host file does not describe a machine.",
+            seen=f"{path}: {type(error).__name__}: {error}",
+            expected="what 'yolo-launch doctor --json' writes",
+            next_command=command,
+        ) from None
+
+
+def host_from_dict(values: Mapping[str, Any]) -> Host:
+    """The host that ``dataclasses.asdict`` turned into plain values. Raises KeyError or TypeError."""
+    fields = dict(values)
+    fields["devices"] = tuple(device_from_dict(device) for device in fields["devices"])
+    fields["torch"] = TorchFacts(**fields.get("torch", {}))
+    fields["addresses"] = {name: tuple(found) for name, found in fields.get("addresses", {}).items()}
+    return Host(**fields)
+
+
+def device_from_dict(values: Mapping[str, Any]) -> Device:
+    """A device from plain values. Raises TypeError for unknown ones."""
+    fields = dict(values)
+    capability = fields.get("compute_capability")
+    fields["compute_capability"] = tuple(capability) if capability else None
+    fields["processes"] = tuple(GpuProcess(**process) for process in fields.get("processes", ()))
+    return Device(**fields)
+
+
+def _is_kept(name: str) -> bool:
+    return name in _KEPT_VARIABLES or name.startswith(_KEPT_PREFIXES)
+
+
+def _may_have_other_accelerator() -> bool:
+    return Path("/dev/kfd").exists() or (platform.system() == "Darwin" and platform.machine() == "arm64")
+
+
+def _probe_with_torch() -> tuple[Device, ...]:
+    """Accelerators as torch sees them, asked in a child so that this process stays light."""
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            env={**os.environ, **INSTALLED_ONLY},
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        logger.warning("the torch probe for accelerators failed: %s", error)
+        return ()
+    for line in run.stdout.splitlines():
+        if line.startswith("DEVICES "):
+            return tuple(device_from_dict(values) for values in json.loads(line.removeprefix("DEVICES ")))
+    logger.warning("the torch probe for accelerators ended with %d: %s", run.returncode, run.stderr.strip()[-300:])
+    return ()
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _shared_memory() -> tuple[int, int]:
+    try:
+        usage = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return 0, 0
+    return usage.total, usage.free
+
+
+def _open_file_limit() -> int:
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 30 if soft == resource.RLIM_INFINITY else soft
+
+
+def _addresses() -> dict[str, tuple[str, ...]]:
+    import psutil
+
+    families = (socket.AF_INET, socket.AF_INET6)
+    found = {}
+    for name, entries in psutil.net_if_addrs().items():
+        kept = tuple(entry.address.split("%")[0] for entry in entries if entry.family in families)
+        if kept:
+            found[name] = kept
+    return found

@@ -1,0 +1,1 @@
+"""Decides one training run: configuration, plan, findings and run directory."""

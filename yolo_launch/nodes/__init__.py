@@ -1,0 +1,1 @@
+"""Plays the part of one node in a job of several nodes."""

@@ -1,0 +1,241 @@
+"""Where a machine stands in a job of several: from options, else from the scheduler's environment."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolo_launch.errors import LaunchError
+from yolo_launch.host import network
+from yolo_launch.nodes.cluster_environment import ClusterFacts, read_cluster, srun_line
+from yolo_launch.planning.devices import visible_devices
+from yolo_launch.rendezvous.admission import JOIN_TIMEOUT_S, parse_nodes
+from yolo_launch.rendezvous.client import Door
+from yolo_launch.rendezvous.messages import MOST_DEVICES, Claim
+from yolo_launch.request.command_line import retype
+from yolo_launch.spec import Host, LaunchPlan
+
+DEFAULT_PORT = 1234
+QUIET_VARIABLE = "TORCH_CPP_LOG_LEVEL"
+TOKEN_VARIABLE = "YOLO_LAUNCH_TOKEN"
+_NCCL_PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One machine's place, settled."""
+
+    rank: int
+    nodes: tuple[int, int] | None
+    """Fewest and most machines; None where only the master knows."""
+    master: str
+    """As typed or as the scheduler names it."""
+    address: str
+    """The master's literal address."""
+    port: int
+    own_address: str
+    """This machine's, on the route to the master."""
+    interface: str
+    token: str | None = None
+    source: str = ""
+    """The scheduler that told, or nothing."""
+    job_id: str = ""
+    nproc: int | None = None
+    """Workers that the scheduler wants here."""
+
+    @property
+    def door(self) -> Door:
+        """What to dial."""
+        return Door(self.address, self.port, self.token)
+
+
+def find_place(
+    values: Mapping[str, Any],
+    typed: tuple[str, ...],
+    host: Host,
+    environ: Mapping[str, str],
+    say: Callable[[str], None],
+) -> Place:
+    """The place that options and environment give; options win. Raises LaunchError for what is missing or wrong."""
+    named = all(values.get(name) is not None for name in ("rank", "master"))
+    facts = ClusterFacts() if named else read_cluster(environ)
+    rank = values["rank"] if values.get("rank") is not None else facts.node_rank
+    master = values.get("master") or facts.master
+    if rank is None or not master:
+        raise _incomplete(rank, master, environ)
+    if rank < 0:
+        raise LaunchError("--rank cannot be used.", seen=f"--rank {rank}", expected="0 on the master, then 1, 2, ...")
+    nodes = parse_nodes(values["nodes"]) if values.get("nodes") else None
+    if nodes is None and facts.max_nodes is not None:
+        nodes = (facts.min_nodes or facts.max_nodes, facts.max_nodes)
+    if rank == 0 and nodes is None:
+        raise LaunchError(
+            "The master has to know how many machines take part.",
+            expected="--nodes 2, or --nodes 1:4 for a job that may run with fewer",
+            next_command=retype(typed, {"--nodes": "2"}),
+        )
+    port = values["port"] if values.get("port") is not None else facts.port or DEFAULT_PORT
+    if not 0 < port < 65536:
+        raise LaunchError("--port cannot be used.", seen=f"--port {port}", expected="a port from 1 to 65535")
+    patience_s = JOIN_TIMEOUT_S if values.get("join_timeout") is None else values["join_timeout"]
+    address = _resolved(master, patience_s if facts.source else 0.0, say)
+    own = network.source_address(address, port)
+    if rank == 0 and not network.is_local_address(address, host.addresses):
+        say(f"{master} ({address}) is not an address of this machine: the lobby listens on all of them")
+    elif rank == 0 and network.is_local_address(address, host.addresses) and not master.startswith("127."):
+        own = address
+    return Place(
+        rank,
+        nodes,
+        master,
+        address,
+        port,
+        own,
+        _interface(own, master, host),
+        token=_token(values, environ),
+        source=facts.source,
+        job_id=facts.job_id,
+        nproc=facts.nproc_per_node,
+    )
+
+
+def scheduled_devices(values: dict[str, Any], place: Place, host: Host) -> dict[str, Any]:
+    """The options with as many GPUs as the scheduler names, where the user chose none and there are that many.
+
+    On a machine without GPUs the scheduler's number is that of its cores, which is no number of workers.
+    """
+    usable = visible_devices(host)
+    chosen = values.get("gpus") is not None or values.get("nproc") is not None
+    if chosen or place.nproc is None or not 0 < place.nproc < len(usable):
+        return values
+    return {**values, "gpus": ",".join(str(index) for index in range(place.nproc))}
+
+
+def listening_address(place: Place, host: Host) -> str:
+    """Where the master's lobby listens: at the address that the others dial, if it is one of its own."""
+    is_own = network.is_local_address(place.address, host.addresses)
+    # A name of one's own that leads to loopback is no address for others.
+    is_misled = place.address.startswith("127.") and place.master != place.address
+    if is_own and not is_misled:
+        return place.address
+    return "::" if ":" in place.address else ""
+
+
+def make_claim(place: Place, plan: LaunchPlan, host: Host) -> Claim:
+    """What this machine says of itself."""
+    low, high = place.nodes or (0, 0)
+    nodes = "" if place.nodes is None else str(high) if low == high else f"{low}:{high}"
+    return Claim(
+        session=uuid.uuid4().hex,
+        rank=place.rank,
+        host=host.name,
+        address=place.own_address,
+        interface=place.interface,
+        devices=tuple(device.name or device.kind.upper() for device in plan.devices)[:MOST_DEVICES],
+        nproc=plan.nproc_per_node,
+        backend=plan.backend,
+        torch=host.torch.torch_version,
+        cuda=host.torch.cuda_version,
+        nccl=nccl_version(),
+        code=code_version(),
+        nodes=nodes,
+        job_id=place.job_id,
+        clock=time.time(),
+    )
+
+
+def nccl_version() -> str:
+    """The NCCL beside torch, from its package; empty where there is none."""
+    for name in _NCCL_PACKAGES:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def code_version() -> str:
+    """A hash of this program's own source, which has to be the same on every machine."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parents[2]
+    for package in ("trainer", "yolo_launch"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def socket_variables(place: Place, environ: Mapping[str, str]) -> dict[str, str]:
+    """What keeps gloo and NCCL on the interface towards the master, where the user has set nothing else."""
+    return network.socket_environment(place.interface, environ, has_infiniband=network.has_infiniband())
+
+
+def quiet_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Keeps torch from warning of each connection whose name it cannot look up, which is nothing to act on."""
+    return {} if QUIET_VARIABLE in environ else {QUIET_VARIABLE: "ERROR"}
+
+
+def _incomplete(rank: int | None, master: str, environ: Mapping[str, str]) -> LaunchError:
+    missing = ["--rank"] * (rank is None) + ["--master"] * (not master)
+    return LaunchError(
+        "This machine does not know its place in the job.",
+        seen=f"no {' and no '.join(missing)}, and no scheduler's variables",
+        expected="--rank 0 --master ADDRESS --nodes N on the master, --rank R --master ADDRESS on the others",
+        next_command=srun_line(environ) or "yolo-launch node --rank 0 --master 192.168.1.1 --nodes 2 --data DATA.yaml",
+    )
+
+
+def _resolved(master: str, patience_s: float, say: Callable[[str], None]) -> str:
+    """A scheduler may name a master whose address is not known yet; a name that was typed is refused at once."""
+    deadline = time.monotonic() + patience_s
+    said = False
+    while True:
+        try:
+            return network.resolve_master(master)
+        except LaunchError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not said:
+                say(f"{error.what} Waiting for the scheduler to give it an address.")
+                said = True
+            time.sleep(1.0)
+
+
+def _interface(own: str, master: str, host: Host) -> str:
+    """The interface of the route to the master; for a master whose name leads to loopback, its first real one."""
+    found = network.interface_of(own, host.addresses)
+    if own.startswith("127.") and master != own:
+        real = [name for name, each in host.addresses.items() if any(not one.startswith("127.") for one in each)]
+        real = [name for name in real if name != "lo" and not name.startswith(("docker", "br-", "veth", "virbr"))]
+        return real[0] if real else found
+    return found
+
+
+def _token(values: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+    if values.get("token_file"):
+        path = Path(values["token_file"])
+        try:
+            token = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise LaunchError("The token file cannot be read.", seen=f"{path}: {error}") from None
+        if not token:
+            raise LaunchError("The token file is empty.", seen=str(path), next_command=f"openssl rand -hex 32 > {path}")
+        return token
+    return (values.get("token") or environ.get(TOKEN_VARIABLE) or "").strip() or None
+
+
+def describe_place(place: Place, variables: Mapping[str, str]) -> str:
+    """One line: rank, addresses and what the workers' networks are told."""
+    told = ", ".join(f"{name}={value}" for name, value in variables.items())
+    source = f"{place.source}: " if place.source else ""
+    via = f" via {place.interface}" if place.interface else ""
+    return (
+        f"{source}machine {place.rank} on {socket.gethostname()} ({place.own_address or 'no route'}{via}), "
+        f"master {place.master}:{place.port}" + (f"; {told}" if told else "")
+    )

@@ -1,0 +1,163 @@
+"""The one line that a waiting or watching machine keeps alive: who is there, or how far the training is."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from typing import Any, TextIO
+
+from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
+from yolo_launch.nodes.nonblocking_stream import QueuedStream
+from yolo_launch.spec import LaunchPlan
+from yolo_launch.workers.files import WorkerFiles
+
+REPEAT_S = 30.0
+"""How often an unchanged roster is printed where lines cannot be rewritten."""
+PROGRESS_S = 60.0
+SPEED_SPAN_S = 20.0
+
+
+class NodeLine:
+    """Rewrites its line on a terminal; elsewhere prints what changed, now and then. Safe from several threads.
+
+    ``shows_progress`` is False on the master, where rank 0 itself writes to the terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, shows_progress: bool = True) -> None:
+        self._stream: Any = stream or QueuedStream(sys.stderr)
+        self._is_terminal = self._stream.isatty()
+        self._shows_progress = shows_progress
+        self._lock = threading.RLock()
+        self._roster, self._until, self._counts_down = "", 0.0, False
+        self._plan: LaunchPlan | None = None
+        self._positions: deque[tuple[float, int]] = deque()
+        self._beat: Heartbeat | None = None
+        self._in_round = False
+        self._ranks: list[str] = []
+        self._shown, self._shown_at, self._drawn = "", -REPEAT_S, False
+
+    def roster(self, text: str, left_s: float, *, counts_down: bool = False) -> None:
+        """Who is there, and how long the others are waited for, which is shown where somebody is missing."""
+        with self._lock:
+            self._roster, self._until = text, time.monotonic() + left_s
+            self._counts_down = counts_down or " - waiting for" in text
+            self._in_round = False
+        self.tick()
+
+    def round(self, plan: LaunchPlan, files: WorkerFiles) -> None:
+        """Workers start."""
+        with self._lock:
+            self._plan, self._in_round = plan, True
+            self._roster = ""
+            self._positions.clear()
+            self._beat = None
+            self._clear()
+
+    def ranks(self, texts: list[str]) -> None:
+        """Who trains where here, unless that was said before."""
+        if texts != self._ranks:
+            self._ranks = texts
+            for text in texts:
+                self.over(text)
+
+    def waiting(self) -> None:
+        """The round is over here."""
+        with self._lock:
+            self._in_round = False
+
+    def beat(self, beat: Heartbeat | None) -> None:
+        """How far the first rank of this machine is."""
+        with self._lock:
+            now = time.monotonic()
+            self._beat = beat
+            if beat is not None and (not self._positions or self._positions[-1][1] != beat.step):
+                self._positions.append((now, beat.step))
+            while len(self._positions) > 2 and now - self._positions[0][0] > SPEED_SPAN_S:
+                self._positions.popleft()
+        self.tick()
+
+    def over(self, text: str) -> None:
+        """A line that stays, above the one that changes."""
+        with self._lock:
+            self._clear()
+            self._write(text + "\n")
+
+    def tick(self) -> None:
+        """Draw what is current."""
+        with self._lock:
+            if self._in_round:
+                if self._shows_progress:
+                    self._draw(self._progress(), PROGRESS_S, changes_count=False)
+            elif self._roster:
+                left_s = max(0, int(self._until - time.monotonic()))
+                left = f", {left_s // 60}m{left_s % 60:02d}s left" * self._counts_down
+                if self._is_terminal:
+                    self._draw(self._roster + left, 0.0)
+                elif self._roster != self._shown or time.monotonic() - self._shown_at >= REPEAT_S:
+                    self._write(f"{self._roster}{left}\n")
+                    self._shown, self._shown_at = self._roster, time.monotonic()
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        with self._lock:
+            self._clear()
+        if isinstance(self._stream, QueuedStream):
+            self._stream.drain()
+
+    def _progress(self) -> str:
+        plan, beat = self._plan, self._beat
+        if plan is None:
+            return ""
+        ranks = f"rank {plan.first_rank}" if len(plan.ranks) == 1 else f"ranks {plan.ranks[0]}-{plan.ranks[-1]}"
+        head = f"{ranks} of {plan.world_size}"
+        if beat is None:
+            return f"{head}: starting, connected"
+        place = f"{beat.phase}, epoch {beat.epoch + 1}" if beat.phase in ("train", "val") else beat.phase
+        return f"{head}: {place}{self._speed(plan.global_batch_size)}, connected"
+
+    def _speed(self, batch: int) -> str:
+        if len(self._positions) < 2:
+            return ""
+        (began_at, first), (ended_at, last) = self._positions[0], self._positions[-1]
+        if ended_at <= began_at or last <= first:
+            return ""
+        return f", {(last - first) * batch / (ended_at - began_at):.1f} images/s"
+
+    def _draw(self, text: str, every_s: float, *, changes_count: bool = True) -> None:
+        now = time.monotonic()
+        if self._is_terminal:
+            self._write(f"\r\x1b[K{fitted(text, self._width())}")
+            self._drawn = True
+        elif now - self._shown_at >= every_s or (changes_count and text != self._shown):
+            self._write(text + "\n")
+            self._shown, self._shown_at = text, now
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
+
+    def _clear(self) -> None:
+        if self._drawn:
+            self._write("\r\x1b[K")
+            self._drawn = False
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            return
+
+
+def fitted(text: str, columns: int) -> str:
+    """The text on one line of a terminal, shortened in its middle: a line that wraps cannot be drawn over."""
+    room = max(10, columns - 1)
+    if len(text) <= room:
+        return text
+    tail = (room - 3) // 2
+    return f"{text[: room - 3 - tail]}...{text[-tail:]}"

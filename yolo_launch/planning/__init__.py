@@ -1,0 +1,1 @@
+"""Turns a request and a host into a plan."""

@@ -1,0 +1,260 @@
+"""From ``--gpus`` to devices: indices, UUIDs, all, idle or cpu, inside a mask that is already set."""
+
+from __future__ import annotations
+
+import re
+
+from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.host.torch_versions import is_cpu_build
+from yolo_launch.request.command_line import retype
+from yolo_launch.spec import Device, Finding, Host, LaunchPlan, LaunchRequest
+
+IDLE_USED_BYTES = 1 << 30
+"""A GPU without visible processes may still be used from another container; a driver alone takes less than this."""
+CPU_WORDS = ("cpu",)
+
+
+def choose_devices(request: LaunchRequest, host: Host) -> tuple[tuple[Device, ...], list[Finding]]:
+    """The device of each local rank, in the order asked for, and what should be said about the choice.
+
+    Raises LaunchError for a device that is absent, hidden, named twice or unusable by the installed torch.
+    """
+    wanted = (request.gpus or "").strip()
+    if wanted.lower() in CPU_WORDS:
+        return _cpu_ranks(request, host), []
+    usable = visible_devices(host)
+    if not wanted:
+        return _default_devices(request, host, usable)
+    if wanted.lower() == "all":
+        chosen = usable
+    elif wanted.lower() == "idle":
+        chosen = tuple(device for device in usable if is_idle(device))
+        if usable and not chosen:
+            raise _none_is_idle(usable)
+    else:
+        chosen = _named_devices(request, wanted, host, usable)
+    if not chosen:
+        raise _no_gpu(f"--gpus {wanted}", host)
+    _refuse_cpu_build(f"--gpus {wanted}", host)
+    is_list = wanted.lower() not in ("all", "idle")
+    chosen = _limited(chosen, request, is_explicit=is_list)
+    _refuse_several_mig(request, chosen)
+    return chosen, _mask_findings(host, by_index=is_list)
+
+
+def visible_devices(host: Host) -> tuple[Device, ...]:
+    """The devices that the inherited CUDA_VISIBLE_DEVICES lets through, in its order.
+
+    As CUDA reads it: entries are indices or beginnings of UUIDs, and the first one that names nothing ends the list.
+    """
+    mask = host.visible_devices
+    if mask is None:
+        return host.devices
+    found: list[Device] = []
+    for entry in mask.split(","):
+        device = _find(entry.strip(), host.devices)
+        if device is None:
+            break
+        if device not in found:
+            found.append(device)
+    return tuple(found)
+
+
+def is_idle(device: Device) -> bool:
+    """Whether nobody uses a device: no process on it and hardly any memory taken."""
+    return not device.processes and device.memory_total_bytes - device.memory_free_bytes < IDLE_USED_BYTES
+
+
+def describe_device(device: Device) -> str:
+    """'GPU 2 (RTX 3090, GPU-ab12…, 23.5 GB free)', or 'CPU'."""
+    if device.kind == "cpu":
+        return "CPU"
+    facts = [device.name] if device.name else []
+    if device.uuid:
+        facts.append(f"{device.uuid[:8]}…")
+    if device.memory_total_bytes:
+        facts.append(f"{device.memory_free_bytes / 2**30:.1f} GB free")
+    return f"GPU {device.index}" + (f" ({', '.join(facts)})" if facts else "")
+
+
+def _default_devices(
+    request: LaunchRequest, host: Host, usable: tuple[Device, ...]
+) -> tuple[tuple[Device, ...], list[Finding]]:
+    """Every usable GPU, else the CPU."""
+    if not usable:
+        hidden = _hidden_text(host) if host.devices else ""
+        seen = host.gpu_problem or hidden
+        findings = [Finding("devices", "warning", f"{seen}; training on the CPU")] if seen else []
+        return _cpu_ranks(request, host), findings
+    if usable[0].kind == "cuda" and is_cpu_build(host.torch):
+        seen = f"torch {host.torch.torch_version} is a CPU build, so the GPUs here stay unused"
+        advice = "install a CUDA build of torch; the selector on pytorch.org gives the command"
+        return _cpu_ranks(request, host), [Finding("devices", "warning", seen, advice)]
+    whole = tuple(device for device in usable if not device.is_mig)
+    if not whole:
+        count = len(usable)
+        note = f"one of {count} MIG instances is used: CUDA gives a process no more than one"
+        return usable[:1], [Finding("devices", "warning", note)] if count > 1 else []
+    return _limited(whole, request, is_explicit=False), []
+
+
+def _cpu_ranks(request: LaunchRequest, host: Host) -> tuple[Device, ...]:
+    count = request.nproc or 1
+    if count < 1:
+        raise LaunchError("--nproc must be at least 1.", seen=f"--nproc {request.nproc}")
+    if count > host.cpu_cores:
+        raise LaunchError(
+            f"--nproc {count} is more than this machine's cores.",
+            seen=f"{host.cpu_cores} usable cores",
+            expected=f"at most {host.cpu_cores} workers, one core each",
+            next_command=retype(request.typed, {"--gpus": "cpu", "--nproc": str(host.cpu_cores)}),
+        )
+    return (Device(kind="cpu", name="CPU"),) * count
+
+
+def _named_devices(request: LaunchRequest, wanted: str, host: Host, usable: tuple[Device, ...]) -> tuple[Device, ...]:
+    chosen: list[Device] = []
+    for entry in (part.strip() for part in wanted.split(",")):
+        if not usable:
+            raise _no_gpu(f"--gpus {wanted}", host)
+        device = _find(entry.removeprefix("cuda:"), usable, by_position=True)
+        if device is None:
+            raise _absent(request, entry, host, usable)
+        if device in chosen:
+            raise LaunchError(
+                f"--gpus {wanted} names {describe_device(device)} twice; every worker needs a device of its own.",
+                seen=entry,
+                expected="each device once",
+                next_command=retype(request.typed, {"--gpus": _without_repeats(wanted)}),
+            )
+        chosen.append(device)
+    return tuple(chosen)
+
+
+def _find(entry: str, devices: tuple[Device, ...], *, by_position: bool = False) -> Device | None:
+    """The device that an index or the beginning of a UUID names; an ambiguous beginning names none."""
+    if re.fullmatch(r"\d+", entry):
+        if by_position:
+            return devices[int(entry)] if int(entry) < len(devices) else None
+        return next((device for device in devices if device.index == int(entry)), None)
+    if len(entry) < len("GPU-") or not entry[:4].upper().startswith(("GPU-", "MIG-")):
+        return None
+    matches = [device for device in devices if device.uuid.lower().startswith(entry.lower())]
+    return matches[0] if len(matches) == 1 else None
+
+
+def _limited(devices: tuple[Device, ...], request: LaunchRequest, *, is_explicit: bool) -> tuple[Device, ...]:
+    """The first ``--nproc`` of the devices. Raises LaunchError where there are fewer, or a list says otherwise."""
+    count = request.nproc
+    if count is None or count == len(devices):
+        return devices
+    if count < 1 or count > len(devices) or is_explicit:
+        raise LaunchError(
+            f"--nproc {count} does not fit {len(devices)} chosen GPU{'s' * (len(devices) > 1)}.",
+            seen=", ".join(f"GPU {device.index}" for device in devices),
+            expected="one worker for each GPU; leave --nproc out",
+        )
+    return devices[:count]
+
+
+def _absent(request: LaunchRequest, entry: str, host: Host, usable: tuple[Device, ...]) -> LaunchError:
+    listing = "; ".join(f"{position}: {describe_device(device)}" for position, device in enumerate(usable))
+    elsewhere = _find(entry, host.devices)
+    if elsewhere is not None and elsewhere not in usable:
+        return LaunchError(
+            f"--gpus {entry}: {describe_device(elsewhere)} is hidden by CUDA_VISIBLE_DEVICES={host.visible_devices}.",
+            seen=f"visible here: {listing}",
+            expected="indices count inside the mask; a UUID names a GPU wherever it is",
+        )
+    counting = " (indices count inside CUDA_VISIBLE_DEVICES)" if host.visible_devices is not None else ""
+    return LaunchError(
+        f"--gpus {entry}: there is no such GPU here.",
+        seen=entry,
+        expected=f"one of {listing}{counting}; or all, idle, cpu",
+        next_command=retype(request.typed, {"--gpus": ",".join(map(str, range(len(usable))))}),
+    )
+
+
+def _no_gpu(option: str, host: Host) -> LaunchError:
+    seen = host.gpu_problem or (_hidden_text(host) if host.devices else "no GPU was found on this machine")
+    return LaunchError(
+        f"{option} asks for a GPU, and there is none to use.",
+        seen=seen,
+        expected="a GPU, or --gpus cpu",
+        next_command="yolo-launch doctor",
+        exit_code=ExitCode.ENVIRONMENT,
+    )
+
+
+def _hidden_text(host: Host) -> str:
+    return f"CUDA_VISIBLE_DEVICES='{host.visible_devices}' hides all {len(host.devices)} GPUs"
+
+
+def _none_is_idle(usable: tuple[Device, ...]) -> LaunchError:
+    return LaunchError(
+        "--gpus idle found no GPU that nobody uses.",
+        seen="\n".join(busy_text(device) for device in usable),
+        expected="a GPU without processes and with its memory free",
+        next_command="wait, stop those processes, or name the GPUs in spite of them: --gpus 0",
+        exit_code=ExitCode.ENVIRONMENT,
+    )
+
+
+def busy_text(device: Device) -> str:
+    """Who holds a device: each process with PID, user, memory and command."""
+    holders = [
+        f"PID {process.pid}{f' of {process.user}' * bool(process.user)} "
+        f"({process.memory_bytes / 2**30:.1f} GB, {process.command})"
+        for process in device.processes
+    ]
+    used = (device.memory_total_bytes - device.memory_free_bytes) / 2**30
+    return f"{describe_device(device)}: " + (", ".join(holders) or f"{used:.1f} GB taken by an unseen process")
+
+
+def _refuse_cpu_build(option: str, host: Host) -> None:
+    if is_cpu_build(host.torch) and any(device.kind == "cuda" for device in host.devices):
+        raise LaunchError(
+            f"{option} asks for a GPU, and the installed torch is a CPU build.",
+            seen=f"torch {host.torch.torch_version}",
+            expected="a CUDA build of torch, or --gpus cpu",
+            next_command="yolo-launch doctor",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+
+
+def _refuse_several_mig(request: LaunchRequest, devices: tuple[Device, ...]) -> None:
+    instances = [device for device in devices if device.is_mig]
+    if instances and len(devices) > 1:
+        raise LaunchError(
+            "Several devices were chosen and some are MIG instances; CUDA gives a process one MIG instance, and NCCL "
+            "does not connect them.",
+            seen=", ".join(describe_device(device) for device in devices),
+            expected="one MIG instance, or whole GPUs",
+            next_command=retype(request.typed, {"--gpus": instances[0].uuid or str(instances[0].index)}),
+        )
+
+
+def _mask_findings(host: Host, *, by_index: bool) -> list[Finding]:
+    """An inherited index mask on mixed cards is ambiguous: CUDA counts the fastest first unless told otherwise."""
+    mask = host.visible_devices
+    names = {device.name for device in host.devices}
+    is_pci = host.environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    if not by_index or mask is None or is_pci or len(names) < 2 or not re.search(r"(^|,)\s*\d", mask):
+        return []
+    seen = f"CUDA_VISIBLE_DEVICES={mask} on mixed cards is read in PCI bus order, as nvidia-smi counts"
+    return [Finding("devices", "warning", seen, "name GPUs by UUID to be sure")]
+
+
+def _without_repeats(wanted: str) -> str:
+    return ",".join(dict.fromkeys(part.strip() for part in wanted.split(",")))
+
+
+def device_text(plan: LaunchPlan, local_rank: int) -> str:
+    """What a rank of this machine trains on, such as 'GPU 2 (RTX 3090)'."""
+    names = []
+    for device in plan.devices if plan.mode == "dp" else plan.devices[local_rank : local_rank + 1]:
+        if device.kind == "cuda":
+            names.append(f"GPU {device.index}" + (f" ({device.name})" if device.name else ""))
+        else:
+            names.append(device.kind.upper())
+    return ", ".join(names)

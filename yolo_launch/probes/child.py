@@ -1,0 +1,296 @@
+"""What runs in a probe's own process: ``python -m yolo_launch.probes.child NAME ARGUMENTS``; the answer is a line.
+
+Torch and the trainer are imported here, in the functions that need them, and never in the launcher itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import UserError
+from trainer.runtime.process_guard import guard_worker
+from yolo_launch.probes.batch_search import search_largest
+from yolo_launch.probes.runner import ANSWER
+
+if TYPE_CHECKING:
+    from trainer.data.collate import Batch
+    from trainer.training.run import Run
+
+MATRIX_SIDE = 4096
+REDUCED_FLOATS = 7_200_000
+"""About the gradients of yolov5s."""
+REPEATS = 5
+LOADING_S, STEPPING_S = 20.0, 20.0
+"""Seconds after which no further batch or step is timed."""
+REDUCING_S = 20.0
+"""Seconds after which no further sum is timed."""
+BOXES_PER_IMAGE = 20
+USABLE_MEMORY = 0.85
+"""The rest is for communication buffers, fragmentation and validation."""
+
+
+def write_disk(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Seconds to write ``bytes`` into a nameless file in ``folder`` and onto the disk."""
+    block = os.urandom(1 << 20)
+    count = max(1, arguments["bytes"] >> 20)
+    with tempfile.TemporaryFile(dir=arguments["folder"]) as stream:
+        began_at = time.monotonic()
+        for _ in range(count):
+            stream.write(block)
+        stream.flush()
+        os.fsync(stream.fileno())
+        return {"bytes": count << 20, "seconds": time.monotonic() - began_at}
+
+
+def use_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Allocate on the one visible GPU, multiply, compare, free. Raises RuntimeError where torch sees no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use it")
+    matrix = torch.full((MATRIX_SIDE, MATRIX_SIDE), 2.0, device="cuda")
+    is_right = bool((matrix @ matrix == 4.0 * MATRIX_SIDE).all())
+    began_at = time.monotonic()
+    for _ in range(REPEATS):
+        matrix @ matrix
+    torch.cuda.synchronize()
+    seconds = (time.monotonic() - began_at) / REPEATS
+    del matrix
+    torch.cuda.empty_cache()
+    left = torch.cuda.memory_allocated()
+    return {"is_right": is_right, "tflops": 2 * MATRIX_SIDE**3 / seconds / 1e12, "left_bytes": left}
+
+
+def list_peers(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Pairs of visible GPUs, by position, that cannot reach each other's memory."""
+    import torch
+
+    pairs = itertools.permutations(range(torch.cuda.device_count()), 2)
+    return {"apart": [pair for pair in pairs if not torch.cuda.can_device_access_peer(*pair)]}
+
+
+def all_reduce(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Add up a gradient's worth of numbers over all ranks, a few times. Raises RuntimeError for a wrong sum."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    world_size, backend = int(os.environ["WORLD_SIZE"]), arguments["backend"]
+    device = torch.device("cpu")
+    if backend == "nccl":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, timeout=timedelta(seconds=arguments["timeout_s"]))
+    payload = torch.ones(REDUCED_FLOATS, device=device)
+    dist.all_reduce(payload)  # connections are made here
+    if not bool((payload == world_size).all()):
+        raise RuntimeError(f"the sum over {world_size} ranks is {payload.max().item()}, not {world_size}")
+    late = torch.zeros(1, device=device)
+    seconds: list[float] = []
+    small_s: list[float] = []
+    stop_at = time.monotonic() + REDUCING_S
+    for _ in range(REPEATS):
+        late.fill_(float(bool(seconds) and time.monotonic() > stop_at))
+        dist.all_reduce(late)  # all meet here, and stop together
+        if late.item():
+            break
+        for numbers, times in ((late, small_s), (payload, seconds)):
+            began_at = time.monotonic()
+            dist.all_reduce(numbers)
+            numbers[0].item()
+            times.append(time.monotonic() - began_at)
+    dist.destroy_process_group()
+    reduced = {"bytes": 4 * REDUCED_FLOATS, "seconds": statistics.median(seconds)}
+    return {**reduced, "small_s": statistics.median(small_s)}
+
+
+def join_store(timeout_s: float) -> Any:
+    """The store of this job's workers, where the environment says."""
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s))
+
+
+def scan_data(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Scan both splits as training does, and leave the same cache behind. Raises DataError."""
+    from trainer.data.dataset import load_dataset_file
+    from trainer.data.demo.dataset import default_cache_dir
+    from trainer.data.scan.scan import scan_split
+
+    dataset = load_dataset_file(arguments["data"])
+    splits = {}
+    for split in ("train", "val"):
+        _, report = scan_split(
+            dataset,
+            split,
+            num_classes=dataset.num_classes,
+            single_cls=arguments["single_cls"],
+            cache_dir=default_cache_dir(),
+        )
+        problems = [[f"{found.count} {what}", list(found.examples)] for what, found in report.problems()]
+        splits[split] = {"summary": report.lines()[0], "problems": problems}
+    return splits
+
+
+def time_loading(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Seconds that this rank's loader takes for a batch by itself, and seconds of a training step on a ready batch."""
+    from trainer.training.loop import train_step
+
+    run = _make_run(arguments)
+    batches = _endless(run)
+    workers = arguments["config"]["workers"]
+    batch = next(batches)
+    for _ in range(workers):  # the first batches come all at once
+        next(batches)
+    began_at = time.monotonic()
+    loaded = 0
+    while loaded < max(4, 3 * workers) and time.monotonic() - began_at < LOADING_S:
+        next(batches)
+        loaded += 1
+    load_s = (time.monotonic() - began_at) / loaded
+    run.model.train()
+    step_s: list[float] = []
+    began_at = time.monotonic()
+    while len(step_s) < 1 + REPEATS and (len(step_s) < 2 or time.monotonic() - began_at < STEPPING_S):
+        step_began_at = time.monotonic()
+        train_step(run, batch, is_update=True)
+        _wait_for_device(run)
+        step_s.append(time.monotonic() - step_began_at)
+    return {"images": len(batch), "load_s": load_s, "step_s": statistics.median(step_s[1:]), "steps": len(step_s) - 1}
+
+
+def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The most images that real training steps take in the free memory, and what was tried."""
+    import torch
+
+    run = _make_run(arguments)
+    run.model.train()
+    budget = arguments["budget_bytes"]
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+        budget = budget or int(USABLE_MEMORY * (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()))
+
+    def peak_of(batch_size: int) -> int | None:
+        try:
+            return _peak_bytes(run, _made_up_batch(run, batch_size, arguments["image_size"]))
+        except torch.cuda.OutOfMemoryError:
+            run.state.optimizer.zero_grad(set_to_none=True)
+            return None
+
+    found = search_largest(peak_of, budget, arguments["most"])
+    return {"batch_size": found.batch_size, "tried": found.tried, "budget_bytes": budget}
+
+
+def _make_run(arguments: dict[str, Any]) -> Run:
+    """All that rank 0 of a one-worker job works with, writing below ``folder``."""
+    from trainer.config.train import TrainConfig
+    from trainer.data.demo.dataset import default_cache_dir, ensure_demo_dataset
+    from trainer.runtime.distributed import DistEnv
+    from trainer.runtime.heartbeat import Heartbeat
+    from trainer.runtime.reporter import Reporter
+    from trainer.training.build import build_run
+    from trainer.training.worker import set_determinism
+
+    folder = Path(tempfile.mkdtemp(dir=arguments["folder"]))
+    for name in ("weights", "logs"):
+        (folder / name).mkdir()
+    values = dict(arguments["config"])
+    values["data"] = values["data"] or str(ensure_demo_dataset(default_cache_dir()))
+    config, env = TrainConfig(**values), DistEnv()
+    device = env.device()
+    set_determinism(device, config.deterministic)
+    heartbeat = Heartbeat(folder / "logs" / "rank0.heartbeat.json", rank=0)
+    return build_run(config, env, device, folder, Reporter(enabled=False), heartbeat)[0]
+
+
+def _endless(run: Run) -> Iterator[Batch]:
+    """The batches of epoch after epoch; small data sets have few in one."""
+    for epoch in itertools.count():
+        yield from run.feed.epoch(epoch, 0, ())
+
+
+def _wait_for_device(run: Run) -> None:
+    import torch
+
+    if run.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _made_up_batch(run: Run, batch_size: int, image_size: int) -> Batch:
+    """Grey images with boxes all over; what they show has no bearing on memory."""
+    import torch
+
+    from trainer.data.collate import Batch
+
+    count = batch_size * BOXES_PER_IMAGE
+    image = torch.arange(batch_size).repeat_interleave(BOXES_PER_IMAGE).float()[:, None]
+    boxes = torch.rand(count, 4, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
+    positions = torch.arange(batch_size)
+    return Batch(
+        images_bchw=torch.full((batch_size, 3, image_size, image_size), 114, dtype=torch.uint8),
+        targets=torch.cat((image, torch.zeros(count, 1), boxes), 1),
+        positions=positions,
+        indices=positions,
+    )
+
+
+def _peak_bytes(run: Run, batch: Batch) -> int:
+    """Memory at its highest in two steps: the second one has the optimizer's own. On a CPU, of the whole process."""
+    import torch
+
+    from trainer.training.loop import train_step
+
+    on_gpu = run.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        if train_step(run, batch, is_update=True).rollback:
+            raise RuntimeError("the loss of a made-up batch is not finite, so memory cannot be measured")
+    _wait_for_device(run)
+    if on_gpu:
+        return torch.cuda.max_memory_reserved()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+PROBES = {
+    "disk": write_disk,
+    "gpu": use_gpu,
+    "peers": list_peers,
+    "all_reduce": all_reduce,
+    "scan": scan_data,
+    "loading": time_loading,
+    "batch": measure_batch,
+}
+
+
+def main() -> int:
+    """Make the probe that the command line names and print its answer, or why there is none."""
+    guard_worker()
+    try:
+        answer, exit_code = PROBES[sys.argv[1]](json.loads(sys.argv[2])), 0
+    except UserError as error:
+        answer, exit_code = {"problem": str(error), "user_error": error.to_dict()}, 2
+    except Exception as error:  # whatever goes wrong is what the probe was to find out
+        answer, exit_code = {"problem": f"{type(error).__name__}: {error}".strip()[:2000]}, 1
+    print(f"\n{ANSWER}{json.dumps(answer)}", flush=True)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

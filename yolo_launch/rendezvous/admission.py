@@ -1,0 +1,180 @@
+"""What a job expects of its machines, and why a machine is not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from yolo_launch.errors import LaunchError
+from yolo_launch.rendezvous.messages import MOST_MACHINES, Cannot, Claim
+
+JOIN_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How many machines a job takes, and how long they are waited for. Seconds throughout."""
+
+    min_nodes: int
+    max_nodes: int
+    join_timeout_s: float = JOIN_TIMEOUT_S
+    rejoin_timeout_s: float = 300.0
+    join_grace_s: float = 30.0
+    """How long a job that may run with fewer waits for the others once it could start."""
+    max_restarts: int = 3
+    silent_s: float = 8.0
+    """A machine that says nothing for so long is lost."""
+    stop_s: float = 20.0
+    """From the end of a round to the last machine's report about it."""
+    save_s: float = 45.0
+    """The same where the workers save first."""
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the job may go on with fewer machines than it would take."""
+        return self.min_nodes < self.max_nodes
+
+    @property
+    def nodes(self) -> str:
+        """As typed: '2' or '1:4'."""
+        return f"{self.min_nodes}:{self.max_nodes}" if self.is_elastic else str(self.max_nodes)
+
+
+Settle = Callable[[tuple[int, ...]], int]
+"""The global batch for so many workers on each machine. Raises LaunchError where it does not divide."""
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What the master knows of the job it offers."""
+
+    own: Claim
+    description: dict[str, Any]
+    fingerprint: str
+    settle: Settle
+    source_of_restart: Callable[[], str] = lambda: ""
+    even: bool = True
+    """Whether the batch has to divide at the first round: not on a resume."""
+
+
+def parse_nodes(text: str) -> tuple[int, int]:
+    """Fewest and most machines of '4' or '1:4'. Raises LaunchError."""
+    low, colon, high = text.partition(":")
+    high = high if colon else low
+    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= MOST_MACHINES):
+        expected = f"a number, or MIN:MAX as in 1:4, of at most {MOST_MACHINES}"
+        raise LaunchError("--nodes cannot be used.", seen=f"--nodes {text}", expected=expected)
+    return int(low), int(high)
+
+
+def refusal_of(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+    """Why a machine is not taken, or None. ``own`` is the master's claim, ``taken`` who holds the rank already."""
+    for rule in _RULES:
+        found = rule(claim, own, terms, taken)
+        if found is not None:
+            return found
+    return None
+
+
+Rule = Callable[[Claim, Claim, Terms, Claim | None], Cannot | None]
+
+
+def _same_purpose(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+    if bool(claim.checkup_port) == bool(own.checkup_port):
+        return None
+    train, check = "train (yolo-launch node)", "make a check-up (yolo-launch doctor)"
+    theirs, mine = (check, train) if claim.checkup_port else (train, check)
+    return Cannot(
+        what=f"{claim.host} and {own.host} were not started for the same thing.",
+        seen=f"{claim.host} is to {theirs}, {own.host} to {mine}",
+        expected="the same command on every machine, or another --port for one of them",
+    )
+
+
+def _in_range(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+    if claim.rank < terms.max_nodes:
+        return None
+    return Cannot(
+        what=f"Rank {claim.rank} of {claim.host} is out of range: the job on {own.host} has {terms.nodes} machines.",
+        seen=f"--rank {claim.rank}",
+        expected=f"--rank 1 to {terms.max_nodes - 1}, or " * (terms.max_nodes > 1) + "a larger --nodes on rank 0",
+    )
+
+
+def _same_nodes(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+    if not claim.nodes or claim.nodes == terms.nodes:
+        return None
+    return Cannot(
+        what=f"{claim.host} and {own.host} were told different numbers of machines.",
+        seen=f"--nodes {claim.nodes} on {claim.host}, --nodes {terms.nodes} on {own.host}",
+        expected="the same everywhere; on rank 0 alone is enough",
+    )
+
+
+def _same_job(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+    if not claim.job_id or not own.job_id or claim.job_id == own.job_id:
+        return None
+    return Cannot(
+        what=f"This port of {own.host} belongs to another job.",
+        seen=f"{claim.host} is in {claim.job_id}, the port in {own.job_id}",
+        expected="another --port for one of them",
+    )
+
+
+def _same_versions(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+    for name, mine, theirs in (
+        ("torch", own.torch, claim.torch),
+        ("CUDA", own.cuda, claim.cuda),
+        ("NCCL", own.nccl, claim.nccl),
+        ("yolo-launch", own.code, claim.code),
+    ):
+        if mine != theirs:
+            return Cannot(
+                what=f"{claim.host} and {own.host} have different versions of {name}.",
+                seen=f"{theirs or 'none'} on {claim.host}, {mine or 'none'} on {own.host}",
+                expected="the same on every machine",
+                exit_code=3,
+            )
+    return None
+
+
+def _same_backend(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+    # A check-up of machines tells of this itself, beside what else it finds.
+    if claim.backend == own.backend or claim.checkup_port:
+        return None
+    return Cannot(
+        what=f"{claim.host} and {own.host} would train on different kinds of devices.",
+        seen=f"{claim.backend} on {claim.host}, {own.backend} on {own.host}",
+        expected="GPUs on every machine, or --gpus cpu on every machine",
+    )
+
+
+def _rank_is_free(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+    if taken is None or taken.session == claim.session:
+        return None
+    return Cannot(
+        what=f"Rank {claim.rank} is taken twice: by {taken.label} and by {claim.label}.",
+        seen=f"--rank {claim.rank} on {taken.host} and on {claim.host}",
+        expected="each rank from 0 on, once",
+    )
+
+
+_RULES: tuple[Rule, ...] = (
+    _same_purpose,
+    _same_job,
+    _same_nodes,
+    _in_range,
+    _rank_is_free,
+    _same_versions,
+    _same_backend,
+)
+
+
+def other_data(claim: Claim, fingerprint: str, job: JobFacts) -> Cannot:
+    """Why a machine with another data set is not taken."""
+    return Cannot(
+        what=f"The data set of {claim.host} is not that of {job.own.host}.",
+        seen=f"fingerprint {fingerprint[:12]} on {claim.host}, {job.fingerprint[:12]} on {job.own.host}",
+        expected="the same classes, images and labels; --data names another path to the same data",
+    )

@@ -1,0 +1,135 @@
+"""Who sits where: the machines of a job, and what is to be said to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from yolo_launch.rendezvous.admission import Terms
+from yolo_launch.rendezvous.messages import Beat, Claim, Message, Note, Report, Seen, clipped
+
+MOST_LABELS = 4
+
+
+@dataclass
+class Seat:
+    """One machine that was taken."""
+
+    claim: Claim
+    connection: int
+    heard_at: float
+    """Monotonic seconds of its last word."""
+    clock_ahead_s: float = 0.0
+    """Its clock less the master's."""
+    ready: bool = False
+    in_round: bool = False
+    report: Report | None = None
+    beat: Beat | None = None
+    seen: Seen | None = None
+
+    @property
+    def label(self) -> str:
+        """The machine in words."""
+        return self.claim.label
+
+
+@dataclass
+class Table:
+    """The seats by rank, and the words that wait to be sent."""
+
+    seats: dict[int, Seat] = field(default_factory=dict)
+    departed: dict[int, tuple[Seat, Report]] = field(default_factory=dict)
+    """Machines that are gone and had said before how the round ended for them."""
+    outbox: list[tuple[int, Message]] = field(default_factory=list)
+    """(connection, message)"""
+    closing: list[int] = field(default_factory=list)
+    """Connections to close once their messages are sent."""
+    said: list[str] = field(default_factory=list)
+    """Lines for the master's console."""
+
+    def seat_of(self, connection: int) -> Seat | None:
+        """Who speaks over a connection."""
+        return next((seat for seat in self.seats.values() if seat.connection == connection), None)
+
+    def in_round(self) -> list[int]:
+        """The machines of the current round, by rank."""
+        return sorted(rank for rank, seat in self.seats.items() if seat.in_round)
+
+    def reports(self) -> dict[int, tuple[Seat, Report]]:
+        """What has come in about the round that ended."""
+        present = {rank: (seat, seat.report) for rank, seat in self.seats.items() if seat.in_round and seat.report}
+        return {**self.departed, **present}
+
+    def tell(self, ranks: Iterable[int], message: Message) -> None:
+        """A message for some machines."""
+        self.outbox += [(self.seats[rank].connection, message) for rank in ranks if rank in self.seats]
+
+    def tell_all(self, message: Message) -> None:
+        """A message for every machine."""
+        self.tell(list(self.seats), message)
+
+    def say(self, text: str) -> None:
+        """A line for every console."""
+        text = clipped(text)
+        self.said.append(text)
+        self.tell([rank for rank in self.seats if rank != 0], Note(text=text))
+
+    def dismiss(self, connection: int, message: Message) -> None:
+        """Send a last word, then close."""
+        self.outbox.append((connection, message))
+        self.closing.append(connection)
+
+    def forgive(self, seconds: float, now: float) -> None:
+        """This process slept: nobody was silent for so long."""
+        for seat in self.seats.values():
+            seat.heard_at = min(now, seat.heard_at + seconds)
+
+
+@dataclass
+class Patience:
+    """How long a job that could start with fewer machines waits for the others."""
+
+    enough_since: float | None = None
+
+    def who_may_start(
+        self, seats: dict[int, Seat], terms: Terms, now: float, *, is_late: bool, is_first: bool
+    ) -> list[int]:
+        """The ranks to start with now, or none yet. After a loss nobody waits for more than the fewest."""
+        ready = sorted(rank for rank, seat in seats.items() if seat.ready)
+        enough = 0 in ready and len(ready) >= terms.min_nodes
+        if not enough or len(ready) < len(seats):
+            self.enough_since = None
+        elif self.enough_since is None:
+            self.enough_since = now
+        grace_s = terms.join_grace_s if is_first else 0.0
+        waited = self.enough_since is not None and now - self.enough_since >= grace_s
+        return ready if len(ready) == terms.max_nodes or waited or (enough and is_late) else []
+
+
+def roster_text(seats: dict[int, Seat], terms: Terms) -> str:
+    """'1/2 machines: 0 gpu-a (192.168.1.1, 2x A100) - waiting for 1'."""
+    present = sorted(seats)
+    labels = [seats[rank].label + ", checking" * (not seats[rank].ready) for rank in present]
+    shown = ", ".join(labels[:MOST_LABELS])
+    if len(labels) > MOST_LABELS:
+        shown += f" and {len(labels) - MOST_LABELS} others"
+    missing = [rank for rank in range(terms.max_nodes) if rank not in seats]
+    waiting = f" - waiting for {_ranks(missing)}" * bool(missing)
+    return f"{len(present)}/{terms.nodes} machines: {shown or 'none yet'}{waiting}"
+
+
+def missing_text(seats: dict[int, Seat], terms: Terms, *, first_round: bool) -> str:
+    """Why no round starts any more: 'machine 1 did not join within 600 s'."""
+    absent = [rank for rank in range(terms.max_nodes) if rank not in seats]
+    again, limit_s = ("join", terms.join_timeout_s) if first_round else ("come back", terms.rejoin_timeout_s)
+    facts = [f"machine{'s' * (len(absent) > 1)} {_ranks(absent)} did not {again}"] * bool(absent)
+    busy = [seats[rank].label for rank in sorted(seats) if not seats[rank].ready]
+    if busy:
+        more = f" and {len(busy) - MOST_LABELS} others" * (len(busy) > MOST_LABELS)
+        facts.append(f"machine {', '.join(busy[:MOST_LABELS])}{more} did not finish checking")
+    return f"{' and '.join(facts)} within {limit_s:g} s"
+
+
+def _ranks(ranks: list[int]) -> str:
+    more = f" and {len(ranks) - MOST_LABELS} others" * (len(ranks) > MOST_LABELS)
+    return ", ".join(str(rank) for rank in ranks[:MOST_LABELS]) + more

@@ -1,0 +1,231 @@
+"""What machines and the lobby say to each other: validated, size-limited values, never code."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from yolo_launch.diagnosis.hangs import StalledRank
+from yolo_launch.rendezvous.framing import WireError
+from yolo_launch.spec import Finding, Outcome, RankFailure
+
+MOST_TEXT = 20_000
+MOST_MACHINES = 4096
+MOST_DEVICES = 1024
+MOST_KINDS = 4
+StopKind = Literal["failed", "lost", "stalled", "join", "save"]
+Short = Annotated[str, Field(max_length=300)]
+"""A name or a sentence: what is put together of several must still fit into one text."""
+
+
+class Message(BaseModel):
+    """One frame. ``type`` is the class's name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=MOST_TEXT)
+
+    def pack(self) -> dict[str, Any]:
+        """As JSON values, with texts that the other end takes: values of dataclasses are not checked when made."""
+        return {"type": type(self).__name__, **_fitting(self.model_dump(mode="json"))}
+
+
+class Claim(Message):
+    """A machine asks for its rank and says what it is."""
+
+    session: Short
+    """Of this launcher process, so that it is known again after its connection broke."""
+    rank: int = Field(ge=0)
+    host: Short
+    address: Short = ""
+    interface: Short = ""
+    devices: tuple[Short, ...] = Field((), max_length=MOST_DEVICES)
+    nproc: int = Field(ge=1, le=MOST_DEVICES)
+    backend: Short = ""
+    """'nccl' or 'gloo': what its workers would speak."""
+    torch: Short = ""
+    cuda: Short = ""
+    nccl: Short = ""
+    code: Short = ""
+    """Version and hash of yolo-launch itself."""
+    nodes: Short = ""
+    """'2' or '1:4' as typed there, or nothing."""
+    job_id: Short = ""
+    """The scheduler's, or nothing."""
+    clock: float = 0.0
+    """Seconds since the epoch when it was sent."""
+    checkup_port: int = Field(0, ge=0, le=65535)
+    """In a check-up, the port where it answers the master; 0 where it came to train."""
+
+    @property
+    def label(self) -> str:
+        """'1 gpu-b (10.0.0.2, 2x A100)'."""
+        kinds = Counter(self.devices).most_common(MOST_KINDS)
+        facts = [self.address] * bool(self.address) + [f"{count}x {name}" for name, count in kinds]
+        label = f"{self.rank} {self.host}" + (f" ({', '.join(facts)})" if facts else "")
+        # It is printed on every terminal of the job.
+        return "".join(sign if sign.isprintable() else "?" for sign in label)
+
+
+class Ready(Message):
+    """The machine has looked at the job and at its own copy of the data."""
+
+    fingerprint: str = ""
+
+
+class Cannot(Message):
+    """The machine cannot do the job, in the four parts of an error."""
+
+    what: str
+    seen: str = ""
+    expected: str = ""
+    next_command: str = ""
+    exit_code: int = 2
+
+
+class Seen(Message):
+    """What a machine has found in a check-up; from the master, what all have found."""
+
+    findings: tuple[tuple[int, Finding], ...] = Field((), max_length=MOST_MACHINES)
+    """Each with the rank of the machine that found it."""
+
+
+class Beat(Message):
+    """A sign of life with where the machine's first rank is."""
+
+    phase: str = ""
+    epoch: int = 0
+    step: int = 0
+
+
+class StoreOpen(Message):
+    """Machine 0 serves the store of a round at this port."""
+
+    round: int
+    port: int = Field(ge=1, le=65535)
+
+
+class Trouble(Message):
+    """Something ends a round on this machine; its report follows when its workers are gone."""
+
+    round: int
+    kind: Literal["failed", "stalled"]
+
+
+class Report(Message):
+    """How a round ended on one machine."""
+
+    round: int
+    kind: Literal["done", "failed", "stalled", "saved", "stopped", "ended"]
+    failure: RankFailure | None = None
+    key: tuple[float, float, float, float, float] | None = None
+    """Puts the cause first among all machines; its fourth number is a time."""
+    signal: int | None = None
+    """The signal that this machine's launcher got."""
+    saved: bool = False
+    stalled: tuple[StalledRank, ...] = ()
+    finished_a_step: bool = False
+    ran_s: float = 0.0
+
+    @field_validator("signal")
+    @classmethod
+    def _is_a_signal(cls, number: int | None) -> int | None:
+        return None if number is None else int(signal.Signals(number))
+
+
+class Leave(Message):
+    """The machine goes on purpose."""
+
+    reason: Short = ""
+
+
+class Joined(Message):
+    """The rank is the machine's; this is the job."""
+
+    job: dict[str, Any]
+
+
+class Roster(Message):
+    """Who is there and who is waited for."""
+
+    text: str
+    left_s: float = 0.0
+
+
+class Round(Message):
+    """Start the workers."""
+
+    number: int
+    members: tuple[tuple[int, int], ...] = Field(max_length=MOST_MACHINES)
+    """Machine rank and number of workers, in order."""
+    batch_size: int = Field(ge=1)
+    even: bool
+    """Whether the batch has to divide: at a fresh start."""
+
+
+class Store(Message):
+    """Where the workers of a round meet, on the master."""
+
+    round: int
+    port: int = Field(ge=1, le=65535)
+
+
+class Stop(Message):
+    """End the round's workers: because of a failure or a loss elsewhere, for a look at a stall, or to let others in."""
+
+    round: int
+    kind: StopKind
+    reason: str = ""
+
+
+class Note(Message):
+    """One line for every console."""
+
+    text: str
+
+
+class End(Message):
+    """The job is over."""
+
+    outcome: Outcome
+
+
+class Pulse(Message):
+    """The master lives."""
+
+    idle_s: float = 0.0
+    """For how long no machine's ranks have moved."""
+
+
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind
+    for kind in (
+        *(Claim, Ready, Cannot, Seen, Beat, StoreOpen, Trouble, Report, Leave),
+        *(Joined, Roster, Round, Store, Stop, Note, End, Pulse),
+    )
+}
+
+
+def parse(frame: dict[str, Any]) -> Message:
+    """The message in a frame. Raises WireError for anything else."""
+    kind = _KINDS.get(str(frame.get("type", "")))
+    if kind is None:
+        raise WireError(f"an unknown message {str(frame.get('type'))[:40]!r}")
+    try:
+        return kind.model_validate({name: value for name, value in frame.items() if name != "type"})
+    except ValidationError as error:
+        raise WireError(f"a {kind.__name__} that is not valid: {error.errors()[0]['msg']}") from None
+
+
+def clipped(text: str) -> str:
+    """The end of a long text, which is where an exception is."""
+    return text if len(text) <= MOST_TEXT else "..." + text[-MOST_TEXT + 3 :]
+
+
+def _fitting(value: Any) -> Any:
+    if isinstance(value, str):
+        return clipped(value)
+    if isinstance(value, dict):
+        return {name: _fitting(inner) for name, inner in value.items()}
+    return [_fitting(inner) for inner in value] if isinstance(value, (list, tuple)) else value

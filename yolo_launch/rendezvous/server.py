@@ -1,0 +1,254 @@
+"""The lobby's door on the master: sockets in a thread of its own, strangers kept out, every word handed to Control."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.host.ports import holder_of
+from yolo_launch.rendezvous.coordinator import Control
+from yolo_launch.rendezvous.framing import (
+    MAX_FRAME_BYTES,
+    MAX_HELLO_BYTES,
+    PROTOCOL,
+    Seal,
+    WireError,
+    frame_length,
+    is_proof,
+    new_nonce,
+    proof,
+    text_of,
+)
+from yolo_launch.rendezvous.messages import Cannot, Claim, Message, parse
+from yolo_launch.spec import Outcome
+
+logger = logging.getLogger(__name__)
+
+HELLO_S = 5.0
+"""How long a stranger may take to say who it is."""
+MOST_STRANGERS = 256
+"""Connections that have not said who they are; one more takes the place of the oldest, or has to come again."""
+YOUNG_S = 2.0
+"""A stranger keeps its place for so long: many machines that come at once must not push one another out for ever."""
+MOST_UNSENT_BYTES = 4 << 20
+TICK_S = 0.1
+BACKLOG = 1024
+BROKEN_S = 5.0
+"""A lobby that fails at every tick for so long ends the job."""
+_BROKEN = Outcome("worker_failed", ExitCode.WORKER_FAILED, detail="the lobby itself failed")
+WRONG_TOKEN = "the token is wrong or missing"
+
+
+class Lobby:
+    """A listening lobby. ``say`` gets lines for the master's console, from the lobby's thread."""
+
+    def __init__(self, control: Control, lobby_id: str, token: str | None, say: Callable[[str], None]) -> None:
+        self.control = control
+        self.port = 0
+        self.own_address = ""
+        """Where this machine itself reaches the lobby."""
+        self._id = lobby_id
+        self._token = token
+        self._say = say
+        self._loop = asyncio.new_event_loop()
+        self._ticking: asyncio.Task[None] | None = None
+        self._listening: socket.socket | None = None
+        self._thread = threading.Thread(target=self._run, name="lobby", daemon=True)
+        self._writers: dict[int, tuple[asyncio.StreamWriter, Seal]] = {}
+        self._strangers: dict[int, tuple[asyncio.StreamWriter, float]] = {}
+        self._numbered = 0
+        self._rejected_said_at = -60.0
+
+    def open(self, address: str, port: int, next_command: str = "") -> None:
+        """Listen. Raises LaunchError that names whoever holds the port."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((address, port))
+            listening.listen(BACKLOG)
+        except OSError as error:
+            listening.close()
+            raise LaunchError(
+                f"The lobby cannot listen on {address or 'this machine'}:{port}.",
+                seen=f"{holder_of(port)} listens on it" if "in use" in str(error) else str(error),
+                expected="a free port, the same on every machine",
+                next_command=next_command,
+                exit_code=ExitCode.ENVIRONMENT,
+            ) from None
+        listening.setblocking(False)
+        self._listening = listening
+        self.port = int(listening.getsockname()[1])
+        self.own_address = {"": "127.0.0.1", "::": "::1"}.get(address, address)
+        self._thread.start()
+
+    def end(self, outcome: Outcome) -> None:
+        """End the job for every machine, from any thread."""
+        with contextlib.suppress(RuntimeError):  # closed already: everybody has heard, or nobody is left
+            self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.end(outcome, now)))
+
+    def tell(self, message: Message) -> None:
+        """Send every machine something, from any thread; what is told before the end arrives before it."""
+        self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.table.tell_all(message)))
+
+    def close(self, timeout_s: float = 15.0) -> None:
+        """Wait until everybody has heard the end, then stop listening."""
+        if self._thread.is_alive():
+            deadline = time.monotonic() + timeout_s
+            while not self.control.is_over and time.monotonic() < deadline:
+                time.sleep(0.05)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._ticking = self._loop.create_task(self._tick())
+            self._loop.run_until_complete(asyncio.start_server(self._welcome, sock=self._listening, backlog=BACKLOG))
+            self._loop.run_forever()
+        finally:
+            if self._ticking is not None:
+                self._ticking.cancel()
+            # Conversations end by themselves once their connection has; asyncio complains of cancelled ones.
+            for writer, _ in [*self._strangers.values(), *self._writers.values()]:
+                writer.transport.abort()
+            tasks = asyncio.all_tasks(self._loop)
+            if tasks:  # a peer that takes nothing must not hold the port
+                self._loop.run_until_complete(asyncio.wait(tasks, timeout=2))
+            if self._listening is not None:
+                self._listening.close()
+            self._loop.close()
+
+    async def _tick(self) -> None:
+        worked_at = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self._after(self.control.tick):
+                worked_at = time.monotonic()
+            elif time.monotonic() - worked_at > BROKEN_S:
+                self._after(lambda now: self.control.end(_BROKEN, now))
+
+    def _after(self, action: Callable[[float], None]) -> bool:
+        """Let Control act, then send what it has to say; whether it could act."""
+        could = True
+        try:
+            action(time.monotonic())
+        except Exception:  # one odd message must not end the lobby of a running job
+            logger.exception("the lobby could not handle an event")
+            could = False
+        self._flush()
+        return could
+
+    def _flush(self) -> None:
+        table = self.control.table
+        outbox, table.outbox = table.outbox, []
+        closing, table.closing = table.closing, []
+        said, table.said = table.said, []
+        texts: dict[int, bytes] = {}
+        for connection, message in outbox:
+            if id(message) not in texts:  # most are for every machine
+                texts[id(message)] = text_of(message.pack())
+            self._send(connection, texts[id(message)])
+        for connection in closing:
+            writer, _ = self._writers.pop(connection, (None, None))
+            if writer is not None:
+                writer.close()
+        for line in said:
+            self._say(line)
+
+    def _send(self, connection: int, text: bytes) -> None:
+        writer, seal = self._writers.get(connection, (None, None))
+        if writer is None or seal is None or writer.is_closing():
+            return
+        if writer.transport.get_write_buffer_size() > MOST_UNSENT_BYTES:
+            writer.transport.abort()  # it takes nothing: its silence will be noticed
+            return
+        writer.write(seal.pack_text(text))
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._numbered += 1
+        number, peer = self._numbered, _name_of(writer)
+        if not self._has_room():
+            writer.transport.abort()
+            return
+        self._strangers[number] = (writer, time.monotonic())
+        reason = "its connection was closed"
+        try:
+            claim, incoming = await asyncio.wait_for(self._first_words(reader, writer, number), HELLO_S)
+            self._after(lambda now: self.control.on_claim(number, claim, now, time.time()))
+            while number in self._writers:
+                message = parse(await _read(reader, incoming, MAX_FRAME_BYTES))
+                self._after(lambda now, message=message: self.control.on_message(number, message, now))  # type: ignore[misc]
+        except (WireError, ValueError, asyncio.TimeoutError) as error:
+            reason = f"it sent {error}" if str(error) else f"it said nothing for {HELLO_S:g} s"
+            self._note_stranger(peer, reason, number)
+        except (OSError, EOFError):
+            pass
+        finally:
+            self._strangers.pop(number, None)
+            self._writers.pop(number, None)
+            self._after(lambda now: self.control.on_gone(number, reason, now))
+            writer.close()
+
+    def _has_room(self) -> bool:
+        if len(self._strangers) < MOST_STRANGERS:
+            return True
+        oldest = next(iter(self._strangers))
+        writer, since = self._strangers[oldest]
+        if time.monotonic() - since < YOUNG_S:
+            return False
+        del self._strangers[oldest]
+        writer.transport.abort()
+        return True
+
+    async def _first_words(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
+    ) -> tuple[Claim, Seal]:
+        """Nonces, proofs where a token is set, then the claim."""
+        plain, nonce = Seal(), new_nonce()
+        greeting = {"lobby": self._id, "protocol": PROTOCOL, "nonce": nonce}
+        writer.write(plain.pack({**greeting, "token": bool(self._token)}))
+        hello = await _read(reader, plain, MAX_HELLO_BYTES)
+        theirs = hello.get("nonce")
+        if hello.get("protocol") != PROTOCOL or not isinstance(theirs, str) or not theirs.isascii():
+            raise WireError("no greeting of a yolo-launch that this one understands")
+        if hello.get("token") and not self._token:
+            raise WireError("a token, and this job has none")
+        answer: dict[str, Any] = {"proof": ""}
+        if self._token:
+            if not is_proof(hello.get("proof"), self._token, "member", nonce, theirs):
+                writer.write(plain.pack(Cannot(what=WRONG_TOKEN).pack()))
+                raise WireError("a wrong token, or none")
+            answer = {"proof": proof(self._token, "lobby", nonce, theirs)}
+        writer.write(plain.pack(answer))
+        incoming = Seal.of(self._token, "member", nonce, theirs)
+        message = parse(await _read(reader, incoming, MAX_FRAME_BYTES))
+        if not isinstance(message, Claim):
+            raise WireError("something else than a claim")
+        self._strangers.pop(number, None)
+        self._writers[number] = (writer, Seal.of(self._token, "lobby", nonce, theirs))
+        return message, incoming
+
+    def _note_stranger(self, peer: str, what: str, number: int) -> None:
+        logger.info("the lobby dropped %s: %s", peer, what)
+        now = time.monotonic()
+        if number not in self._writers and now - self._rejected_said_at > 10:  # a flood of them is one line
+            self._rejected_said_at = now
+            self._say(f"a stranger at the lobby's port was turned away: {peer}, {what}")
+
+
+async def _read(reader: asyncio.StreamReader, seal: Seal, limit: int) -> dict[str, Any]:
+    length = frame_length(await reader.readexactly(4), limit)
+    return seal.unpack(await reader.readexactly(length))
+
+
+def _name_of(writer: asyncio.StreamWriter) -> str:
+    peer = writer.get_extra_info("peername")
+    return f"{peer[0]}:{peer[1]}" if peer else "an unknown address"

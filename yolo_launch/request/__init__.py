@@ -1,0 +1,1 @@
+"""Describes what the user asked: options, spellings and typed requests."""

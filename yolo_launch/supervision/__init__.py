@@ -1,0 +1,1 @@
+"""Runs the workers of one node attempt after attempt and answers signals."""

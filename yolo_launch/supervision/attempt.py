@@ -1,0 +1,145 @@
+"""One start of all workers of this machine, from their files to what came of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from yolo_launch.diagnosis.causes import count_oom_kills, hint_for, look_up_facts
+from yolo_launch.diagnosis.failures import WorkerEnd, first_of, rank_failures, read_error, worker_ends
+from yolo_launch.diagnosis.heartbeat_monitor import StallWatch
+from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.host.inventory import INSTALLED_ONLY
+from yolo_launch.spec import LaunchPlan, Meeting, RankFailure, WorkerCommand
+from yolo_launch.supervision.monitor import Watcher
+from yolo_launch.workers import single_worker as one_worker
+from yolo_launch.workers.environment import applied, child_environment
+from yolo_launch.workers.files import WorkerFiles
+from yolo_launch.workers.processes import Workers
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Attempt:
+    """What one start of the workers left behind."""
+
+    workers: Workers
+    stall_watch: StallWatch
+    agent_exit_codes: dict[int, int] = field(default_factory=dict)
+    agent_error: Exception | None = None
+    ran_s: float = 0.0
+    ends: list[WorkerEnd] = field(default_factory=list)
+    failures: list[tuple[tuple[float, ...], RankFailure]] = field(default_factory=list)
+    """Every rank that failed with the key that puts the cause first."""
+
+    @property
+    def failure(self) -> RankFailure | None:
+        """The rank that the others followed, or None."""
+        return first_of(self.failures)
+
+    @property
+    def saved(self) -> bool:
+        """Whether a worker ended with its state saved because it was asked to stop."""
+        return any(end.exit_code == ExitCode.SAVED_AND_STOPPED for end in self.ends)
+
+    @property
+    def all_done(self) -> bool:
+        """Whether every worker was started and ended well."""
+        return bool(self.workers.by_rank) and all(end.exit_code == 0 for end in self.ends)
+
+
+class AttemptRunner:
+    """Starts the workers of one plan, as often as it is asked to."""
+
+    def __init__(self, plan: LaunchPlan, command: WorkerCommand, files: WorkerFiles, *, console_json: bool) -> None:
+        self.plan = plan
+        self.command = command
+        self.files = files
+        self.elsewhere_idle_s: Callable[[], float] = lambda: math.inf
+        """For how long no rank of another machine has moved."""
+        self._console_json = console_json
+        self._oom_kills_before = count_oom_kills()
+
+    def environment(self, mark: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What the workers inherit."""
+        inherited = {**os.environ, **(more or {}), **({} if self.command.foreign else INSTALLED_ONLY)}
+        return child_environment(self.plan, self.files, mark, inherited, console_json=self._console_json)
+
+    def run(self, watcher: Watcher, number: int, meeting: Meeting) -> Attempt:
+        """Start the workers and wait until all have ended. Call it in the main thread."""
+        plan, files = self.plan, self.files
+        files.begin_attempt(number, plan.ranks)
+        mark = f"{uuid.uuid4().hex}.{number}"
+        stall_watch = StallWatch(
+            files,
+            plan.stall_timeout_s,
+            start_allowance_s=watcher.limits.start_allowance_s,
+            required=not self.command.foreign,
+            elsewhere_idle_s=self.elsewhere_idle_s,
+        )
+        attempt = Attempt(Workers(mark), stall_watch)
+        environment = self.environment(mark)
+        began_at = time.monotonic()
+        watcher.begin(attempt.workers, files, stall_watch)
+        try:
+            with applied(environment):
+                if plan.world_size == 1:
+                    self._run_one(watcher, attempt)
+                else:
+                    self._run_several(watcher, attempt, meeting)
+        finally:
+            watcher.end()
+        attempt.ran_s = time.monotonic() - began_at
+        # The watcher reads heartbeats now and then; what came after its last look counts as well.
+        stall_watch.look(plan.ranks, time.monotonic())
+        attempt.ends = worker_ends(attempt.workers.by_rank, attempt.agent_exit_codes, plan.ranks)
+        attempt.failures = [
+            (key, replace(one, local_rank=one.rank - plan.first_rank))
+            for key, one in rank_failures(attempt.ends, files, stall_watch.latest())
+        ]
+        return attempt
+
+    def told_why(self, failure: RankFailure) -> bool:
+        """Whether a failed worker left its own words."""
+        return bool(read_error(self.files, failure.rank)[0])
+
+    def with_hint(self, failure: RankFailure) -> RankFailure:
+        """The failure with one sentence on what to do, from what this machine knows."""
+        if failure.user_error is not None or failure.hint:
+            return failure
+        return replace(failure, hint=hint_for(failure, look_up_facts(failure, self.plan, self._oom_kills_before)))
+
+    def agent_failed(self, attempt: Attempt) -> LaunchError:
+        """The agent's own error, which came before any worker could start."""
+        return LaunchError(
+            "torch's elastic agent failed before the workers could start",
+            seen=f"{type(attempt.agent_error).__name__}: {attempt.agent_error}",
+            expected=f"see {self.files.agent_log}",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+
+    def _run_one(self, watcher: Watcher, attempt: Attempt) -> None:
+        attempt.agent_exit_codes[0] = one_worker.run_child(
+            self.command, self.files, rank0_to_stderr=self._console_json, started=watcher.worker_started
+        )
+
+    def _run_several(self, watcher: Watcher, attempt: Attempt, meeting: Meeting) -> None:
+        from yolo_launch.workers import elastic_agent as elastic  # imports torch
+
+        def before() -> None:
+            if not watcher.workers_start(self.plan.nproc_per_node):
+                raise elastic.StartCancelled
+
+        try:
+            result = elastic.run_agent(
+                self.plan, self.command, self.files, meeting, rank0_to_stderr=self._console_json, before=before
+            )
+        except elastic.StartCancelled:
+            return
+        attempt.agent_exit_codes.update(result.exit_codes)
+        attempt.agent_error = result.error

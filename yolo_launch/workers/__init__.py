@@ -1,0 +1,1 @@
+"""Starts, finds, signals and sweeps the worker processes of one node."""

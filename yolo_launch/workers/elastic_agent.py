@@ -1,0 +1,243 @@
+"""A plan for several workers -> torch's elastic agent. The only module of the launcher that imports torch.
+
+One code path serves torch 1.11 to 2.15: LaunchConfig takes the fields that it has. Each attempt is an agent of its own
+that never restarts workers: a second round inside one agent meets the first one's keys in the store. On several
+machines each has its own agent; ranks and meeting place come from the plan and the lobby, so that no agent ever waits
+for another inside torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import TCPStore
+from torch.distributed.elastic.multiprocessing import Std
+from torch.distributed.elastic.multiprocessing import api as multiprocessing_api
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, launch_agent
+
+from yolo_launch.spec import LaunchPlan, Meeting, WorkerCommand
+from yolo_launch.workers import rendezvous_handler as rendezvous
+from yolo_launch.workers.files import WorkerFiles
+from yolo_launch.workers.signals import note_signal
+
+SHUTDOWN_S = 30
+MONITOR_INTERVAL_S = 0.2
+"""Slower than the watcher, so that the watcher sees exit codes first."""
+ELASTIC_LOGGER = "torch.distributed.elastic"
+
+_LogsSpecs: Any = getattr(multiprocessing_api, "LogsSpecs", object)
+
+
+class StartCancelled(Exception):
+    """A signal came before the workers were started."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentResult:
+    """How the agent ended: exit codes of the ranks that it saw fail, or its own error."""
+
+    exit_codes: dict[int, int] = dataclasses.field(default_factory=dict)
+    error: Exception | None = None
+
+
+class RankLogs(_LogsSpecs):  # type: ignore[misc]
+    """Sends each rank's output to its log, and rank 0's to the terminal (torch 2.3 and newer).
+
+    The agent opens every stream with ``open(stdout, "w")``, which would empty a log at each restart. Given an open
+    descriptor, that call keeps what the file holds, and both streams of a rank append to one file.
+    """
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        meeting: Meeting,
+        files: WorkerFiles,
+        *,
+        rank0_to_stderr: bool,
+        before: Callable[[], None],
+    ) -> None:
+        super().__init__(log_dir=str(files.folder))
+        self._plan = plan
+        self._meeting = meeting
+        self._files = files
+        self._rank0_to_stderr = rank0_to_stderr
+        self._before = before
+
+    @property
+    def root_log_dir(self) -> str:
+        """The folder that the agent mentions."""
+        return str(self._files.folder)
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> Any:
+        """Called by the agent right before it starts the workers, with each local rank's environment."""
+        self._before()
+        stdouts: dict[int, Any] = {}
+        stderrs: dict[int, Any] = {}
+        errors: dict[int, str] = {}
+        for local_rank, env in envs.items():
+            rank = self._plan.first_rank + local_rank
+            env.update(self._place_of(rank))
+            errors[local_rank] = env["TORCHELASTIC_ERROR_FILE"] = str(self._files.error(rank))
+            if rank > 0:
+                stdouts[local_rank], stderrs[local_rank] = self._files.open_log(rank), self._files.open_log(rank)
+            else:
+                stdouts[local_rank], stderrs[local_rank] = os.dup(2) if self._rank0_to_stderr else "", ""
+        return multiprocessing_api.LogsDest(stdouts, stderrs, {}, {}, errors)
+
+    def _place_of(self, rank: int) -> dict[str, str]:
+        """What the agent, which knows one machine, cannot tell a rank."""
+        plan, meeting = self._plan, self._meeting
+        world = {"RANK": rank, "ROLE_RANK": rank, "WORLD_SIZE": plan.world_size, "ROLE_WORLD_SIZE": plan.world_size}
+        place = {name: str(value) for name, value in world.items()}
+        place |= {"GROUP_RANK": str(plan.node_rank), "GROUP_WORLD_SIZE": str(plan.nnodes)}
+        # Before torch 2.5 the agent publishes the host's name, whatever local_addr says.
+        place["MASTER_ADDR"] = meeting.address
+        if meeting.port is not None:
+            place["MASTER_PORT"] = str(meeting.port)
+        if meeting.is_served:
+            place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        return place
+
+
+def run_agent(
+    plan: LaunchPlan,
+    command: WorkerCommand,
+    files: WorkerFiles,
+    meeting: Meeting,
+    *,
+    rank0_to_stderr: bool,
+    before: Callable[[], None],
+) -> AgentResult:
+    """Start the workers of one attempt and return when all have ended. Call it in the main thread.
+
+    ``before`` runs right before the workers start and may raise StartCancelled, which passes through.
+    """
+    config = make_config(plan, files, meeting, rank0_to_stderr=rank0_to_stderr, before=before)
+    if _LogsSpecs is object:
+        before()
+    with _quiet_agent(files), _agent_ignores_signals():
+        try:
+            launch_agent(config, sys.executable, ["-u", *command.arguments])
+        except ChildFailedError as failed:
+            # The agent numbers the workers of its one machine.
+            return AgentResult({plan.first_rank + local: one.exitcode for local, one in failed.failures.items()})
+        except StartCancelled:
+            raise
+        except Exception as error:  # a damaged error file, or the rendezvous itself; the watcher knows the exit codes
+            return AgentResult(error=error)
+        finally:
+            if _LogsSpecs is object:
+                _collect_old_logs(files)
+    return AgentResult()
+
+
+def serve_store() -> tuple[Any, int]:
+    """A store for the workers of one attempt and its port. It is served from this process while it is referenced."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    return store, int(store.port)
+
+
+def make_config(
+    plan: LaunchPlan, files: WorkerFiles, meeting: Meeting, *, rank0_to_stderr: bool, before: Callable[[], None]
+) -> LaunchConfig:
+    """Every field that this torch's LaunchConfig has, for one machine."""
+    count = plan.nproc_per_node
+    rendezvous.register()
+    values: dict[str, Any] = {
+        "min_nodes": 1,
+        "max_nodes": 1,
+        "nproc_per_node": count,
+        "run_id": f"yolo-launch-{uuid.uuid4().hex}",
+        "role": "worker",
+        "rdzv_backend": rendezvous.BACKEND,
+        "rdzv_endpoint": meeting.address,
+        "rdzv_configs": {"address": meeting.address, "port": meeting.port, "timeout": 60},
+        "rdzv_timeout": -1,
+        "max_restarts": 0,
+        "monitor_interval": MONITOR_INTERVAL_S,
+        "start_method": "spawn",
+        "metrics_cfg": {},
+        "local_addr": meeting.address,
+        "log_line_prefix_template": None,
+        "event_log_handler": "null",
+        "numa_options": None,
+        # The launcher's own watcher handles signals. Nobody sends this one, and an empty list is logged as a mistake.
+        "signals_to_handle": "SIGURG",
+        "duplicate_stdout_filters": None,
+        "duplicate_stderr_filters": None,
+        "virtual_local_rank": False,
+        "shutdown_timeout": SHUTDOWN_S,
+    }
+    fields = {field.name for field in dataclasses.fields(LaunchConfig)}
+    if "logs_specs" in fields:
+        values["logs_specs"] = RankLogs(plan, meeting, files, rank0_to_stderr=rank0_to_stderr, before=before)
+    else:
+        values["log_dir"] = str(_old_log_dir(files))
+        values["redirects"] = dict.fromkeys(range(1, count), Std.ALL)
+        values["tee"] = Std.NONE
+    return LaunchConfig(**{name: value for name, value in values.items() if name in fields})
+
+
+@contextlib.contextmanager
+def _quiet_agent(files: WorkerFiles) -> Iterator[None]:
+    """The agent's own messages go to a file: a failure is reported once, by the launcher."""
+    logger = logging.getLogger(ELASTIC_LOGGER)
+    handler = logging.FileHandler(files.agent_log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    propagated = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = propagated
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def _agent_ignores_signals() -> Iterator[None]:
+    """Before torch 2.10 the agent takes no list of signals: give it a handler that leaves them to the watcher."""
+    name = "_terminate_process_handler"
+    listed = "signals_to_handle" in {field.name for field in dataclasses.fields(LaunchConfig)}
+    original = getattr(multiprocessing_api, name, None)
+    if listed or original is None:
+        previous = signal.getsignal(signal.SIGURG)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGURG, previous)
+        return
+    setattr(multiprocessing_api, name, note_signal)
+    try:
+        yield
+    finally:
+        setattr(multiprocessing_api, name, original)
+
+
+def _old_log_dir(files: WorkerFiles) -> Path:
+    return files.folder / "agent"
+
+
+def _collect_old_logs(files: WorkerFiles) -> None:
+    """Before torch 2.3 the agent names the files; add their content to those of the ranks, on one machine alike."""
+    folder = _old_log_dir(files)
+    for path in sorted(folder.glob("*/attempt_*/*/*")):
+        rank = int(path.parent.name)
+        if path.name == "error.json":
+            shutil.copyfile(path, files.error(rank))
+        elif rank > 0:
+            with path.open("rb") as source, files.log(rank).open("ab") as target:
+                shutil.copyfileobj(source, target)
+    shutil.rmtree(folder, ignore_errors=True)

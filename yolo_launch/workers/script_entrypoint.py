@@ -1,0 +1,159 @@
+"""Runs a foreign script as a worker: `python -u -m yolo_launch.workers.script_entrypoint [-m] SCRIPT ...`.
+
+It gives a script what the built-in trainer does by itself: it dies with the launcher, and its loader processes with
+it; it leaves its exception in the error file and writes stacks on SIGUSR2; rank 0's output, which goes to the terminal,
+is kept in a log as well.
+The script sees the interpreter as `python SCRIPT ...` would leave it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import multiprocessing.util
+import os
+import runpy
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, TextIO
+
+_MAIN_THREAD = type(threading.main_thread())
+
+
+def main() -> None:
+    """Run the script that the command line names, in this process."""
+    guard = _load_guard()
+    guard.guard_worker()
+    _tie_loaders(guard)
+    if os.environ.get("YOLO_TRAINER_OUTPUT") == "stderr":
+        os.dup2(2, 1)  # stdout is for the launcher's JSON
+    logs_dir = os.environ.get(guard.LOGS_VARIABLE)
+    if logs_dir and os.environ.get("RANK", "0") == "0":
+        _keep_output(Path(logs_dir) / "rank0.log")
+    arguments = sys.argv[1:]
+    as_module = arguments[:1] == ["-m"]
+    target, *rest = arguments[1:] if as_module else arguments
+    sys.argv = [target, *rest]
+    # python -m put the working directory first; a script expects its own folder there.
+    sys.path[0] = os.getcwd() if as_module else str(Path(target).resolve().parent)
+    try:
+        if as_module:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(target, run_name="__main__")
+    except SystemExit:
+        raise
+    except BaseException as error:
+        _begin_traceback_in_script(error)
+        if not isinstance(error, KeyboardInterrupt):
+            _write_error(error)
+        raise
+
+
+def _load_guard() -> ModuleType:
+    """trainer.runtime.process_guard by its file, so that a script's own package called trainer keeps its name."""
+    path = Path(__file__).resolve().parents[2] / "trainer" / "runtime" / "process_guard.py"
+    spec = importlib.util.spec_from_file_location("yolo_launch_process_guard", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is missing")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _tie_loaders(guard: ModuleType) -> None:
+    """Let the script's loader processes die with this worker, also in the middle of an item.
+
+    They are daemonic children of multiprocessing, which are meant to end with their parent. The kernel watches the
+    thread that forked; those of a thread that may end before look after their parent themselves.
+    """
+
+    def tie(_: object) -> None:
+        parent = multiprocessing.parent_process()
+        if parent is None or parent.pid is None or not multiprocessing.current_process().daemon:
+            return
+        if type(threading.current_thread()) is _MAIN_THREAD:
+            guard.die_with_parent(parent.pid)
+        else:
+            threading.Thread(target=guard.exit_after_parent, args=(parent.pid,), daemon=True).start()
+
+    multiprocessing.util.register_after_fork(_MAIN_THREAD, tie)
+
+
+def _begin_traceback_in_script(error: BaseException) -> None:
+    """Leave this file's and runpy's frames out of what is shown: they have no bearing on the script."""
+    own_files = {main.__code__.co_filename, runpy.run_path.__code__.co_filename}
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in own_files:
+        frames = frames.tb_next
+    error.__traceback__ = frames
+    show = sys.excepthook
+
+    def show_script_only(kind: type[BaseException], shown: BaseException, trace: TracebackType | None) -> None:
+        # Raising it again has put this file's frame back.
+        if shown is error:
+            shown.__traceback__ = trace = frames
+        show(kind, shown, trace)
+
+    sys.excepthook = show_script_only
+
+
+def _write_error(error: BaseException) -> None:
+    """Leave the exception where the launcher looks; torch's own @record may have been there first."""
+    name = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not name or (Path(name).exists() and Path(name).stat().st_size > 0):
+        return
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    message = "".join(traceback.format_exception_only(type(error), error)).strip()
+    content = {
+        "message": {
+            "message": message,
+            "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))},
+        },
+        "rank": int(os.environ.get("RANK", "0")),
+    }
+    temporary = Path(f"{name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.replace(name)
+
+
+def _keep_output(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("a", encoding="utf-8")
+    except OSError:
+        return
+    log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
+    sys.stdout = _Tee(sys.stdout, log)  # type: ignore[assignment]
+    sys.stderr = _Tee(sys.stderr, log)  # type: ignore[assignment]
+
+
+class _Tee:
+    """A text stream that also writes finished lines to a log; a progress bar leaves only its last state there."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self._stream = stream
+        self._log = log
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        """Write to the stream, and to the log what has become a whole line."""
+        written = self._stream.write(text)
+        *finished, self._line = (self._line + text).split("\n")
+        self._line = self._line[self._line.rfind("\r") + 1 :]
+        if finished:
+            self._log.write("".join(line.rstrip("\r").rsplit("\r", 1)[-1] + "\n" for line in finished))
+            self._log.flush()
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+if __name__ == "__main__":
+    main()
