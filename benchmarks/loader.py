@@ -29,7 +29,7 @@ from trainer.data.dataset import load_dataset_file
 from trainer.data.image_cache import open_image_cache
 from trainer.data.loader import TrainingData, make_training_loader
 from trainer.data.sampler import EpochBatches
-from trainer.data.scan.scan import LabelledImages, scan_split
+from trainer.data.scan.scan import LabeledImages, scan_split
 
 LOW = AugmentationSettings(hsv_h=0.015, hsv_s=0.7, hsv_v=0.4, translate=0.1, scale=0.5, fliplr=0.5, mosaic=1.0)
 
@@ -38,7 +38,7 @@ STAGES: tuple[tuple[str, ModuleType, str], ...] = (
     ("labels to pixels (4)", loader_module, "_to_pixels"),
     ("mosaic: placing", loader_module, "mosaic"),
     ("warp: painting, pixels, boxes", loader_module, "random_warp"),
-    ("colour", loader_module, "jitter_colour"),
+    ("color", loader_module, "jitter_color"),
     ("flips", loader_module, "flip_randomly"),
 )
 
@@ -98,7 +98,7 @@ def timed_stages(run: Callable[[], object]) -> dict[str, float]:
     return seconds
 
 
-def print_rates(images: LabelledImages, options: argparse.Namespace, cache_dir: Path) -> None:
+def print_rates(images: LabeledImages, options: argparse.Namespace, cache_dir: Path) -> None:
     print("\n| images from | loader processes | images/s |\n|---|---|---|")
     cache = open_image_cache(images, image_size=options.imgsz, training=True, kind="ram", cache_dir=cache_dir)
     for name, source in (("files", None), ("RAM cache", cache)):
@@ -110,7 +110,7 @@ def print_rates(images: LabelledImages, options: argparse.Namespace, cache_dir: 
             print(f"| {name} | {workers} | {count / wall:.0f} |", flush=True)
 
 
-def print_stages(images: LabelledImages, options: argparse.Namespace) -> None:
+def print_stages(images: LabeledImages, options: argparse.Namespace) -> None:
     data = TrainingData(images, image_size=options.imgsz, settings=LOW, seed=0)
     totals: list[tuple[float, float, int]] = []
     seconds = timed_stages(lambda: totals.append(run_epochs(data, options.batch, 0, options.epochs)))

@@ -1,10 +1,10 @@
 """Final mAP of one rank over several seeds beside that of more ranks, as a table.
 
-    python benchmarks/ranks.py --data bccd.yaml --weights yolov5n.pt --batch-norm synchronised [--seeds 4] [--nudges 2]
+    python benchmarks/ranks.py --data bccd.yaml --weights yolov5n.pt --batch-norm synchronized [--seeds 4] [--nudges 2]
 
 The ranks are processes on this machine's CPU, with one thread each, so that they differ in nothing but their number.
-``--batch-norm``: ``frozen`` keeps the statistics of the weights, ``synchronised`` shares those of the batch over ranks
-(``--sync-bn``), ``own`` lets each rank normalise by its own images, as any run without that option does.
+``--batch-norm``: ``frozen`` keeps the statistics of the weights, ``synchronized`` shares those of the batch over ranks
+(``--sync-bn``), ``own`` lets each rank normalize by its own images, as any run without that option does.
 
 ``--nudges`` repeats the runs from starting weights that differ by rounding, one part in ten million: what that does to
 the final mAP is what rounding explains.
@@ -73,7 +73,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True)
-    parser.add_argument("--batch-norm", choices=("frozen", "synchronised", "own"), default="synchronised")
+    parser.add_argument("--batch-norm", choices=("frozen", "synchronized", "own"), default="synchronized")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--nudges", type=int, default=0, help="further runs of each, nudged")
@@ -87,7 +87,7 @@ def main():
             for nudge in range(1 + parsed.nudges):
                 options = {"data": parsed.data, "weights": parsed.weights, "imgsz": parsed.imgsz, "seed": seed}
                 options |= {"batch_size": parsed.batch, "epochs": parsed.epochs, "workers": 0, "plots": False}
-                options["sync_bn"] = parsed.batch_norm == "synchronised"
+                options["sync_bn"] = parsed.batch_norm == "synchronized"
                 run_dir = Path(folder) / f"{world_size}-{nudge}-{seed}"
                 summary, seconds = train(options, run_dir, world_size, parsed.batch_norm, nudge)
                 metrics = f"{summary['map50']:.3f} | {summary['map5095']:.3f}"

@@ -3,7 +3,7 @@
     python benchmarks/validation.py --weights yolov5n.pt --data coco.yaml --imgsz 640 320 --peer-python PYTHON
 
 ``--peer-python`` is the interpreter of an environment of its own in which the package ``yolov5`` is installed; its own
-validation is started as a program and the times that it prints are read. Runs alternate, so that a busy neighbour
+validation is started as a program and the times that it prints are read. Runs alternate, so that a busy neighbor
 hits both alike; of each the fastest counts. Both get the same threads, images, batch and thresholds.
 """
 

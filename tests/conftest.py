@@ -12,7 +12,7 @@ import yaml
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 
-# A neighbour on a shared core slows spinning threads fourfold; sleeping ones wait their turn.
+# A neighbor on a shared core slows spinning threads fourfold; sleeping ones wait their turn.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 

@@ -1,4 +1,4 @@
-"""Pure box arithmetic. Formats stand in the names: ``xyxy`` corners, ``cxcywh`` centre and size.
+"""Pure box arithmetic. Formats stand in the names: ``xyxy`` corners, ``cxcywh`` center and size.
 
 Functions without a suffix take and return torch tensors of shape (..., 4) and keep dtype and device.
 Those ending in ``_numpy`` do the same for arrays.
@@ -14,19 +14,19 @@ from torch import Tensor
 
 
 def xyxy_from_cxcywh(boxes_cxcywh: Tensor) -> Tensor:
-    """Corners of boxes given by centre and size."""
-    centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:4] / 2
-    return torch.cat((centre - half, centre + half), dim=-1)
+    """Corners of boxes given by center and size."""
+    center, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:4] / 2
+    return torch.cat((center - half, center + half), dim=-1)
 
 
 def xyxy_from_cxcywh_numpy(boxes_cxcywh: np.ndarray) -> np.ndarray:
-    """Corners of boxes given by centre and size."""
-    centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:4] / 2
-    return np.concatenate((centre - half, centre + half), axis=-1)
+    """Corners of boxes given by center and size."""
+    center, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:4] / 2
+    return np.concatenate((center - half, center + half), axis=-1)
 
 
 def cxcywh_from_xyxy_numpy(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Centre and size of boxes given by corners."""
+    """Center and size of boxes given by corners."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:4]
     return np.concatenate(((low + high) / 2, high - low), axis=-1)
 

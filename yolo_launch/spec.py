@@ -179,7 +179,7 @@ class LaunchPlan:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class StoreAddress:
     """Where the workers of one attempt find one another."""
 
     address: str = "127.0.0.1"

@@ -33,7 +33,7 @@ def stop_in_validation(module: str, rank: int, epoch: int) -> None:
         beat = validation_beat(run)
 
         def on_batch(done: int, total: int) -> bool:
-            if run.state.progress.epoch == epoch and run.peers.env.rank == rank:
+            if run.state.progress.epoch == epoch and run.collectives.env.rank == rank:
                 os.kill(os.getpid(), signal.SIGTERM)
             return beat(done, total)
 
@@ -70,11 +70,11 @@ def record_samples(folder: str, die_after: int | None = None) -> None:
         labels = [batch.targets[batch.targets[:, 0] == at, 1:].tolist() for at in range(len(batch))]
         with path.open("a") as file:
             file.write(json.dumps([step, batch.positions.tolist(), images, labels]) + "\n")
-        wishes = train_step(run, batch, is_update=is_update)
+        step_control = train_step(run, batch, is_update=is_update)
         if step == die_after:
             run.checkpoints.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-        return wishes
+        return step_control
 
     loop.train_step = recorded
 

@@ -29,7 +29,7 @@ def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=check)
 
 
-class Machine:
+class NodeContext:
     """One namespace with a launcher in it."""
 
     def __init__(self, net: Network, rank: int, folder: Path) -> None:
@@ -47,7 +47,7 @@ class Machine:
         inside = ["unshare", "-u", "sh", "-c", f'hostname {self.name}; exec "$@"', "sh"]
         return ["ip", "netns", "exec", self.namespace, *inside, *arguments]
 
-    def start(self, *arguments: str, **environment: str) -> Machine:
+    def start(self, *arguments: str, **environment: str) -> NodeContext:
         """``yolo-launch ARGUMENTS`` in this machine's folder."""
         self._starts += 1
         env = {**os.environ, "PYTHONPATH": str(PROJECT_DIR), MARK: self.mark, "NO_COLOR": "1", **environment}
@@ -64,7 +64,9 @@ class Machine:
         )
         return self
 
-    def node(self, *arguments: str, workers: int = 1, nodes: str = "2", epochs: int = 3, **environment: str) -> Machine:
+    def node(
+        self, *arguments: str, workers: int = 1, nodes: str = "2", epochs: int = 3, **environment: str
+    ) -> NodeContext:
         """Its ``yolo-launch node`` with small options."""
         place = ("node", "--rank", str(self.rank), "--master", self.net.machines[0].address, *CPU, str(workers))
         data = ("--data", "data/data.yaml")  # each machine its own copy
@@ -153,19 +155,19 @@ class Network:
     def __init__(self, folder: Path, count: int, data: Path) -> None:
         self.prefix = f"yl{os.getpid() % 100000}"
         self.hub = f"{self.prefix}h"
-        self.machines: list[Machine] = []
+        self.machines: list[NodeContext] = []
         self._folder = folder
         run("ip", "netns", "add", self.hub)
         run("ip", "-n", self.hub, "link", "add", "br0", "type", "bridge")
         run("ip", "-n", self.hub, "link", "set", "br0", "up")
         for rank in range(count):
-            machine = Machine(self, rank, folder / f"machine{rank}")
+            machine = NodeContext(self, rank, folder / f"machine{rank}")
             self.machines.append(machine)
             machine.folder.mkdir()
             shutil.copytree(data, machine.folder / "data")
             self._plug_in(machine)
 
-    def _plug_in(self, machine: Machine) -> None:
+    def _plug_in(self, machine: NodeContext) -> None:
         space, outer = machine.namespace, f"v{machine.rank}"
         run("ip", "netns", "add", space)
         # Without a name server that answers at once, torch's store waits seconds for one at each connection.
@@ -222,11 +224,11 @@ def namespaces() -> None:
 
 
 @pytest.fixture
-def network(namespaces: None, tmp_path: Path, machine_data: Path) -> Iterator[Callable[[int], list[Machine]]]:
+def network(namespaces: None, tmp_path: Path, machine_data: Path) -> Iterator[Callable[[int], list[NodeContext]]]:
     """Makes so many machines; all that they started is ended with the test."""
     made: list[Network] = []
 
-    def make(count: int) -> list[Machine]:
+    def make(count: int) -> list[NodeContext]:
         made.append(Network(tmp_path, count, machine_data))
         return made[0].machines
 

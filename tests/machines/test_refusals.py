@@ -1,4 +1,4 @@
-"""What cannot work is refused at once, on both sides, naming both; and strangers at the door do not matter."""
+"""What cannot work is refused at once, on both sides, naming both; unauthenticated connections do not matter."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_busy_port_names_its_holder(network):
     try:
         time.sleep(1.0)
         a.node()
-        refused(a, 3, "The lobby cannot listen on 10.77.0.1:1234", f"PID {holder.pid}")
+        refused(a, 3, "The rendezvous cannot listen on 10.77.0.1:1234", f"PID {holder.pid}")
     finally:
         holder.kill()
         holder.wait()
@@ -161,7 +161,7 @@ def test_a_token_has_to_be_proved(network):
     refused(b, 5, "does not take this machine's token", "Expected: a token")
     b.node("--token", "battery staple")
     refused(b, 5, "does not take this machine's token")
-    assert "a stranger at the lobby's port was turned away" in a.output
+    assert "an unauthenticated connection to the rendezvous port was refused" in a.output
     b.node(YOLO_LAUNCH_TOKEN="correct horse")
     assert (a.wait(), b.wait()) == (0, 0), a.net.outputs()
 
@@ -190,18 +190,18 @@ def test_strangers_do_not_disturb_a_job(network, tmp_path):
     a, b, c = network(3)
     a.node(epochs=3)
     a.wait_for("waiting for 1")
-    stranger = subprocess.Popen(c.command(sys.executable, "-c", STRANGER, a.address, "1234", "30"), text=True,
+    unauthenticated = subprocess.Popen(c.command(sys.executable, "-c", STRANGER, a.address, "1234", "30"), text=True,
                                 stdout=subprocess.PIPE)  # fmt: skip
     try:
-        assert int(stranger.stdout.readline()) > 900
+        assert int(unauthenticated.stdout.readline()) > 900
         b.node()
         a.wait_for("2/2 machines", timeout_s=30)
         assert (a.wait(), b.wait()) == (0, 0), a.net.outputs()
-        assert "a stranger at the lobby's port was turned away: 10.77.0.3" in a.output
+        assert "an unauthenticated connection to the rendezvous port was refused: 10.77.0.3" in a.output
         assert "is lost" not in a.output
     finally:
-        stranger.kill()
-        stranger.wait()
+        unauthenticated.kill()
+        unauthenticated.wait()
 
 
 class Bomb:
@@ -254,6 +254,6 @@ def test_a_pickle_planted_by_a_stranger_is_never_executed(network, tmp_path):
         a.wait_for("resumed at epoch")
     a.signal(signal.SIGTERM)
     assert {a.wait(), b.wait()} <= {1, 75}, a.net.outputs()
-    assert not bomb.exists(), "a stranger's pickle was executed"
+    assert not bomb.exists(), "an unauthenticated connection's pickle was executed"
     pickle.loads(bytes.fromhex(hexed))
     assert bomb.exists(), "the bomb itself works"

@@ -181,7 +181,7 @@ def test_inherited_ranks_and_rendezvous_do_not_leak_in(job, tmp_path):
 
 FOREIGN = """
 import sys, time
-from neighbour import VALUE
+from neighbor import VALUE
 import trainer
 assert VALUE == 5 and trainer.OWNER == "the script", trainer
 assert sys.argv == [__file__, "--epochs", "3"], sys.argv
@@ -198,8 +198,8 @@ if "{how}" == "sleep":
 
 
 def foreign(job, tmp_path, how):
-    """A script with neighbours of its own, one of them named like the built-in trainer."""
-    (tmp_path / "neighbour.py").write_text("VALUE = 5\n")
+    """A script with neighbors of its own, one of them named like the built-in trainer."""
+    (tmp_path / "neighbor.py").write_text("VALUE = 5\n")
     (tmp_path / "trainer.py").write_text("OWNER = 'the script'\n")
     script = tmp_path / "their_train.py"
     script.write_text(FOREIGN.format(how=how, ready=job.run_dir / "ready0"))

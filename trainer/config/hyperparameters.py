@@ -50,13 +50,13 @@ class Hyperparameters(BaseModel):
 
 
 _MED = {"lrf": 0.1, "cls": 0.3, "obj": 0.7, "scale": 0.9, "mixup": 0.1}
-_COLOUR_AND_SHAPE = ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "mosaic")
+_COLOR_AND_SHAPE = ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "mosaic")
 
 BUILT_IN_SETS: dict[str, dict[str, float]] = {
     "low": {},
     "med": _MED,
     "high": {**_MED, "copy_paste": 0.1},
-    "none": {"lrf": 0.1, "cls": 0.3, "obj": 0.7, **dict.fromkeys(_COLOUR_AND_SHAPE, 0.0)},
+    "none": {"lrf": 0.1, "cls": 0.3, "obj": 0.7, **dict.fromkeys(_COLOR_AND_SHAPE, 0.0)},
 }
 """The published sets, each as its difference from ``low``."""
 

@@ -65,7 +65,7 @@ class TrainConfig(BaseModel):
     freeze: tuple[int, ...] = _option(
         (), "--freeze", panel=MODEL, text="layers to freeze: 10 is the first ten, several numbers are just those"
     )
-    seed: int = _option(0, "--seed", panel=LEARNING, ge=0, text="seed of initialisation, order and augmentation")
+    seed: int = _option(0, "--seed", panel=LEARNING, ge=0, text="seed of initialization, order and augmentation")
     amp: Literal["auto", "off", "fp16", "bf16"] = _option(
         "auto", "--amp", panel=LEARNING, text="mixed precision; auto is bf16 or fp16 on CUDA, off on a CPU"
     )

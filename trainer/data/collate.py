@@ -42,7 +42,7 @@ class Batch:
     images_bchw: Tensor
     """uint8 RGB (B, 3, height, width)."""
     targets: Tensor
-    """float32 (T, 6): image within the batch, class, cx, cy, w, h; normalised to the batch's images."""
+    """float32 (T, 6): image within the batch, class, cx, cy, w, h; normalized to the batch's images."""
     positions: Tensor
     """int64 (B,): position in the epoch's order; for validation the image's index."""
     indices: Tensor

@@ -9,15 +9,15 @@ from torch.utils.data import DataLoader
 
 from trainer.data.collate import Batch
 from trainer.data.sampler import EpochBatches
-from trainer.data.scan.scan import LabelledImages
+from trainer.data.scan.scan import LabeledImages
 
 
-class TrainingFeed:
+class EpochLoader:
     """Batches of a training split in their order. ``draws_by_weight`` is --image-weights."""
 
     def __init__(
         self,
-        images: LabelledImages,
+        images: LabeledImages,
         sampler: EpochBatches,
         loader: DataLoader[Batch],
         *,

@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 
 from trainer.data.images import ImageFiles, LoadedImage, resized_shape
-from trainer.data.scan.label_cache import LabelledImages
+from trainer.data.scan.label_cache import LabeledImages
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class CachedImages:
 
 
 def open_image_cache(
-    images: LabelledImages,
+    images: LabeledImages,
     *,
     image_size: int,
     training: bool,
@@ -186,7 +186,7 @@ class _Lock:
 
 def _make(
     path: Path,
-    images: LabelledImages,
+    images: LabeledImages,
     image_size: int,
     training: bool,
     kind: str,
@@ -245,6 +245,6 @@ def _memory_folder() -> Path:
     return shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())
 
 
-def _content_key(images: LabelledImages, image_size: int, training: bool) -> str:
+def _content_key(images: LabeledImages, image_size: int, training: bool) -> str:
     what = f"{_VERSION} {images.key} {len(images)} {image_size} {training} {cv2.__version__}"
     return hashlib.sha256(what.encode()).hexdigest()[:24]

@@ -16,7 +16,7 @@ import numpy as np
 JPEG_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"))
 
 FILL = 114
-"""Grey level where there is no image."""
+"""Gray level where there is no image."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class ImageReadError(Exception):
 def decode_image(path: Path, mode: int = cv2.IMREAD_COLOR) -> np.ndarray:
     """The pixels of an image file, uint8 BGR (height, width, 3), turned as its EXIF data says.
 
-    Grey becomes three equal channels, alpha is dropped, 16-bit values keep their high byte, floats are taken as 0 to
+    Gray becomes three equal channels, alpha is dropped, 16-bit values keep their high byte, floats are taken as 0 to
     1. Raises ImageReadError.
     """
     try:
@@ -110,7 +110,7 @@ class LoadedImage(NamedTuple):
     """uint8 BGR (height, width, 3); read-only where it lies in a cache."""
     original_hw: tuple[int, int]
     readable: bool
-    """False: the file could not be decoded and the pixels are grey; its labels do not count."""
+    """False: the file could not be decoded and the pixels are gray; its labels do not count."""
 
 
 class ImageSource(Protocol):
@@ -121,7 +121,7 @@ class ImageSource(Protocol):
 
 
 class ImageFiles:
-    """Images decoded anew each time; one that cannot be decoded is grey, with a warning."""
+    """Images decoded anew each time; one that cannot be decoded is gray, with a warning."""
 
     def __init__(self, paths: Sequence[Path], shapes_hw: np.ndarray, image_size: int, *, training: bool) -> None:
         self.paths = paths
@@ -138,7 +138,7 @@ class ImageFiles:
         except ImageReadError as error:
             if index not in self._warned:
                 self._warned.add(index)
-                logger.warning("%s: %s; it counts as a grey image without labels", path, error)
-            grey = np.full((*resized_shape(shape_hw, self.image_size), 3), FILL, np.uint8)
-            return LoadedImage(grey, (int(shape_hw[0]), int(shape_hw[1])), False)
+                logger.warning("%s: %s; it counts as a gray image without labels", path, error)
+            gray = np.full((*resized_shape(shape_hw, self.image_size), 3), FILL, np.uint8)
+            return LoadedImage(gray, (int(shape_hw[0]), int(shape_hw[1])), False)
         return LoadedImage(pixels, original_hw, True)

@@ -16,7 +16,7 @@ from trainer.data.augment.basic import (
     Sample,
     fit_letterbox,
     flip_randomly,
-    jitter_colour,
+    jitter_color,
     letterbox,
     mixup,
 )
@@ -26,7 +26,7 @@ from trainer.data.augment.warp import random_warp
 from trainer.data.collate import Collate, ImageGeometry, LoadedSample
 from trainer.data.images import ImageFiles, ImageSource
 from trainer.data.sampler import NUM_PARTNERS, EpochBatches, SampleKey, ValidationBatches, sample_generator
-from trainer.data.scan.label_cache import LabelledImages
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.runtime.process_guard import loader_init
 
 _PREFETCH = 4
@@ -38,7 +38,7 @@ class TrainingData(Dataset[LoadedSample]):
 
     def __init__(
         self,
-        images: LabelledImages,
+        images: LabeledImages,
         *,
         image_size: int,
         settings: AugmentationSettings,
@@ -61,7 +61,7 @@ class TrainingData(Dataset[LoadedSample]):
         generator = sample_generator(self.seed, key.epoch, key.position)
         partners = key.partners or tuple(int(i) for i in generator.integers(len(self.images), size=NUM_PARTNERS))
         sample = self._compose(key, partners, generator)
-        sample = jitter_colour(sample, self.settings, generator)
+        sample = jitter_color(sample, self.settings, generator)
         sample = flip_randomly(sample, self.settings, generator)
         return LoadedSample(sample.image, sample.boxes, key.position, key.index)
 
@@ -86,15 +86,15 @@ class TrainingData(Dataset[LoadedSample]):
         return random_warp(letterboxed(sample, canvas_hw), self.settings, generator, canvas_hw)
 
     def _make_mosaic(self, indices: tuple[int, ...], generator: np.random.Generator) -> Sample:
-        scene = mosaic([self.load_sample(index) for index in indices], self.image_size, generator)
-        scene = copy_paste(scene, self.settings.copy_paste, generator)
-        return random_warp(scene, self.settings, generator, (self.image_size, self.image_size))
+        canvas = mosaic([self.load_sample(index) for index in indices], self.image_size, generator)
+        canvas = copy_paste(canvas, self.settings.copy_paste, generator)
+        return random_warp(canvas, self.settings, generator, (self.image_size, self.image_size))
 
 
 class ValidationData(Dataset[LoadedSample]):
     """Images as they are, in the canvas of their batch."""
 
-    def __init__(self, images: LabelledImages, *, image_size: int, source: ImageSource | None = None) -> None:
+    def __init__(self, images: LabeledImages, *, image_size: int, source: ImageSource | None = None) -> None:
         self.images = images
         self.source = source or ImageFiles(images.paths, images.shapes_hw, image_size, training=False)
 
@@ -184,7 +184,7 @@ def prepare_loader_process(worker_id: int) -> None:
 
 
 def _to_pixels(pixels: np.ndarray, boxes: np.ndarray | None, segments: list[np.ndarray]) -> Sample:
-    """A sample of an image with its normalised objects in pixels; new arrays."""
+    """A sample of an image with its normalized objects in pixels; new arrays."""
     if boxes is None:
         return Sample(pixels, np.zeros((0, 5), np.float32))
     height, width = pixels.shape[:2]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from trainer.data.dataset import DatasetFile
 from trainer.data.demo.dataset import default_cache_dir
 from trainer.data.scan.report import ScanReport
-from trainer.data.scan.scan import LabelledImages, scan_split
+from trainer.data.scan.scan import LabeledImages, scan_split
 from trainer.errors import DataError
-from trainer.runtime.distributed import Peers
+from trainer.runtime.distributed import Collectives
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.reporter import Reporter
 
@@ -19,13 +19,13 @@ def scan_together(
     split: str,
     *,
     single_cls: bool = False,
-    peers: Peers,
+    collectives: Collectives,
     reporter: Reporter,
     heartbeat: Heartbeat,
-) -> LabelledImages:
+) -> LabeledImages:
     """One split of a data set, scanned once per machine; a collective call. Raises DataError."""
 
-    def scan_as(is_writer: bool) -> LabelledImages:
+    def scan_as(is_writer: bool) -> LabeledImages:
         images, report = scan_split(
             dataset,
             split,
@@ -39,8 +39,8 @@ def scan_together(
             report_scan(reporter, split, report)
         return images
 
-    images = peers.main_first(scan_as)
-    check_same_images(split, peers.gather(len(images)))
+    images = collectives.main_first(scan_as)
+    check_same_images(split, collectives.gather(len(images)))
     return images
 
 

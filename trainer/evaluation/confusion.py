@@ -8,7 +8,7 @@ from trainer.evaluation.matching import pairwise_iou_numpy
 
 
 class ConfusionMatrix:
-    """Counts of (detected class, labelled class), the last row and column being background.
+    """Counts of (detected class, labeled class), the last row and column being background.
 
     A label and a detection above ``confidence`` belong together, whatever their classes, when their IoU is above
     ``iou``, the label is the one that the detection overlaps most, and of such detections this one overlaps the
@@ -21,13 +21,13 @@ class ConfusionMatrix:
         self.confidence = confidence
         self.iou = iou
         self.matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-        """Rows are detected classes, columns labelled ones."""
+        """Rows are detected classes, columns labeled ones."""
 
     def add(self, detections: np.ndarray, labels: np.ndarray) -> None:
         """Count one image. ``detections``: (n, 6) xyxy, confidence, class. ``labels``: (m, 5) class, xyxy."""
         detections = detections[detections[:, 4] > self.confidence]
         detected = detections[:, 5].astype(np.int64)
-        labelled = labels[:, 0].astype(np.int64)
+        labeled = labels[:, 0].astype(np.int64)
         missed = np.ones(len(labels), dtype=bool)
         imagined = np.ones(len(detections), dtype=bool)
         if len(labels) and len(detections):
@@ -37,8 +37,8 @@ class ConfusionMatrix:
             rows = rows[np.argsort(-overlap[rows], kind="stable")]
             label, first = np.unique(taken[rows], return_index=True)
             rows = rows[first]
-            np.add.at(self.matrix, (detected[rows], labelled[label]), 1)
+            np.add.at(self.matrix, (detected[rows], labeled[label]), 1)
             missed[label] = False
             imagined[rows] = False
-        np.add.at(self.matrix[-1], labelled[missed], 1)
+        np.add.at(self.matrix[-1], labeled[missed], 1)
         np.add.at(self.matrix[:, -1], detected[imagined], 1)

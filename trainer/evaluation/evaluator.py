@@ -14,7 +14,7 @@ from trainer.boxes import xyxy_from_cxcywh_numpy
 from trainer.data.collate import Batch
 from trainer.evaluation.confusion import ConfusionMatrix
 from trainer.evaluation.matching import IOU_THRESHOLDS, match_detections
-from trainer.evaluation.metrics import ImageResult, Metrics, RankPart, join_parts, summarise
+from trainer.evaluation.metrics import ImageResult, Metrics, RankPart, join_parts, summarize
 from trainer.loss.detection import DetectionLoss
 from trainer.model.postprocess import non_max_suppression
 
@@ -109,7 +109,7 @@ class Evaluator:
                 on_batch(done, total)
         mine = self._pack(images, losses, samples, confusion, clock.seconds)
         whole = join_parts(gather(mine))
-        return summarise(whole, self.names, sample_batches=self.sample_batches, worst_images=self.worst_images)
+        return summarize(whole, self.names, sample_batches=self.sample_batches, worst_images=self.worst_images)
 
     def _infer(self, model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, Sequence[Tensor]]:
         images = batch.images_bchw.to(device, non_blocking=True, memory_format=torch.channels_last)

@@ -119,7 +119,7 @@ class Metrics:
 
     images: int
     boxes: int
-    """Labelled boxes."""
+    """Labeled boxes."""
     precision: float
     """Mean over classes that have labels, at ``confidence``, as are the next three; 0 where there are none."""
     recall: float
@@ -132,7 +132,7 @@ class Metrics:
     per_class: tuple[ClassMetrics, ...]
     curves: Curves
     confusion: np.ndarray
-    """(C + 1, C + 1): rows detected, columns labelled, the last of each background."""
+    """(C + 1, C + 1): rows detected, columns labeled, the last of each background."""
     speed_ms: dict[str, float]
     """Per image: load, inference, nms, metrics."""
     samples: dict[int, np.ndarray]
@@ -195,7 +195,7 @@ def join_parts(parts: Sequence[RankPart]) -> RankPart:
     )
 
 
-def summarise(part: RankPart, names: Sequence[str], *, sample_batches: int, worst_images: int) -> Metrics:
+def summarize(part: RankPart, names: Sequence[str], *, sample_batches: int, worst_images: int) -> Metrics:
     """The metrics of a part that holds every image. ``names``: of all C classes."""
     confidence, detected_class = part.scores.T
     result = average_precision(part.correct, confidence, detected_class, part.label_class, len(names))

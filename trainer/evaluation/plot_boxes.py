@@ -14,10 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-# Ten hues that stay apart for most colour-blind readers, then a lighter form of each (BGR).
-_BASE_COLOURS: tuple[Colour, ...] = (
+# Ten hues that stay apart for most color-blind readers, then a lighter form of each (BGR).
+_BASE_COLORS: tuple[Color, ...] = (
     (32, 105, 230),
     (200, 130, 20),
     (75, 160, 40),
@@ -30,20 +30,20 @@ _BASE_COLOURS: tuple[Colour, ...] = (
     (110, 110, 110),
 )
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_WHITE: Colour = (255, 255, 255)
-_INK: Colour = (40, 40, 40)
+_WHITE: Color = (255, 255, 255)
+_INK: Color = (40, 40, 40)
 _MOSAIC_WIDTH_PX = 1600
 _MAX_TILE_PX = 480
 _CAPTION_PX = 22
 _HEADER_PX = 40
 _MAX_LABELLED_BOXES = 12
-"""More boxes than this in one tile carry their colour only; names would cover the picture."""
+"""More boxes than this in one tile carry their color only; names would cover the picture."""
 
 
-def class_colour(class_id: int) -> Colour:
-    """The BGR colour of a class, the same in every picture; repeats after 30 classes."""
-    base = _BASE_COLOURS[class_id % len(_BASE_COLOURS)]
-    lightness = (class_id // len(_BASE_COLOURS)) % 3
+def class_color(class_id: int) -> Color:
+    """The BGR color of a class, the same in every picture; repeats after 30 classes."""
+    base = _BASE_COLORS[class_id % len(_BASE_COLORS)]
+    lightness = (class_id // len(_BASE_COLORS)) % 3
     if lightness == 0:
         return base
     target = 255 if lightness == 1 else 0
@@ -65,7 +65,7 @@ def draw_boxes(
     *,
     show_names: bool = True,
 ) -> np.ndarray:
-    """A copy of the image with boxes (n, 4) in pixels drawn on it, a colour a class, named and scored.
+    """A copy of the image with boxes (n, 4) in pixels drawn on it, a color a class, named and scored.
 
     Line width and text grow with the image. Higher confidences lie on top. Non-finite boxes are left out.
     """
@@ -80,7 +80,7 @@ def draw_boxes(
     corners = np.clip(np.nan_to_num(boxes), -limit, limit).round().astype(int).tolist()
     for row in drawn:
         x1, y1, x2, y2 = corners[row]
-        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), class_colour(classes[row]), width)
+        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), class_color(classes[row]), width)
     # Names come after all boxes, so that no line runs through them; the surest choose their place first.
     taken: list[list[int]] = []
     for row in reversed(drawn) if show_names else ():
@@ -88,7 +88,7 @@ def draw_boxes(
         if confidences is not None:
             text += f" {float(confidences[row]):.2f}"
         scale = float(np.clip(extent / 900, 0.38, 1.4))
-        _draw_tag(image, text, corners[row], class_colour(classes[row]), scale, taken)
+        _draw_tag(image, text, corners[row], class_color(classes[row]), scale, taken)
     return image
 
 
@@ -193,7 +193,7 @@ def _tile(image_chw: np.ndarray, boxes: np.ndarray, names: Sequence[str], captio
 
 
 def _header(title: str, class_ids: Sequence[int], names: Sequence[str], width_px: int) -> np.ndarray:
-    """A white strip with the title and the colours of the classes on show, as many as fit."""
+    """A white strip with the title and the colors of the classes on show, as many as fit."""
     strip = np.full((_HEADER_PX, width_px, 3), 255, np.uint8)
     x, base = 10, _HEADER_PX - 14
     if title:
@@ -205,14 +205,14 @@ def _header(title: str, class_ids: Sequence[int], names: Sequence[str], width_px
         if x + 26 + _text_width(text, 0.5) + 20 + _text_width(rest, 0.5) > width_px:
             cv2.putText(strip, rest, (x, base), _FONT, 0.5, _INK, 1, cv2.LINE_AA)
             break
-        cv2.rectangle(strip, (x, base - 13), (x + 16, base + 3), class_colour(class_id), -1)
+        cv2.rectangle(strip, (x, base - 13), (x + 16, base + 3), class_color(class_id), -1)
         cv2.putText(strip, text, (x + 22, base), _FONT, 0.5, _INK, 1, cv2.LINE_AA)
         x += 22 + _text_width(text, 0.5) + 20
     return strip
 
 
 def _draw_tag(
-    image: np.ndarray, text: str, box: Sequence[int], colour: Colour, scale: float, taken: list[list[int]]
+    image: np.ndarray, text: str, box: Sequence[int], color: Color, scale: float, taken: list[list[int]]
 ) -> None:
     """Text on a filled bar at ``box``, inside the image and clear of the bars in ``taken`` where it can be."""
     thickness = 2 if scale > 0.8 else 1
@@ -225,8 +225,8 @@ def _draw_tag(
     free = [(x, y) for x, y in places if not any(_overlap([x, y, x + width, y + height], bar) for bar in taken)]
     x, y = (free or places)[0]
     taken.append([x, y, x + width, y + height])
-    cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), colour, -1)
-    brightness = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2]
+    cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), color, -1)
+    brightness = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2]
     ink = _INK if brightness > 150 else _WHITE
     cv2.putText(image, text, (x + 2, y + height - base), _FONT, scale, ink, thickness, cv2.LINE_AA)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from trainer.evaluation.plot_boxes import class_colour
+from trainer.evaluation.plot_boxes import class_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _MAX_LEGEND_CLASSES = 20
 _MAX_ANNOTATED_CLASSES = 25
 _MAX_OVERLAID_BOXES = 1000
-_MEAN_COLOUR = "#1f4e9c"
+_MEAN_COLOR = "#1f4e9c"
 _LOSS_TITLES = {"box_loss": "Box loss", "obj_loss": "Objectness loss", "cls_loss": "Class loss"}
 _METRIC_TITLES = {
     "metrics/precision": "Precision",
@@ -99,7 +99,7 @@ def save_f1_curve(path: Path, confidence: np.ndarray, f1_curves: np.ndarray, nam
         best, threshold = float(curves.mean(axis=0)[top]), float(confidence[top])
     figure, panel = _draw_class_curves(confidence, curves, labels, f"all classes {best:.3f} at {threshold:.3f}")
     if curves.size:
-        panel.axvline(threshold, color=_MEAN_COLOUR, linestyle=":", linewidth=1.2)
+        panel.axvline(threshold, color=_MEAN_COLOR, linestyle=":", linewidth=1.2)
     panel.set_title("F1 over the confidence threshold (best F1 in the legend)")
     panel.set_xlabel("Confidence")
     panel.set_ylabel("F1")
@@ -136,19 +136,19 @@ def save_confusion_matrix(path: Path, matrix: np.ndarray, names: Sequence[str]) 
 
 
 def save_label_statistics(path: Path, boxes: np.ndarray, names: Sequence[str]) -> None:
-    """Draw what a data set's labels hold: instances a class, box shapes, where centres lie, widths and heights.
+    """Draw what a data set's labels hold: instances a class, box shapes, where centers lie, widths and heights.
 
-    ``boxes`` is (n, 5): class, then centre x, centre y, width, height as shares of the image.
+    ``boxes`` is (n, 5): class, then center x, center y, width, height as shares of the image.
     """
     rows = np.asarray(boxes, np.float64).reshape(-1, 5)
     figure = _new_figure(14, 9)
-    axes = figure.subplot_mosaic([["counts"] * 3, ["shapes", "centres", "sizes"]], height_ratios=[0.8, 1])
+    axes = figure.subplot_mosaic([["counts"] * 3, ["shapes", "centers", "sizes"]], height_ratios=[0.8, 1])
     _draw_class_counts(axes["counts"], rows[:, 0].astype(int), names)
     axes["shapes"].imshow(_overlaid_boxes(rows), extent=(0, 1, 1, 0), interpolation="bilinear")
-    axes["shapes"].set(title="Box shapes, centred", xlabel="Share of image width", ylabel="Share of image height")
-    _draw_heat_map(axes["centres"], rows[:, 1], rows[:, 2], 1.0)
-    axes["centres"].invert_yaxis()
-    axes["centres"].set(title="Box centres", xlabel="x (share of image width)", ylabel="y (share of image height)")
+    axes["shapes"].set(title="Box shapes, centerd", xlabel="Share of image width", ylabel="Share of image height")
+    _draw_heat_map(axes["centers"], rows[:, 1], rows[:, 2], 1.0)
+    axes["centers"].invert_yaxis()
+    axes["centers"].set(title="Box centers", xlabel="x (share of image width)", ylabel="y (share of image height)")
     largest = float(rows[:, 3:].max(initial=0.0)) or 1.0
     _draw_heat_map(axes["sizes"], rows[:, 3], rows[:, 4], min(1.0, largest * 1.05))
     axes["sizes"].set(title="Box sizes", xlabel="Width (share of image width)", ylabel="Height (share of image height)")
@@ -174,8 +174,8 @@ def _plain(names: Sequence[str]) -> list[str]:
     return [f" {name}" if name.startswith("_") else name for name in safe]
 
 
-def _hex_colour(class_id: int) -> str:
-    blue, green, red = class_colour(class_id)
+def _hex_color(class_id: int) -> str:
+    blue, green, red = class_color(class_id)
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
@@ -203,9 +203,9 @@ def _number(text: str) -> float:
 def _draw_series(panel: Axes, epochs: np.ndarray, series: Mapping[str, np.ndarray | None]) -> None:
     """Lines over epochs; a lone epoch shows as points."""
     shown = 0
-    for (label, values), colour in zip(series.items(), (_MEAN_COLOUR, "#e07a1f", "#5a9e3f"), strict=False):
+    for (label, values), color in zip(series.items(), (_MEAN_COLOR, "#e07a1f", "#5a9e3f"), strict=False):
         if values is not None and np.isfinite(values).any():
-            panel.plot(epochs, values, color=colour, label=label, linewidth=1.6, marker="." if len(epochs) < 25 else "")
+            panel.plot(epochs, values, color=color, label=label, linewidth=1.6, marker="." if len(epochs) < 25 else "")
             shown += 1
     if not shown:
         panel.text(0.5, 0.5, "no data", transform=panel.transAxes, ha="center", va="center", color="#888888")
@@ -217,20 +217,20 @@ def _draw_series(panel: Axes, epochs: np.ndarray, series: Mapping[str, np.ndarra
 def _draw_class_curves(
     grid: np.ndarray, curves: np.ndarray, labels: Sequence[str], mean_label: str
 ) -> tuple[Figure, Axes]:
-    """One line a class under a bold mean: coloured and named where few, thin and grey where many."""
+    """One line a class under a bold mean: colored and named where few, thin and gray where many."""
     figure = _new_figure(10, 6.5)
     panel = figure.subplots()
     rows = np.asarray(curves, np.float64).reshape(-1, len(grid))
     few = len(rows) <= _MAX_LEGEND_CLASSES
     handles, texts = [], []
     for row, values in enumerate(rows):
-        colour = _hex_colour(row) if few else "#b0b0b0"
-        (line,) = panel.plot(grid, values, color=colour, linewidth=1.4 if few else 0.6)
+        color = _hex_color(row) if few else "#b0b0b0"
+        (line,) = panel.plot(grid, values, color=color, linewidth=1.4 if few else 0.6)
         if few and row < len(labels):
             handles.append(line)
             texts.append(labels[row])
     if len(rows):
-        (line,) = panel.plot(grid, rows.mean(axis=0), color=_MEAN_COLOUR, linewidth=3)
+        (line,) = panel.plot(grid, rows.mean(axis=0), color=_MEAN_COLOR, linewidth=3)
         figure.legend([line, *handles], [mean_label, *_plain(texts)], loc="outside right upper", fontsize=9)
     else:
         panel.text(0.5, 0.5, "no data", ha="center", va="center", color="#888888")
@@ -243,7 +243,7 @@ def _draw_class_curves(
 def _draw_class_counts(panel: Axes, class_ids: np.ndarray, names: Sequence[str]) -> None:
     """A bar a class with its number of boxes."""
     counts = np.bincount(class_ids[(class_ids >= 0) & (class_ids < len(names))], minlength=len(names))
-    bars = panel.bar(range(len(names)), counts, color=[_hex_colour(i) for i in range(len(names))])
+    bars = panel.bar(range(len(names)), counts, color=[_hex_color(i) for i in range(len(names))])
     many = len(names) > _MAX_ANNOTATED_CLASSES
     if not many:
         panel.bar_label(bars, fontsize=8)
@@ -261,7 +261,7 @@ def _overlaid_boxes(rows: np.ndarray, size: int = 800) -> np.ndarray:
     for class_id, _, _, width, height in chosen[np.argsort(-chosen[:, 3] * chosen[:, 4])].tolist():
         half = (round(width * size / 2), round(height * size / 2))
         corner = (size // 2 - half[0], size // 2 - half[1])
-        cv2.rectangle(canvas, corner, (size // 2 + half[0], size // 2 + half[1]), class_colour(int(class_id))[::-1], 1)
+        cv2.rectangle(canvas, corner, (size // 2 + half[0], size // 2 + half[1]), class_color(int(class_id))[::-1], 1)
     return canvas
 
 

@@ -12,7 +12,7 @@ from trainer.evaluation.evaluator import Evaluator, Metrics
 from trainer.evaluation.metrics import RankPart
 from trainer.model.graph import DetectionModel, fuse_batch_norm
 from trainer.optim.ema import ModelEma
-from trainer.runtime.distributed import Peers
+from trainer.runtime.distributed import Collectives
 
 
 class ValidationStopped(Exception):
@@ -26,15 +26,17 @@ class _AskedToStop(Exception):
 class Validator:
     """An evaluator with its batches and peers; every rank calls ``validate`` and gets the same numbers."""
 
-    def __init__(self, evaluator: Evaluator, batches: DataLoader[Batch], peers: Peers, device: torch.device) -> None:
+    def __init__(
+        self, evaluator: Evaluator, batches: DataLoader[Batch], collectives: Collectives, device: torch.device
+    ) -> None:
         self._evaluator = evaluator
         self._batches = batches
-        self._peers = peers
+        self._collectives = collectives
         self._device = device
 
     def validate(self, ema: ModelEma, on_batch: Callable[[int, int], bool] | None = None) -> Metrics:
         """Metrics of the average as it is on rank 0, whose batch-norm statistics are the ones that count."""
-        self._peers.broadcast_tensors(ema.buffers())
+        self._collectives.broadcast_tensors(ema.buffers())
         assert isinstance(ema.model, DetectionModel)
         return self.validate_model(ema.model, on_batch)
 
@@ -59,7 +61,7 @@ class Validator:
             raise AssertionError("unreachable") from None
 
     def _gather(self, part: RankPart | None) -> list[RankPart]:
-        parts = self._peers.gather(part)
+        parts = self._collectives.gather(part)
         whole = [found for found in parts if found is not None]
         if len(whole) < len(parts):
             raise ValidationStopped

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.scan.label_cache import LabelledImages
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.errors import ConfigError
 from trainer.runtime.files import replace_text
 
@@ -49,7 +49,7 @@ def result_rows(
 
 
 def write_coco_json(
-    path: Path, detections: Mapping[int, np.ndarray], images: LabelledImages, names: Sequence[str]
+    path: Path, detections: Mapping[int, np.ndarray], images: LabeledImages, names: Sequence[str]
 ) -> int:
     """Write COCO results and return how many detections they hold. Raises ConfigError for a path that fails."""
     rows = result_rows(detections, [image_id(image) for image in images.paths], category_ids(names))
@@ -62,7 +62,7 @@ def write_coco_json(
 
 
 def coco_numbers(
-    detections: Mapping[int, np.ndarray], images: LabelledImages, names: Sequence[str]
+    detections: Mapping[int, np.ndarray], images: LabeledImages, names: Sequence[str]
 ) -> dict[str, float] | None:
     """COCO's own metrics against the data set's labels; None where the evaluator is not installed.
 
@@ -88,7 +88,7 @@ def coco_numbers(
     return {name: float(value) for name, value in zip(order, evaluation.stats, strict=False)}
 
 
-def _ground_truth(images: LabelledImages, names: Sequence[str]) -> dict[str, Any]:
+def _ground_truth(images: LabeledImages, names: Sequence[str]) -> dict[str, Any]:
     """The labels as a COCO data set with image and category ids from 1."""
     annotations: list[dict[str, Any]] = []
     shapes = images.shapes_hw.tolist()

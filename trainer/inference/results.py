@@ -80,7 +80,7 @@ class ResultWriter:
         return self._stems[path]
 
     def _save_labels(self, frame: Frame, detections: np.ndarray, name: str) -> None:
-        """YOLO's format: class, then centre and size as parts of the picture."""
+        """YOLO's format: class, then center and size as parts of the picture."""
         height, width = frame.pixels.shape[:2]
         boxes = cxcywh_from_xyxy_numpy(detections[:, :4].astype(np.float64)) / (width, height, width, height)
         lines = []

@@ -52,7 +52,7 @@ class Frame:
     pixels: np.ndarray
     """uint8 BGR (height, width, 3), as in the file."""
     canvas: np.ndarray
-    """The same at the detector's size, in a grey canvas that is a multiple of the stride."""
+    """The same at the detector's size, in a gray canvas that is a multiple of the stride."""
     fit: Letterbox
     index: int | None = None
     """Number in its film, from 0; None for a picture."""
@@ -115,7 +115,7 @@ def read_frames(
 def batches_of_one_size(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
     """Frames whose canvases have one size, ``batch_size`` at a time or fewer.
 
-    A frame's canvas never depends on its neighbours, so batching changes no result. Sizes that are rare wait for
+    A frame's canvas never depends on its neighbors, so batching changes no result. Sizes that are rare wait for
     company until 4 batches are waiting in all.
     """
     waiting: dict[tuple[int, ...], list[Frame]] = {}

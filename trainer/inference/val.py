@@ -1,4 +1,4 @@
-"""Measures a trained model as one worker (``python -m trainer.inference.val --weights FILE --data YAML --run-dir D``)."""
+"""Measures a trained model as one worker (``python -m trainer.inference.val --weights FILE --data YAML``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from trainer.runtime.process_guard import guard_worker
 
 if TYPE_CHECKING:
-    from trainer.data.scan.label_cache import LabelledImages
+    from trainer.data.scan.label_cache import LabeledImages
     from trainer.evaluation.evaluator import Metrics
     from trainer.inference.detector import Detector
     from trainer.runtime.session import Session
@@ -59,7 +59,7 @@ def validate(session: Session, options: argparse.Namespace) -> None:
     dataset, images = load_split(session, options.data, options.split, detector)
     detector.warm_up(image_size)
     metrics = measure(session, options, detector, images, image_size, dataset.names)
-    if session.peers.env.is_main:
+    if session.collectives.env.is_main:
         report(session, options, metrics, images, image_size, dataset.names)
 
 
@@ -67,7 +67,7 @@ def measure(
     session: Session,
     options: argparse.Namespace,
     detector: Detector,
-    images: LabelledImages,
+    images: LabeledImages,
     image_size: int,
     names: Sequence[str],
 ) -> Metrics:
@@ -76,7 +76,7 @@ def measure(
     from trainer.data.sampler import ValidationBatches
     from trainer.evaluation.evaluator import Evaluator
 
-    env, reporter = session.peers.env, session.reporter
+    env, reporter = session.collectives.env, session.reporter
     batches = ValidationBatches(images.shapes_hw, options.batch, image_size=image_size, stride=detector.stride)
     loader = make_validation_loader(
         ValidationData(images, image_size=image_size),
@@ -103,7 +103,7 @@ def measure(
     reporter.start_epoch(0, 1, len(loader), 0)
     reporter.phase("validating", 0, len(loader))
     metrics = evaluator.evaluate(
-        detector.model, loader, device=session.device, gather=session.peers.gather, on_batch=on_batch
+        detector.model, loader, device=session.device, gather=session.collectives.gather, on_batch=on_batch
     )
     reporter.stop()
     return metrics
@@ -113,7 +113,7 @@ def report(
     session: Session,
     options: argparse.Namespace,
     metrics: Metrics,
-    images: LabelledImages,
+    images: LabeledImages,
     image_size: int,
     names: Sequence[str],
 ) -> None:
@@ -125,7 +125,7 @@ def report(
     for number, line in enumerate(val_report.table_lines(metrics)):
         say(line, "" if number else "bold")
     say(val_report.speed_line(metrics))
-    summary = {"run_dir": str(options.run_dir), **val_report.summarise(metrics)}
+    summary = {"run_dir": str(options.run_dir), **val_report.summarize(metrics)}
     if options.coco_json is not None:
         assert metrics.detections is not None
         count = coco_results.write_coco_json(options.coco_json, metrics.detections, images, names)

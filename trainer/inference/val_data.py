@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from trainer.data.dataset import DatasetFile, load_dataset_file
-from trainer.data.scan.scan import LabelledImages
+from trainer.data.scan.scan import LabeledImages
 from trainer.data.shared_scan import scan_together
 from trainer.errors import DataError
 from trainer.inference.detector import Detector
 from trainer.runtime.session import Session
 
 
-def load_split(session: Session, data: str, split: str, detector: Detector) -> tuple[DatasetFile, LabelledImages]:
+def load_split(session: Session, data: str, split: str, detector: Detector) -> tuple[DatasetFile, LabeledImages]:
     """One split of a data set, scanned once per machine.
 
     Raises DataError, also where the data set's classes are not those that the detector knows.
@@ -18,7 +18,9 @@ def load_split(session: Session, data: str, split: str, detector: Detector) -> t
     dataset = load_dataset_file(data)
     _check_classes(session, dataset, detector)
 
-    images = scan_together(dataset, split, peers=session.peers, reporter=session.reporter, heartbeat=session.heartbeat)
+    images = scan_together(
+        dataset, split, collectives=session.collectives, reporter=session.reporter, heartbeat=session.heartbeat
+    )
     return dataset, images
 
 

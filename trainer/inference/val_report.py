@@ -13,7 +13,7 @@ from trainer.boxes import xyxy_from_cxcywh_numpy
 from trainer.data.collate import Batch, Collate
 from trainer.data.loader import ValidationData
 from trainer.data.sampler import SampleKey
-from trainer.data.scan.label_cache import LabelledImages
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.evaluation import plot_boxes, plots
 from trainer.evaluation.metrics import Metrics
 
@@ -37,7 +37,7 @@ def speed_line(metrics: Metrics) -> str:
     return "per image: " + ", ".join(f"{stage} {spent:.1f} ms" for stage, spent in metrics.speed_ms.items())
 
 
-def summarise(metrics: Metrics) -> dict[str, Any]:
+def summarize(metrics: Metrics) -> dict[str, Any]:
     """The numbers as ``--json`` prints them."""
     return {
         "precision": metrics.precision,
@@ -63,7 +63,7 @@ def summarise(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def draw(metrics: Metrics, images: LabelledImages, names: Sequence[str], image_size: int, run_dir: Path) -> None:
+def draw(metrics: Metrics, images: LabeledImages, names: Sequence[str], image_size: int, run_dir: Path) -> None:
     """Curves, confusion matrix, and the images with most errors. One that cannot be drawn is worth a warning."""
     curves, ap50 = metrics.curves, np.array([row.ap50 for row in metrics.per_class])
     rows = [row.name for row in metrics.per_class]
@@ -82,7 +82,7 @@ def draw(metrics: Metrics, images: LabelledImages, names: Sequence[str], image_s
             _log.warning("%s could not be drawn: %s: %s", name, type(error).__name__, error)
 
 
-def _draw_worst(path: Path, metrics: Metrics, images: LabelledImages, names: Sequence[str], image_size: int) -> None:
+def _draw_worst(path: Path, metrics: Metrics, images: LabeledImages, names: Sequence[str], image_size: int) -> None:
     """The images with most missed and imagined objects, each with both numbers."""
     if not metrics.worst_images or metrics.detections is None:
         return

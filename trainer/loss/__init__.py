@@ -1,4 +1,4 @@
-"""What training minimises: who owns a target, one function a term, and their weighted sum."""
+"""What training minimizes: who owns a target, one function a term, and their weighted sum."""
 
 from trainer.loss.assign import LevelMatches, match_targets
 from trainer.loss.detection import DetectionLoss, LossGains, LossTerms, scaled_gains

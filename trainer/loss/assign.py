@@ -15,12 +15,12 @@ from torch import Tensor
 # L = levels, A = anchors of a level, T = targets, M = matches of all levels, m = matches of one level
 
 _OFFSETS_XY = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))
-"""What is taken from a target's centre to reach its own cell, then the left, upper, right and lower one."""
+"""What is taken from a target's center to reach its own cell, then the left, upper, right and lower one."""
 
 
 @dataclass(frozen=True)
 class LevelMatches:
-    """The matches of one pyramid level, one row each: own cells, then left, upper, right, lower neighbours."""
+    """The matches of one pyramid level, one row each: own cells, then left, upper, right, lower neighbors."""
 
     image: Tensor
     """(m,) int64: image within the batch."""
@@ -35,7 +35,7 @@ class LevelMatches:
     last_row: Tensor
     """(m,) int64: the last row that has this row's image, anchor and cell; its own number where none collide."""
     boxes_cxcywh: Tensor
-    """(m, 4) in grid units; the centre is measured from the cell's corner."""
+    """(m, 4) in grid units; the center is measured from the cell's corner."""
     anchors_wh: Tensor
     """(m, 2) in grid units."""
 
@@ -51,33 +51,33 @@ def match_targets(
     *,
     device: torch.device | str | None = None,
 ) -> list[LevelMatches]:
-    """Give every target to each anchor of a similar shape, in its own cell and in up to two neighbours.
+    """Give every target to each anchor of a similar shape, in its own cell and in up to two neighbors.
 
     A target suits an anchor where max(w ratio, 1 / w ratio, h ratio, 1 / h ratio) < ``anchor_threshold``. It
-    also takes the left (upper) cell when its centre lies in the left (upper) half of its own, and the right
-    (lower) cell by the same rule from the far edge. ``targets``: (T, 6) image, class, cx, cy, w, h, normalised.
+    also takes the left (upper) cell when its center lies in the left (upper) half of its own, and the right
+    (lower) cell by the same rule from the far edge. ``targets``: (T, 6) image, class, cx, cy, w, h, normalized.
     ``anchors``: (L, A, 2) in grid units. ``grid_sizes``: (rows, columns) per level. The result is put on
     ``device``, by default that of ``targets``. On CUDA targets this waits for the device twice; on CPU targets
     it never does. Source: YOLOv5 architecture description, "Build Targets".
     """
     anchors = anchors.to(targets)
     sizes_xy = targets.new_tensor([(columns, rows) for rows, columns in grid_sizes])
-    centres, sides = (targets[None, :, low : low + 2] * sizes_xy[:, None] for low in (2, 4))  # (L, T, 2)
+    centers, sides = (targets[None, :, low : low + 2] * sizes_xy[:, None] for low in (2, 4))  # (L, T, 2)
 
     ratios = sides[:, None] / anchors[:, :, None]
     is_similar = torch.maximum(ratios, 1 / ratios).amax(dim=3) < anchor_threshold  # (L, A, T)
-    reaches = _reached_cells(centres, sizes_xy)  # (L, 5, T)
+    reaches = _reached_cells(centers, sizes_xy)  # (L, 5, T)
     level, direction, anchor, target = (reaches[:, :, None] & is_similar[:, None]).nonzero().unbind(1)
 
-    centres, sides = centres[level, target], sides[level, target]
-    cells = (centres - targets.new_tensor(_OFFSETS_XY)[direction]).floor()
+    centers, sides = centers[level, target], sides[level, target]
+    cells = (centers - targets.new_tensor(_OFFSETS_XY)[direction]).floor()
     cells = torch.minimum(cells.clamp(min=0), sizes_xy[level] - 1)
     image, class_index = targets[target, :2].long().unbind(1)
     grid_x, grid_y = cells.long().unbind(1)
     last_row = _last_rows(level, image, anchor, grid_y, grid_x, grid_sizes, anchors.shape[1])
 
     integers = torch.stack((image, anchor, grid_y, grid_x, class_index, last_row))
-    reals = torch.cat((centres - cells, sides, anchors[level, anchor]), dim=1)
+    reals = torch.cat((centers - cells, sides, anchors[level, anchor]), dim=1)
     counts = torch.bincount(level, minlength=len(grid_sizes)).tolist()
     integers = integers.to(device or targets.device, non_blocking=True)
     reals = reals.to(device or targets.device, non_blocking=True)
@@ -90,10 +90,10 @@ def _level_matches(integers: Tensor, reals: Tensor) -> LevelMatches:
     return LevelMatches(image, anchor, grid_y, grid_x, class_index, last_row, reals[:, :4], reals[:, 4:])
 
 
-def _reached_cells(centres: Tensor, sizes_xy: Tensor) -> Tensor:
-    """Which of its own cell and the four neighbours each target takes: bool (L, 5, T)."""
-    from_far_edge = sizes_xy[:, None] - centres
-    takes_near = (centres % 1 < 0.5) & (centres > 1)
+def _reached_cells(centers: Tensor, sizes_xy: Tensor) -> Tensor:
+    """Which of its own cell and the four neighbors each target takes: bool (L, 5, T)."""
+    from_far_edge = sizes_xy[:, None] - centers
+    takes_near = (centers % 1 < 0.5) & (centers > 1)
     takes_far = (from_far_edge % 1 < 0.5) & (from_far_edge > 1)
     own = torch.ones_like(takes_near[..., 0])
     return torch.stack((own, *takes_near.unbind(2), *takes_far.unbind(2)), dim=1)

@@ -1,4 +1,4 @@
-"""The detection loss: box, objectness and class terms, weighted, and normalised by global counts."""
+"""The detection loss: box, objectness and class terms, weighted, and normalized by global counts."""
 
 from __future__ import annotations
 

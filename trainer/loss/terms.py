@@ -17,7 +17,7 @@ FOCAL_ALPHA = 0.25
 def box_term(rows: Tensor, boxes_cxcywh: Tensor, anchors_wh: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted sum of 1 - CIoU, and the CIoU of each match, detached and at least 0.
 
-    ``rows``: (m, 4 or more) raw predictions. Boxes and anchors: (m, 4) and (m, 2) in grid units, centres
+    ``rows``: (m, 4 or more) raw predictions. Boxes and anchors: (m, 4) and (m, 2) in grid units, centers
     measured from the cell. ``weights``: (m,). Decoding: xy = 2 sigmoid - 0.5, wh = (2 sigmoid)^2 anchor.
     """
     spread = rows[:, :4].sigmoid() * 2

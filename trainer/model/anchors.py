@@ -105,10 +105,10 @@ def _cluster(sizes: np.ndarray, count: int, generator: np.random.Generator) -> n
     best, best_distortion = distinct[:count], np.inf
     for _ in range(_KMEANS_STARTS):
         start = distinct[generator.choice(len(distinct), count, replace=False)]
-        centres, distortion = kmeans(points, start)
+        centers, distortion = kmeans(points, start)
         # A cluster that lost all its points is dropped by scipy.
-        if len(centres) == count and distortion < best_distortion:
-            best, best_distortion = centres, distortion
+        if len(centers) == count and distortion < best_distortion:
+            best, best_distortion = centers, distortion
     return best * scale
 
 

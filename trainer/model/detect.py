@@ -47,7 +47,7 @@ class Detect(nn.Module):
         for convolution, stride in zip(self.m, self.stride.tolist(), strict=True):
             assert isinstance(convolution, nn.Conv2d)
             assert convolution.bias is not None
-            bound = 1 / math.sqrt(convolution.in_channels)  # torch's own initialisation of a 1x1 convolution
+            bound = 1 / math.sqrt(convolution.in_channels)  # torch's own initialization of a 1x1 convolution
             with torch.no_grad():
                 bias = convolution.bias.uniform_(-bound, bound).view(self.num_anchors, self.num_outputs)
                 bias[:, 4] += math.log(8 / (640 / stride) ** 2)
@@ -99,8 +99,8 @@ class Detect(nn.Module):
         """Sigmoid outputs (B, A, gy, gx, 4) of one level to cx, cy, w, h in pixels."""
         stride = self.stride[level].to(scores.dtype)
         anchors = (self.anchors[level].to(scores.dtype) * stride).view(1, self.num_anchors, 1, 1, 2)
-        centres = (scores[..., 0:2] * 2 - 0.5 + _cell_indices(scores)) * stride
-        return torch.cat((centres, (scores[..., 2:4] * 2) ** 2 * anchors), dim=-1)
+        centers = (scores[..., 0:2] * 2 - 0.5 + _cell_indices(scores)) * stride
+        return torch.cat((centers, (scores[..., 2:4] * 2) ** 2 * anchors), dim=-1)
 
 
 def _decoded_dtype(output: Tensor) -> torch.dtype:

@@ -98,7 +98,7 @@ def build_model(
     num_classes: int | None = None,
     anchors: Sequence[Sequence[float]] | None = None,
 ) -> DetectionModel:
-    """The model of a definition, with torch's own initialisation and the head's prior.
+    """The model of a definition, with torch's own initialization and the head's prior.
 
     ``num_classes`` and ``anchors`` (per level w, h, w, h... in pixels) replace the definition's. Where the anchors are
     a count, the model starts with squares around 4 strides and ``anchors_given`` is False. Raises ConfigError with

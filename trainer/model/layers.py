@@ -221,7 +221,7 @@ class TransformerBlock(nn.Module):
         self.conv: nn.Module | None = None
         if in_channels != out_channels:
             self.conv = Conv(in_channels, out_channels)
-        self.linear = nn.Linear(out_channels, out_channels)  # a learnt embedding of position
+        self.linear = nn.Linear(out_channels, out_channels)  # a learned embedding of position
         self.tr = nn.Sequential(*(TransformerLayer(out_channels, num_heads) for _ in range(num_layers)))
 
     def forward(self, features: Tensor) -> Tensor:

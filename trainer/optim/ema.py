@@ -31,7 +31,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the model as it is now."""
+        """Move the average toward the model as it is now."""
         self.updates += 1
         weight = 1 - self.decay_at(self.updates)
         averages, values = self._floats

@@ -14,7 +14,7 @@ GROUPS = ("bias", "decay", "norm")
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters by group: every bias; weights that decay; the scales of normalisation layers."""
+    """Trainable parameters by group: every bias; weights that decay; the scales of normalization layers."""
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
     for module in model.modules():

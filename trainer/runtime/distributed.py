@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.errors import RELAYED, ConfigError
-from trainer.runtime.sync_batch_norm import synchronise_batch_norm
+from trainer.runtime.sync_batch_norm import synchronize_batch_norm
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def process_group(env: DistEnv, device: torch.device, timeout_s: float = 600.0) 
     dist.destroy_process_group()
 
 
-class Peers:
+class Collectives:
     """The collectives that the trainer uses. With one rank each is the identity and costs nothing."""
 
     def __init__(self, env: DistEnv) -> None:
@@ -184,7 +184,7 @@ def wrap_model(
     if env.world_size == 1:
         return model
     if sync_bn:
-        model = synchronise_batch_norm(model, device)
+        model = synchronize_batch_norm(model, device)
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": True}
     # Running statistics have one truth, rank 0's, which validation and checkpoints read: no broadcast at each step.
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters:
@@ -192,13 +192,13 @@ def wrap_model(
     else:
         # Older torch skips the first broadcast too with this option, so give every rank rank 0's state here.
         options["broadcast_buffers"] = False
-        Peers(env).broadcast_tensors(list(model.buffers()))
+        Collectives(env).broadcast_tensors(list(model.buffers()))
     if device.type == "cuda":
         options["device_ids"] = [device.index]
     return DistributedDataParallel(model, **options)
 
 
-def rehearse(model: nn.Module, images_bchw: Tensor) -> None:
+def warm_up_ddp(model: nn.Module, images_bchw: Tensor) -> None:
     """Take DistributedDataParallel through its first step, which lays out its buckets, without learning anything.
 
     With a static graph that step must not be one that only accumulates, as the first after a resume may be. Rehearsed

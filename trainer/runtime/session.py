@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.runtime.distributed import DistEnv, Peers, process_group
+from trainer.runtime.distributed import Collectives, DistEnv, process_group
 from trainer.runtime.failure_report import report_failure
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.reporter import Reporter
@@ -18,7 +18,7 @@ from trainer.runtime.reporter import Reporter
 class Session:
     """One process of a job that uses a trained model."""
 
-    peers: Peers
+    collectives: Collectives
     device: torch.device
     run_dir: Path
     reporter: Reporter
@@ -41,7 +41,7 @@ def run_entry(work: Callable[[Session], None], run_dir: Path) -> int:
         reporter = Reporter(enabled=env.is_main, log_path=logs / "rank0.log")
         device = env.device()
         with process_group(env, device):
-            work(Session(Peers(env), device, run_dir, reporter, heartbeat))
+            work(Session(Collectives(env), device, run_dir, reporter, heartbeat))
         heartbeat.beat("done")
         return 0
     except Exception as error:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 _OVER_IMAGES = (0, 2, 3)
 
 
-def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with batch norms whose statistics are those of all ranks' images, as one rank with all of them has.
 
     Parameters, buffers and their names stay as they are. A rank may have no image at all: it takes part with an empty
-    batch. Needs an initialised process group when it is trained.
+    batch. Needs an initialized process group when it is trained.
     """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -38,7 +38,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """``input``: (B, channels, rows, columns), where B may be 0 and differ between ranks; the same shape."""
         if not self.training:
             return super().forward(input)
-        output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        output, mean, variance, count = _Normalize.apply(input, self.weight, self.bias, self.eps)
         unbiased = variance * (count / (count - 1))
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
@@ -47,8 +47,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return output
 
 
-class _Normalise(torch.autograd.Function):
-    """Normalise by statistics of all ranks; the gradient flows through them to the images of every rank."""
+class _Normalize(torch.autograd.Function):
+    """Normalize by statistics of all ranks; the gradient flows through them to the images of every rank."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from trainer.config.train import TrainConfig, rounded_image_size
 from trainer.model.anchors import anchors_per_level, best_possible_recall, fit_anchors
 from trainer.model.graph import DetectionModel, build_model, load_definition
 from trainer.optim.schedule import Recipe, make_recipe
-from trainer.runtime.distributed import DistEnv, Peers, rehearse, wrap_model
+from trainer.runtime.distributed import Collectives, DistEnv, warm_up_ddp, wrap_model
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.reporter import Reporter
 from trainer.training.components import (
@@ -31,7 +31,7 @@ from trainer.training.components import (
 from trainer.training.precision import agree_on_autocast
 from trainer.training.run import LoopSettings, Run
 from trainer.training.run_data import Data, load_data
-from trainer.training.telemetry import FiniteWatch, ResultsWriter
+from trainer.training.telemetry import NonFiniteDetector, ResultsWriter
 from trainer.weights.checkpoint import CheckpointWriter
 from trainer.weights.load import definition_of, load_weights_into
 
@@ -40,7 +40,11 @@ SUFFICIENT_RECALL = 0.98
 
 
 def make_model(
-    config: TrainConfig, names: Sequence[str], peers: Peers, reporter: Reporter, definition: dict[str, Any] | None
+    config: TrainConfig,
+    names: Sequence[str],
+    collectives: Collectives,
+    reporter: Reporter,
+    definition: dict[str, Any] | None,
 ) -> DetectionModel:
     """The model with its starting weights, the same on every rank.
 
@@ -55,14 +59,14 @@ def make_model(
         takes_model_of_weights = bool(config.weights and not config.cfg)
         return definition_of(Path(config.weights)) if takes_model_of_weights else load_definition(config.model_name)
 
-    found = peers.from_main(read_definition)
+    found = collectives.from_main(read_definition)
     anchors_per_cell = round(config.hyperparameters.anchors or 0)
     if anchors_per_cell:  # a count alone, so that they are fitted to the labels
         found = {**found, "anchors": anchors_per_cell}
     model = build_model(found, num_classes=len(names))
     if config.weights:
-        peers.from_main(lambda: reporter.say(load_weights_into(model, Path(config.weights), names).summary()))
-        peers.broadcast_tensors(list(model.state_dict().values()))
+        collectives.from_main(lambda: reporter.say(load_weights_into(model, Path(config.weights), names).summary()))
+        collectives.broadcast_tensors(list(model.state_dict().values()))
     return model
 
 
@@ -117,15 +121,17 @@ def build_run(
     saved: dict[str, Any] | None = None,
 ) -> tuple[Run, Data]:
     """Everything that one rank's training needs, at step 0; ``saved`` is the checkpoint that it will go on from."""
-    peers = Peers(env)
-    data = load_data(config.data, single_cls=config.single_cls, peers=peers, reporter=reporter, heartbeat=heartbeat)
+    collectives = Collectives(env)
+    data = load_data(
+        config.data, single_cls=config.single_cls, collectives=collectives, reporter=reporter, heartbeat=heartbeat
+    )
     definition = definition_to_go_on_with(config, saved)
-    model = make_model(config, data.names, peers, reporter, definition)
+    model = make_model(config, data.names, collectives, reporter, definition)
     stride = int(model.stride.max())
     image_size = rounded_image_size(config.imgsz, stride)
     if config.autoanchor and definition is None:
         # Fitted once: the last digits of a fit depend on the processor, which may differ between machines.
-        found = peers.from_main(lambda: suitable_anchors(config, model, data, image_size, reporter))
+        found = collectives.from_main(lambda: suitable_anchors(config, model, data, image_size, reporter))
         if found is not None:
             model.set_anchors(found)
     freeze_layers(model, config.freeze)
@@ -135,19 +141,23 @@ def build_run(
     batches_per_epoch = -(-len(data.train) // config.batch_size)
     recipe = settle_recipe(config, batches_per_epoch, saved)
     schedule = make_schedule(config, recipe, batches_per_epoch)
-    autocast = agree_on_autocast(config.amp, device, peers, reporter)
+    autocast = agree_on_autocast(config.amp, device, collectives, reporter)
     loss = make_loss(config, model, image_size, recipe)
     cached = partial(image_source, config, image_size=image_size, heartbeat=heartbeat)
-    feed = make_feed(config, data, cached(data.train, training=True), stride, image_size, recipe, peers, device)
-    validator = make_validator(config, data, cached(data.val, training=False), stride, loss, image_size, peers, device)
+    epoch_loader = make_feed(
+        config, data, cached(data.train, training=True), stride, image_size, recipe, collectives, device
+    )
+    validator = make_validator(
+        config, data, cached(data.val, training=False), stride, loss, image_size, collectives, device
+    )
     run = Run(
-        peers=peers,
+        collectives=collectives,
         device=device,
         model=wrap_model(model, env, device, sync_bn=config.sync_bn, data_parallel=config.parallel == "dp"),
         state=make_state(model, config, recipe, schedule, autocast is torch.float16),
         loss=loss,
         schedule=schedule,
-        feed=feed,
+        epoch_loader=epoch_loader,
         validator=validator,
         reporter=reporter,
         heartbeat=heartbeat,
@@ -155,9 +165,9 @@ def build_run(
         checkpoints=CheckpointWriter(run_dir / "weights"),
         checkpoint_header=describe_run(config, data, model, image_size, recipe),
         settings=loop_settings(config, model, image_size, autocast),
-        finite=FiniteWatch(),
+        finite=NonFiniteDetector(),
     )
-    rehearse(run.model, torch.zeros((1, 3, 2 * stride, 2 * stride), device=device))
+    warm_up_ddp(run.model, torch.zeros((1, 3, 2 * stride, 2 * stride), device=device))
     return run, data
 
 

@@ -10,7 +10,7 @@ import torch
 from trainer.config.train import TrainConfig
 from trainer.data.augment.basic import AugmentationSettings
 from trainer.data.demo.dataset import default_cache_dir
-from trainer.data.epoch_loader import TrainingFeed
+from trainer.data.epoch_loader import EpochLoader
 from trainer.data.image_cache import open_image_cache
 from trainer.data.images import ImageSource
 from trainer.data.loader import (
@@ -21,7 +21,7 @@ from trainer.data.loader import (
     make_validation_loader,
 )
 from trainer.data.sampler import EpochBatches, ValidationBatches
-from trainer.data.scan.label_cache import LabelledImages
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.validator import Validator
@@ -30,7 +30,7 @@ from trainer.model.graph import DetectionModel
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
 from trainer.optim.schedule import Recipe, Schedule
-from trainer.runtime.distributed import Peers
+from trainer.runtime.distributed import Collectives
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.training.run_data import Data
 from trainer.training.state import Progress, TrainState
@@ -109,7 +109,7 @@ def augmentation_of(config: TrainConfig) -> AugmentationSettings:
 
 
 def image_source(
-    config: TrainConfig, images: LabelledImages, image_size: int, heartbeat: Heartbeat, *, training: bool
+    config: TrainConfig, images: LabeledImages, image_size: int, heartbeat: Heartbeat, *, training: bool
 ) -> ImageSource | None:
     """The machine's one decoded copy of a split where --cache asks for it."""
     if not config.cache:
@@ -131,11 +131,11 @@ def make_feed(
     stride: int,
     image_size: int,
     recipe: Recipe,
-    peers: Peers,
+    collectives: Collectives,
     device: torch.device,
-) -> TrainingFeed:
+) -> EpochLoader:
     """The training batches of this rank."""
-    env = peers.env
+    env = collectives.env
     shapes = data.train.shapes_hw
     sampler = EpochBatches(
         config.seed,
@@ -161,7 +161,7 @@ def make_feed(
         num_workers=loader_workers(config.workers, env.local_world_size),
         pin_memory=device.type == "cuda",
     )
-    return TrainingFeed(data.train, sampler, loader, num_classes=len(data.names), draws_by_weight=config.image_weights)
+    return EpochLoader(data.train, sampler, loader, num_classes=len(data.names), draws_by_weight=config.image_weights)
 
 
 def make_validator(
@@ -171,7 +171,7 @@ def make_validator(
     stride: int,
     loss: DetectionLoss,
     image_size: int,
-    peers: Peers,
+    collectives: Collectives,
     device: torch.device,
 ) -> Validator:
     """The validation of this rank's share of the batches."""
@@ -184,15 +184,15 @@ def make_validator(
     loader = make_validation_loader(
         ValidationData(data.val, image_size=image_size, source=source),
         batches,
-        rank=peers.env.rank,
-        world_size=peers.env.world_size,
-        num_workers=loader_workers(config.workers, peers.env.local_world_size),
+        rank=collectives.env.rank,
+        world_size=collectives.env.world_size,
+        num_workers=loader_workers(config.workers, collectives.env.local_world_size),
         pin_memory=device.type == "cuda",
     )
-    return Validator(Evaluator(num_classes=len(data.names), names=data.names, loss=loss), loader, peers, device)
+    return Validator(Evaluator(num_classes=len(data.names), names=data.names, loss=loss), loader, collectives, device)
 
 
-def label_sizes(images: LabelledImages, image_size: int) -> np.ndarray:
+def label_sizes(images: LabeledImages, image_size: int) -> np.ndarray:
     """Width and height of every label in pixels of an image whose long side is ``image_size``: (n, 2)."""
     rows = [
         boxes[:, 3:5] * (shape[::-1] * image_size / shape.max())

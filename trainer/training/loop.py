@@ -21,7 +21,7 @@ from trainer.runtime.reporter import duration
 from trainer.training.rollback import TrainingDiverged, any_not_finite, roll_back, save_checkpoint, save_for_inference
 from trainer.training.run import Run
 from trainer.training.state import LOSS_NAMES
-from trainer.training.telemetry import Speedometer
+from trainer.training.telemetry import ThroughputMeter
 from trainer.weights.checkpoint import BEST
 
 GRADIENT_LIMIT = 10.0
@@ -37,7 +37,7 @@ def fit(run: Run) -> bool:
             _save_and_stop(run)
             return False
         progress = run.state.progress
-        if run.peers.sum(torch.tensor([float(run.control.stop_requested)])).item() > 0:
+        if run.collectives.sum(torch.tensor([float(run.local_requests.stop_requested)])).item() > 0:
             _save_and_stop(run)
             return progress.epoch >= run.settings.epochs or out_of_patience(run)
     if progress.epoch < run.settings.epochs:
@@ -61,7 +61,7 @@ def run_epoch(run: Run) -> bool:
     progress, settings = run.state.progress, run.settings
     run.model.train()
     run.speed.start()
-    batches = run.feed.epoch(progress.epoch, progress.batch, progress.class_map)
+    batches = run.epoch_loader.epoch(progress.epoch, progress.batch, progress.class_map)
     run.reporter.start_epoch(progress.epoch, settings.epochs, run.schedule.batches_per_epoch, progress.batch)
     pending = 0  # micro steps since the last update; never carried over the end of an epoch or into a checkpoint
     for batch in _timed(batches, run.speed):
@@ -70,20 +70,20 @@ def run_epoch(run: Run) -> bool:
             continue
         is_last = progress.batch + 1 == run.schedule.batches_per_epoch
         is_update = is_last or pending + 1 >= run.schedule.accumulation_at(progress.micro_step)
-        wishes = train_step(run, batch, is_update=is_update)
-        if wishes.rollback:
+        step_control = train_step(run, batch, is_update=is_update)
+        if step_control.rollback:
             roll_back(run)
             return run_epoch(run)
         pending = 0 if is_update else pending + 1
         progress.batch += 1
         progress.micro_step += 1
-        run.speed.add(run.feed.images_in(progress.batch - 1))
+        run.speed.add(run.epoch_loader.images_in(progress.batch - 1))
         run.heartbeat.beat("train", progress.epoch, progress.micro_step)
         if run.reporter.due():
             _show_step(run)
-        if is_update and wishes.stop:
+        if is_update and step_control.stop:
             return False
-        if is_update and wishes.checkpoint:
+        if is_update and step_control.checkpoint:
             save_checkpoint(run)
     if any_not_finite(run):  # no later step of this epoch would notice
         roll_back(run)
@@ -94,7 +94,7 @@ def run_epoch(run: Run) -> bool:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class StepControl:
     """What the ranks want together, known to each at the same step."""
 
     stop: bool
@@ -102,16 +102,16 @@ class Wishes:
     rollback: bool
 
 
-def train_step(run: Run, batch: Batch, *, is_update: bool) -> Wishes:
+def train_step(run: Run, batch: Batch, *, is_update: bool) -> StepControl:
     """Forward, backward and, where it is due, an update; the counts and wishes of all ranks travel in one reduction."""
     images = _prepare_images(run, batch)
     height, width = images.shape[2:]
     grids = [(height // stride, width // stride) for stride in run.settings.strides]
     matches = run.loss.match(batch.targets, grids, run.device)
     num_images = len(batch.images_bchw)
-    counts, wishes = _reduce_counts(run, run.loss.counts(matches, num_images))
-    if wishes.rollback:
-        return wishes
+    counts, step_control = _reduce_counts(run, run.loss.counts(matches, num_images))
+    if step_control.rollback:
+        return step_control
     if num_images == 0 and not run.settings.sync_bn:
         # A rank without images takes part in every collective, with weight zero. Its own batch norm needs an image.
         images = images.new_zeros((1, *images.shape[1:]))
@@ -121,14 +121,14 @@ def train_step(run: Run, batch: Batch, *, is_update: bool) -> Wishes:
             predictions = run.model(images)
         terms = run.loss(predictions, matches, counts)
         # The wrapper averages gradients over ranks; the shares of the ranks are to be added.
-        scale = run.peers.env.world_size if num_images else 0.0
+        scale = run.collectives.env.world_size if num_images else 0.0
         run.state.scaler.scale(terms.total * scale).backward()
     if num_images:
         run.state.loss_sums += terms.items.double()
     run.finite.note(run.state.progress.micro_step, terms.items)
     if is_update:
         update_weights(run)
-    return wishes
+    return step_control
 
 
 def update_weights(run: Run) -> None:
@@ -160,7 +160,7 @@ def finish_epoch(run: Run) -> bool:
     speed, data_wait = run.speed.images_per_second, run.speed.data_wait_s / run.speed.elapsed_s
     first_step = progress.micro_step - run.schedule.batches_per_epoch
     skipped = sum(step >= first_step for step in progress.skipped_steps)
-    losses = run.peers.sum(run.state.loss_sums.clone()).cpu() / max(run.schedule.batches_per_epoch - skipped, 1)
+    losses = run.collectives.sum(run.state.loss_sums.clone()).cpu() / max(run.schedule.batches_per_epoch - skipped, 1)
     row: dict[str, float] = {"epoch": progress.epoch}
     row.update((f"train/{name}", loss) for name, loss in zip(LOSS_NAMES, losses.tolist(), strict=True))
     is_final = progress.epoch + 1 == settings.epochs
@@ -177,7 +177,10 @@ def finish_epoch(run: Run) -> bool:
     for index, group in enumerate(run.state.optimizer.param_groups):
         row[f"x/lr{index}"] = float(group["lr"])
     row.update({"seconds": run.speed.elapsed_s, "images_per_second": speed, "data_wait": data_wait})
-    row["checkpoint_wait"], run.control.checkpoint_wait_s = run.control.checkpoint_wait_s / run.speed.elapsed_s, 0.0
+    row["checkpoint_wait"], run.local_requests.checkpoint_wait_s = (
+        run.local_requests.checkpoint_wait_s / run.speed.elapsed_s,
+        0.0,
+    )
     progress.history.append(row)
     progress.epoch, progress.batch = progress.epoch + 1, 0
     run.state.loss_sums.zero_()
@@ -187,7 +190,7 @@ def finish_epoch(run: Run) -> bool:
 
 def _keep_epoch(run: Run, row: dict[str, float], *, is_best: bool, is_final: bool) -> None:
     progress, settings = run.state.progress, run.settings
-    if run.peers.env.is_main:
+    if run.collectives.env.is_main:
         run.results.write(progress.history)
         run.reporter.end_epoch(settings.epochs, row, is_best=is_best)
         periodic = settings.save_period > 0 and progress.epoch % settings.save_period == 0
@@ -205,7 +208,7 @@ def validation_beat(run: Run) -> Callable[[int, int], bool]:
     def beat(done: int, total: int) -> bool:
         run.heartbeat.beat("val", run.state.progress.epoch, run.state.progress.micro_step)
         run.reporter.phase("validating", done, total)
-        return not run.control.stop_requested
+        return not run.local_requests.stop_requested
 
     return beat
 
@@ -218,15 +221,15 @@ def out_of_patience(run: Run) -> bool:
     return progress.epoch - 1 - progress.best_epoch >= patience
 
 
-def _reduce_counts(run: Run, counts: Tensor) -> tuple[Tensor, Wishes]:
-    control = run.control
-    is_main = run.peers.env.is_main
-    elapsed_s = time.monotonic() - control.checkpointed_at
+def _reduce_counts(run: Run, counts: Tensor) -> tuple[Tensor, StepControl]:
+    local_requests = run.local_requests
+    is_main = run.collectives.env.is_main
+    elapsed_s = time.monotonic() - local_requests.checkpointed_at
     due = is_main and run.settings.save and elapsed_s > run.settings.checkpoint_interval_s
-    mine = torch.tensor([control.stop_requested, due, run.finite.bad_step is not None], dtype=torch.float64)
-    total = run.peers.sum(torch.cat((counts.double().cpu(), mine)))
+    mine = torch.tensor([local_requests.stop_requested, due, run.finite.bad_step is not None], dtype=torch.float64)
+    total = run.collectives.sum(torch.cat((counts.double().cpu(), mine)))
     stop, checkpoint, rollback = (value > 0 for value in total[-3:].tolist())
-    return total[:-3], Wishes(stop, checkpoint, rollback)
+    return total[:-3], StepControl(stop, checkpoint, rollback)
 
 
 def _prepare_images(run: Run, batch: Batch) -> Tensor:
@@ -256,7 +259,7 @@ def _autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _timed(batches: Iterator[Batch], speed: Speedometer) -> Iterator[Batch]:
+def _timed(batches: Iterator[Batch], speed: ThroughputMeter) -> Iterator[Batch]:
     """The batches, with the time that the step waited for them added up."""
     while True:
         started_at = time.monotonic()
@@ -269,9 +272,11 @@ def _timed(batches: Iterator[Batch], speed: Speedometer) -> Iterator[Batch]:
 
 def _show_step(run: Run) -> None:
     progress = run.state.progress
-    means = (run.state.loss_sums * run.peers.env.world_size / max(progress.batch, 1)).tolist()
+    means = (run.state.loss_sums * run.collectives.env.world_size / max(progress.batch, 1)).tolist()
     speed = run.speed.images_per_second
-    left = (run.schedule.batches_per_epoch * run.settings.epochs - progress.micro_step) * run.feed.global_batch_size
+    left = (
+        run.schedule.batches_per_epoch * run.settings.epochs - progress.micro_step
+    ) * run.epoch_loader.global_batch_size
     text = "  ".join(f"{name} {value:.4f}" for name, value in zip(("box", "obj", "cls"), means, strict=True))
     text += f"  lr {run.schedule.learning_rate(progress.micro_step):.5f}  {speed:.1f} img/s"
     if run.device.type == "cuda":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from trainer.errors import ConfigError
-from trainer.runtime.distributed import Peers
+from trainer.runtime.distributed import Collectives
 from trainer.runtime.reporter import Reporter
 
 # fp16 gives NaN on these cards, whatever their compute capability says.
@@ -36,9 +36,11 @@ def shared_autocast(choices: Sequence[torch.dtype | None]) -> torch.dtype | None
     return torch.float16 if torch.float16 in choices else torch.bfloat16
 
 
-def agree_on_autocast(amp: str, device: torch.device, peers: Peers, reporter: Reporter) -> torch.dtype | None:
+def agree_on_autocast(
+    amp: str, device: torch.device, collectives: Collectives, reporter: Reporter
+) -> torch.dtype | None:
     """The dtype of mixed precision of every rank, with a warning where their devices alone would choose differently."""
-    choices = peers.gather(pick_autocast(amp, device))
+    choices = collectives.gather(pick_autocast(amp, device))
     shared = shared_autocast(choices)
     if len(set(choices)) > 1:
         names = [str(choice or torch.float32).removeprefix("torch.") for choice in (shared, *choices)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.runtime.distributed import Peers
+from trainer.runtime.distributed import Collectives
 from trainer.runtime.reporter import Reporter
 from trainer.training.rollback import find_checkpoint
 from trainer.training.run import Run
@@ -17,7 +17,7 @@ def resume(run: Run, saved: dict[str, Any] | None) -> None:
     """Restore what ``saved`` holds, on every rank; None is a fresh start. Raises ConfigError for another model."""
     if saved is None:
         return
-    env = run.peers.env
+    env = run.collectives.env
     try:
         takes_optimizer = run.state.load_state_dict(saved, env.rank, env.world_size)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -52,11 +52,11 @@ def _count_in_batches_of_now(run: Run, saved: dict[str, Any]) -> None:
     run.state.loss_sums *= now / before
 
 
-def find_saved(weights_dir: Path, peers: Peers, reporter: Reporter) -> dict[str, Any] | None:
+def find_saved(weights_dir: Path, collectives: Collectives, reporter: Reporter) -> dict[str, Any] | None:
     """The checkpoint to go on from, read by rank 0 for all; what killed writers left beside it is removed."""
-    if peers.env.is_main:
+    if collectives.env.is_main:
         remove_leftovers(weights_dir)
-    return peers.broadcast(find_checkpoint(weights_dir, reporter, peers.env.is_main))
+    return collectives.broadcast(find_checkpoint(weights_dir, reporter, collectives.env.is_main))
 
 
 def changes_since(saved: dict[str, Any], now: dict[str, Any], world_size: int) -> list[str]:

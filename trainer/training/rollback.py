@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trainer.runtime.reporter import Reporter
-from trainer.training.run import Control, Run
+from trainer.training.run import LocalRequests, Run
 from trainer.weights.checkpoint import LAST, copied, newest_good, set_aside
 
 MAX_ROLLBACKS = 3
@@ -38,26 +38,26 @@ def any_not_finite(run: Run) -> bool:
     run.finite.settle()
     if run.finite.bad_step is None and not run.state.is_finite():
         run.finite.bad_step = max(run.state.progress.micro_step - 1, 0)
-    return run.peers.sum(torch.tensor([float(run.finite.bad_step is not None)])).item() > 0
+    return run.collectives.sum(torch.tensor([float(run.finite.bad_step is not None)])).item() > 0
 
 
 def save_checkpoint(run: Run, *, wait: bool = False) -> bool:
     """Copy the state of all ranks between two updates and hand it to the writer; False, on all, if it is not finite."""
-    with _waited(run.control):
-        sums = torch.stack(run.peers.gather(run.state.loss_sums.cpu()))
+    with _waited(run.local_requests):
+        sums = torch.stack(run.collectives.gather(run.state.loss_sums.cpu()))
         is_good = not any_not_finite(run) and bool(torch.isfinite(sums).all())
-        if is_good and run.peers.env.is_main:
+        if is_good and run.collectives.env.is_main:
             content = {**run.checkpoint_header, **copied(run.state.state_dict(sums))}
             run.checkpoints.submit(LAST, content, keep_previous=True)
             if wait:
                 run.checkpoints.flush()
-    run.control.checkpointed_at = time.monotonic()
+    run.local_requests.checkpointed_at = time.monotonic()
     return is_good
 
 
 def save_for_inference(run: Run, name: str) -> None:
     """Hand the averaged weights, the model and where they come from to the writer; rank 0 alone."""
-    with _waited(run.control):
+    with _waited(run.local_requests):
         progress = run.state.progress
         content = {
             **run.checkpoint_header,
@@ -69,24 +69,26 @@ def save_for_inference(run: Run, name: str) -> None:
 
 
 @contextmanager
-def _waited(control: Control) -> Iterator[None]:
+def _waited(local_requests: LocalRequests) -> Iterator[None]:
     started_at = time.monotonic()
     yield
-    control.checkpoint_wait_s += time.monotonic() - started_at
+    local_requests.checkpoint_wait_s += time.monotonic() - started_at
 
 
 def roll_back(run: Run) -> None:
     """Return to the last good checkpoint and leave out the batch whose loss was not finite; all ranks together."""
-    steps = [step for step in run.peers.gather(run.finite.bad_step) if step is not None]
+    steps = [step for step in run.collectives.gather(run.finite.bad_step) if step is not None]
     bad_step = min(steps)
     run.checkpoints.flush()
-    content = run.peers.broadcast(find_checkpoint(run.checkpoints.weights_dir, run.reporter, run.peers.env.is_main))
+    content = run.collectives.broadcast(
+        find_checkpoint(run.checkpoints.weights_dir, run.reporter, run.collectives.env.is_main)
+    )
     rollbacks, skipped = run.state.progress.rollbacks + 1, [*run.state.progress.skipped_steps, bad_step]
-    names = run.feed.image_names(bad_step, run.state.progress.class_map)
+    names = run.epoch_loader.image_names(bad_step, run.state.progress.class_map)
     what = f"the loss of step {bad_step} was not finite (NaN or infinite); its images: {', '.join(names)}"
     if rollbacks > MAX_ROLLBACKS or content is None:
         raise TrainingDiverged(f"{what}. Gave up after {rollbacks - 1} returns to a checkpoint")
-    env = run.peers.env
+    env = run.collectives.env
     run.state.load_state_dict(content, env.rank, env.world_size)
     run.state.progress.rollbacks, run.state.progress.skipped_steps = rollbacks, skipped
     run.state.optimizer.zero_grad(set_to_none=True)

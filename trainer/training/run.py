@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.data.epoch_loader import TrainingFeed
+from trainer.data.epoch_loader import EpochLoader
 from trainer.evaluation.validator import Validator
 from trainer.loss.detection import DetectionLoss
 from trainer.optim.schedule import Schedule
-from trainer.runtime.distributed import Peers
+from trainer.runtime.distributed import Collectives
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.reporter import Reporter
 from trainer.training.state import TrainState
-from trainer.training.telemetry import FiniteWatch, ResultsWriter, Speedometer
+from trainer.training.telemetry import NonFiniteDetector, ResultsWriter, ThroughputMeter
 from trainer.weights.checkpoint import CheckpointWriter
 
 
@@ -42,7 +42,7 @@ class LoopSettings:
 
 
 @dataclass
-class Control:
+class LocalRequests:
     """What this rank wants of all, and where its own time went."""
 
     stop_requested: bool = False
@@ -55,14 +55,14 @@ class Control:
 class Run:
     """The parts of one rank's training run."""
 
-    peers: Peers
+    collectives: Collectives
     device: torch.device
     model: nn.Module
     """The model as it is called in training: bare or wrapped."""
     state: TrainState
     loss: DetectionLoss
     schedule: Schedule
-    feed: TrainingFeed
+    epoch_loader: EpochLoader
     validator: Validator
     reporter: Reporter
     heartbeat: Heartbeat
@@ -71,6 +71,6 @@ class Run:
     checkpoint_header: dict[str, Any]
     """What every weights file says of itself: configuration, model, versions."""
     settings: LoopSettings
-    finite: FiniteWatch
-    speed: Speedometer = field(default_factory=Speedometer)
-    control: Control = field(default_factory=Control)
+    finite: NonFiniteDetector
+    speed: ThroughputMeter = field(default_factory=ThroughputMeter)
+    local_requests: LocalRequests = field(default_factory=LocalRequests)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.data.dataset import DatasetFile, load_dataset_file
-from trainer.data.scan.scan import LabelledImages
+from trainer.data.scan.scan import LabeledImages
 from trainer.data.shared_scan import scan_together
 from trainer.errors import ConfigError
-from trainer.runtime.distributed import Peers
+from trainer.runtime.distributed import Collectives
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.reporter import Reporter
 
@@ -19,18 +19,22 @@ class Data:
 
     dataset: DatasetFile
     names: tuple[str, ...]
-    train: LabelledImages
-    val: LabelledImages
+    train: LabeledImages
+    val: LabeledImages
 
 
-def load_data(path: str, *, single_cls: bool, peers: Peers, reporter: Reporter, heartbeat: Heartbeat) -> Data:
+def load_data(
+    path: str, *, single_cls: bool, collectives: Collectives, reporter: Reporter, heartbeat: Heartbeat
+) -> Data:
     """Read the data-set file and scan both splits, once per machine. Raises DataError or ConfigError."""
     if not path:
         raise ConfigError("no data set was given", seen="data: ''", expected="the path of a data-set YAML in --data")
     dataset = load_dataset_file(path)
     names = ("item",) if single_cls and len(dataset.names) > 1 else dataset.names
 
-    def scan(split: str) -> LabelledImages:
-        return scan_together(dataset, split, single_cls=single_cls, peers=peers, reporter=reporter, heartbeat=heartbeat)
+    def scan(split: str) -> LabeledImages:
+        return scan_together(
+            dataset, split, single_cls=single_cls, collectives=collectives, reporter=reporter, heartbeat=heartbeat
+        )
 
     return Data(dataset, names, scan("train"), scan("val"))

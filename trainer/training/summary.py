@@ -31,11 +31,11 @@ _log = logging.getLogger(__name__)
 
 def draw_start(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     """Label statistics and the first training samples with their boxes; a fresh run's rank 0 alone draws."""
-    if not pictures or not run.peers.env.is_main or run.state.progress.micro_step > 0:
+    if not pictures or not run.collectives.env.is_main or run.state.progress.micro_step > 0:
         return
     rows = np.concatenate(data.train.boxes) if len(data.train) else np.zeros((0, 5), np.float32)
     _draw(lambda: plots.save_label_statistics(run_dir / "labels.png", rows, data.names))
-    batch = run.feed.preview(PICTURED_IMAGES)
+    batch = run.epoch_loader.preview(PICTURED_IMAGES)
     _draw(
         lambda: plot_boxes.save_image_mosaic(
             run_dir / "train_samples.jpg",
@@ -51,7 +51,7 @@ def draw_start(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
 def keep_weights(run: Run, *, finished: bool) -> None:
     """Return when every weights file is on the disk. Raises DiskError on all ranks where one cannot be written."""
     run.checkpoints.close()
-    unwritten, why = run.peers.broadcast((run.checkpoints.unwritten, run.checkpoints.last_error))
+    unwritten, why = run.collectives.broadcast((run.checkpoints.unwritten, run.checkpoints.last_error))
     if unwritten:
         ended = "came to its end" if finished else "was stopped"
         raise _lost(ended, f"{' and '.join(unwritten)} could not be written", f"{run.checkpoints.weights_dir}: {why}")
@@ -68,13 +68,13 @@ def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     Raises ValidationStopped on all ranks when a signal asked to stop; a resume then finishes the run.
     """
     metrics = run.validator.validate_model(best_model(run), validation_beat(run))
-    if not run.peers.env.is_main:
+    if not run.collectives.env.is_main:
         return
     print_table(run, metrics)
     advise(run)
     if pictures:
         draw_results(run, data, metrics, run_dir)
-    summary = summarise(run, metrics, run_dir)
+    summary = summarize(run, metrics, run_dir)
     try:
         replace_text(run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     except OSError as error:
@@ -85,7 +85,7 @@ def best_model(run: Run) -> Any:
     """The averaged model of the best epoch, from rank 0's file, or as it stands where no file can be read."""
     model = copy.deepcopy(run.state.ema.model)
     state: dict[str, Any] = {}
-    if run.peers.env.is_main:
+    if run.collectives.env.is_main:
         try:
             content = read_checkpoint(run.checkpoints.weights_dir / BEST)
             state, epoch = content["ema"]["model"], run.state.progress.best_epoch
@@ -94,7 +94,7 @@ def best_model(run: Run) -> Any:
         except WeightsError as error:
             run.reporter.warn(f"the best weights cannot be read ({error.what}); the last ones are measured instead")
             state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    model.load_state_dict(run.peers.broadcast(state))
+    model.load_state_dict(run.collectives.broadcast(state))
     return model
 
 
@@ -125,7 +125,7 @@ def _metric_cells(values: Sequence[float]) -> str:
     return f"{precision:>7.3f} {recall:>7.3f} {map50:>7.3f} {map5095:>9.3f}"
 
 
-def summarise(run: Run, metrics: Metrics, run_dir: Path) -> dict[str, Any]:
+def summarize(run: Run, metrics: Metrics, run_dir: Path) -> dict[str, Any]:
     """The run in numbers, as --json prints it."""
     history = run.state.progress.history
     seconds = sum(row["seconds"] for row in history)
@@ -139,9 +139,9 @@ def summarise(run: Run, metrics: Metrics, run_dir: Path) -> dict[str, Any]:
         "map50": metrics.map50,
         "map5095": metrics.map5095,
         "images_per_second": images / seconds if seconds else 0.0,
-        "world_size": run.peers.env.world_size,
-        "global_batch_size": run.feed.global_batch_size,
-        "local_batch_size": -(-run.feed.global_batch_size // run.peers.env.world_size),
+        "world_size": run.collectives.env.world_size,
+        "global_batch_size": run.epoch_loader.global_batch_size,
+        "local_batch_size": -(-run.epoch_loader.global_batch_size // run.collectives.env.world_size),
     }
 
 

@@ -99,7 +99,7 @@ def _make_board(run_dir: Path) -> Any:
         return None
 
 
-class FiniteWatch:
+class NonFiniteDetector:
     """Finds the first step whose loss was not finite without making any step wait.
 
     On a CPU the answer is at hand. On CUDA each step's flag is copied to pinned memory and read once it has arrived,
@@ -109,7 +109,7 @@ class FiniteWatch:
     def __init__(self) -> None:
         self.bad_step: int | None = None
         """The first micro step seen with a NaN or infinite loss."""
-        self._travelling: deque[tuple[int, Tensor, torch.cuda.Event]] = deque()
+        self._traveling: deque[tuple[int, Tensor, torch.cuda.Event]] = deque()
 
     def note(self, micro_step: int, items: Tensor) -> None:
         """Look at a step's loss items, (3,)."""
@@ -121,21 +121,21 @@ class FiniteWatch:
         flag.copy_(finite, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        self._travelling.append((micro_step, flag, arrived))
-        while self._travelling and self._travelling[0][2].query():
-            step, flag, _ = self._travelling.popleft()
+        self._traveling.append((micro_step, flag, arrived))
+        while self._traveling and self._traveling[0][2].query():
+            step, flag, _ = self._traveling.popleft()
             self._found(step, bool(flag))
 
     def settle(self) -> None:
-        """Wait for every flag still travelling."""
-        while self._travelling:
-            step, flag, arrived = self._travelling.popleft()
+        """Wait for every flag still traveling."""
+        while self._traveling:
+            step, flag, arrived = self._traveling.popleft()
             arrived.synchronize()
             self._found(step, bool(flag))
 
     def reset(self) -> None:
         """Forget what was seen, after a return to an earlier state."""
-        self._travelling.clear()
+        self._traveling.clear()
         self.bad_step = None
 
     def _found(self, step: int, finite: bool) -> None:
@@ -143,7 +143,7 @@ class FiniteWatch:
             self.bad_step = step
 
 
-class Speedometer:
+class ThroughputMeter:
     """Images a second of an epoch, and the part of its time that went into waiting for data."""
 
     def __init__(self) -> None:

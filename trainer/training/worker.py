@@ -11,7 +11,7 @@ import torch
 
 from trainer.config.train import TrainConfig
 from trainer.evaluation.validator import ValidationStopped
-from trainer.runtime.distributed import DistEnv, Peers, process_group
+from trainer.runtime.distributed import Collectives, DistEnv, process_group
 from trainer.runtime.failure_report import report_failure
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.reporter import Reporter
@@ -49,7 +49,7 @@ def train(
     config: TrainConfig, env: DistEnv, device: torch.device, run_dir: Path, reporter: Reporter, heartbeat: Heartbeat
 ) -> bool:
     """Build, resume, fit and finish; False when a signal asked to stop and the state is saved."""
-    saved = find_saved(run_dir / "weights", Peers(env), reporter)
+    saved = find_saved(run_dir / "weights", Collectives(env), reporter)
     run, data = build_run(config, env, device, run_dir, reporter, heartbeat, saved)
     _stop_on_signals(run)
     resume(run, saved)
@@ -83,7 +83,7 @@ def _stop_on_signals(run: Run) -> None:
     """
 
     def request_stop(number: int, frame: FrameType | None) -> None:
-        run.control.stop_requested = True
+        run.local_requests.stop_requested = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     for name in ("SIGTERM", "SIGUSR1", "SIGINT"):

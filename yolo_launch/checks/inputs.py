@@ -71,7 +71,7 @@ def check_weights(context: Context) -> Iterable[Finding]:
             "weights",
             "failure",
             f"{seen}; nothing is downloaded here: get {path.name} from the releases page of github.com/{repository} "
-            "(mind its licence) and give its path",
+            "(mind its license) and give its path",
             "--weights path/to/" + path.name + ", or --weights '' to train from scratch",
         )
         return

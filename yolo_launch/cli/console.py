@@ -78,7 +78,7 @@ class Console:
             self._write(sys.stderr, f"  {line}")
 
     def finding(self, finding: Finding) -> None:
-        """One finding with its advice; warnings and failures are coloured on a terminal."""
+        """One finding with its advice; warnings and failures are colored on a terminal."""
         stream = self._data_stream()
         seen = finding.seen.replace("\n", "\n  ")
         if _is_terminal(stream):

@@ -81,7 +81,7 @@ def check_weights_file(weights: str | None, command: str) -> Path:
         raise LaunchError(f"{path} is a folder, not a weights file.", seen=weights, expected=expected)
     if path.name.startswith(OFFICIAL_WEIGHTS) and path.suffix == ".pt":
         repository = "ultralytics/yolov3" if path.name.startswith("yolov3") else "ultralytics/yolov5"
-        expected = f"{path.name} from the releases of github.com/{repository} (mind its licence); nothing is downloaded"
+        expected = f"{path.name} from the releases of github.com/{repository} (mind its license); nothing is downloaded"
     raise LaunchError(f"The weights file {path.name} is missing.", seen=str(path.absolute()), expected=expected)
 
 

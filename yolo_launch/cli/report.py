@@ -36,7 +36,7 @@ def render(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str)
 
 
 def level(outcome: Outcome) -> Literal["ok", "warning", "failure"]:
-    """How the report is coloured."""
+    """How the report is colored."""
     if outcome.kind == "done":
         return "ok"
     return "warning" if outcome.kind in ("saved_and_stopped", "interrupted") else "failure"
@@ -69,20 +69,20 @@ def lines(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) 
         if plan.nnodes > 1 and failure.host:
             rows.append(f"rank {failure.rank} on {failure.host}:")
         rows.append(error.get("what", failure.message))
-        rows += [_labelled(label, error.get(key, "")) for label, key in (("Seen", "seen"), ("Expected", "expected"))]
-        rows.append(_labelled("Next", error.get("next_command", "") or next_command))
+        rows += [_labeled(label, error.get(key, "")) for label, key in (("Seen", "seen"), ("Expected", "expected"))]
+        rows.append(_labeled("Next", error.get("next_command", "") or next_command))
         return [row for row in rows if row]
     if failure is not None:
         rows += [_where(failure, plan), *_cause(outcome, failure)]
-        rows.append(_labelled("Hint", failure.hint))
+        rows.append(_labeled("Hint", failure.hint))
     if failure is None and outcome.kind not in ("interrupted", "saved_and_stopped"):
         rows.append(outcome.detail)
     elif outcome.detail and outcome.kind == "worker_failed":
-        rows.append(_labelled("Restarts", outcome.detail))
+        rows.append(_labeled("Restarts", outcome.detail))
     if failure is not None:
-        rows.append(_labelled("Log", from_here(failure.log_path or str(run_dir / "logs"))))
+        rows.append(_labeled("Log", from_here(failure.log_path or str(run_dir / "logs"))))
     if outcome.kind != "done":
-        rows.append(_labelled("Next", next_command))
+        rows.append(_labeled("Next", next_command))
     return [row for row in rows if row]
 
 
@@ -129,7 +129,7 @@ def from_here(path: str) -> str:
     return path
 
 
-def _labelled(label: str, text: str) -> str:
+def _labeled(label: str, text: str) -> str:
     if not text:
         return ""
     head = f"{label}:".ljust(10)

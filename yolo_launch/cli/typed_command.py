@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from yolo_launch.errors import LaunchError
-from yolo_launch.request.yolov5_arguments import normalise_arguments
+from yolo_launch.request.yolov5_arguments import normalize_arguments
 
 _TYPED = "yolo_launch.typed"
 
@@ -28,7 +28,7 @@ class TrainCommand(TypedCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Bring the arguments into the parser's form, then parse. Raises LaunchError for options of YOLOv5 alone."""
-        return super().parse_args(ctx, normalise_arguments(args))
+        return super().parse_args(ctx, normalize_arguments(args))
 
 
 class RunCommand(TypedCommand):

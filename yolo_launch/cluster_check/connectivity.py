@@ -12,7 +12,7 @@ from types import TracebackType
 
 GREETING = b"yolo-launch\n" * 2000
 """Many packets, so that a link which loses large ones shows."""
-RING_S = 3.0
+CONNECTION_S = 3.0
 """How long a machine that is reached may take to answer."""
 NO_ANSWER = "connects, but the answer is lost"
 _REASONS = {
@@ -25,7 +25,7 @@ _REASONS = {
 }
 
 
-class Bell:
+class EchoServer:
     """A port that greets whoever connects, from ``with`` to its end.
 
     The kernel chooses it from where torch, gloo and NCCL get theirs. An empty address means all of this machine's.
@@ -37,9 +37,9 @@ class Bell:
         self._listening.bind((address, 0))
         self._listening.listen(256)
         self.port = int(self._listening.getsockname()[1])
-        self._thread = threading.Thread(target=self._answer, name="bell", daemon=True)
+        self._thread = threading.Thread(target=self._answer, name="echo_server", daemon=True)
 
-    def __enter__(self) -> Bell:
+    def __enter__(self) -> EchoServer:
         self._thread.start()
         return self
 
@@ -63,11 +63,11 @@ class Bell:
 
 def _greet(caller: socket.socket) -> None:
     with caller, contextlib.suppress(OSError):
-        caller.settimeout(RING_S)
+        caller.settimeout(CONNECTION_S)
         caller.sendall(GREETING)
 
 
-def ring(address: str, port: int, timeout_s: float = RING_S) -> str:
+def check_connection(address: str, port: int, timeout_s: float = CONNECTION_S) -> str:
     """Connect to another machine's bell: nothing where it answers, else why it does not, in a few words."""
     try:
         with socket.create_connection((address, port), timeout_s) as connection:

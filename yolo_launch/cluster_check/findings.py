@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from yolo_launch.cluster_check.connectivity import NO_ANSWER
-from yolo_launch.rendezvous.messages import Claim
+from yolo_launch.rendezvous.messages import JoinRequest
 from yolo_launch.spec import Finding, LaunchPlan, Outcome
 
 CHECK = "machines"
@@ -19,47 +19,52 @@ Seen = Sequence[tuple[int, Finding]]
 """Findings with the rank of the machine that made them."""
 
 
-def to_master(own: Claim, host: str, address: str, port: int, lobby_port: int, problem: str) -> Finding:
-    """Whether this machine reaches a free port of the master, whose lobby it has reached already."""
+def to_master(own: JoinRequest, host: str, address: str, port: int, rendezvous_port: int, problem: str) -> Finding:
+    """Whether this machine reaches a free port of the master, whose rendezvous it has reached already."""
     if problem:
-        return _blocked(own.host, host, port, lobby_port, problem)
+        return _blocked(own.host, host, port, rendezvous_port, problem)
     return Finding(CHECK, "ok", f"node {own.rank} {own.host} ({own.address}) -> master {_at(address, port)}")
 
 
-def from_master(own: Claim, other: Claim, lobby_port: int, problem: str) -> Finding:
+def from_master(own: JoinRequest, other: JoinRequest, rendezvous_port: int, problem: str) -> Finding:
     """Whether the master reaches a free port of another machine."""
-    port = other.checkup_port
+    port = other.check_port
     if problem:
-        return _blocked(own.host, other.host, port, lobby_port, problem)
+        return _blocked(own.host, other.host, port, rendezvous_port, problem)
     where = f"node {other.rank} {other.host} {_at(other.address, port)}"
     return Finding(CHECK, "ok", f"master {own.host} ({own.address}) -> {where}")
 
 
-def versions_and_places(claims: Mapping[int, Claim]) -> list[Finding]:
+def versions_and_environments(join_requests: Mapping[int, JoinRequest]) -> list[Finding]:
     """What all have in common, since others are refused, and who is where."""
-    one = claims[min(claims)]
+    one = join_requests[min(join_requests)]
     versions = [f"torch {one.torch}"] + [f"CUDA {one.cuda}"] * bool(one.cuda) + [f"NCCL {one.nccl}"] * bool(one.nccl)
-    found = [Finding(CHECK, "ok", f"{', '.join(versions)} and yolo-launch {one.code} on all {len(claims)} machines")]
-    for rank in sorted(claims):
-        claim = claims[rank]
-        via = f" on {claim.interface}" * bool(claim.interface)
-        workers = f"{claim.nproc} worker{'s' * (claim.nproc > 1)} ({', '.join(dict.fromkeys(claim.devices))})"
-        found.append(Finding(CHECK, "ok", f"node {rank} {claim.host} is {claim.address}{via}, {workers}"))
+    found = [
+        Finding(CHECK, "ok", f"{', '.join(versions)} and yolo-launch {one.code} on all {len(join_requests)} machines")
+    ]
+    for rank in sorted(join_requests):
+        join_request = join_requests[rank]
+        via = f" on {join_request.interface}" * bool(join_request.interface)
+        devices = ", ".join(dict.fromkeys(join_request.devices))
+        workers = f"{join_request.nproc} worker{'s' * (join_request.nproc > 1)} ({devices})"
+        found.append(Finding(CHECK, "ok", f"node {rank} {join_request.host} is {join_request.address}{via}, {workers}"))
     return found
 
 
-def clocks(claims: Mapping[int, Claim], ahead_s: Mapping[int, float]) -> list[Finding]:
+def clocks(join_requests: Mapping[int, JoinRequest], ahead_s: Mapping[int, float]) -> list[Finding]:
     """Machines whose clock is not the master's."""
     found = []
     for rank, seconds in sorted(ahead_s.items()):
         if abs(seconds) > CLOCKS_APART_S:
             way = "ahead of" if seconds > 0 else "behind"
-            text = f"the clock of {claims[rank].host} is {abs(seconds):.1f} s {way} that of {claims[0].host}"
+            text = (
+                f"the clock of {join_requests[rank].host} is {abs(seconds):.1f} s {way} that of {join_requests[0].host}"
+            )
             found.append(Finding("clock", "warning", text, "chronyc makestep, or timedatectl set-ntp true"))
     return found
 
 
-def backends(own: Claim, plan: LaunchPlan, host: str, backend: str) -> list[Finding]:
+def backends(own: JoinRequest, plan: LaunchPlan, host: str, backend: str) -> list[Finding]:
     """A machine that would train on other devices than the master."""
     if plan.backend == backend:
         return []
@@ -88,11 +93,13 @@ def has_failed(seen: Seen) -> bool:
     return any(found.level == "failure" and found.check == CHECK for _, found in seen)
 
 
-def of_workers(plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | None, lobby_port: int) -> list[Finding]:
+def of_workers(
+    plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | None, rendezvous_port: int
+) -> list[Finding]:
     """What the workers found: whether machines other than the master reach one another, and the sum over all."""
     blocked = answer["blocked"] if answer is not None else []
     if blocked:
-        rows = [_blocked(host, other, port, lobby_port, problem) for host, other, port, problem in blocked]
+        rows = [_blocked(host, other, port, rendezvous_port, problem) for host, other, port, problem in blocked]
         return [*rows, not_tried()]
     found = [all_reduced(plan, outcome, answer)]
     if answer is not None and plan.nnodes > 2:
@@ -122,8 +129,8 @@ def not_tried() -> Finding:
     return Finding("all-reduce", "warning", "not tried, because of the failures above")
 
 
-def _blocked(host: str, other: str, port: int, lobby_port: int, problem: str) -> Finding:
-    text = f"master port {lobby_port} OK, but {host} -> {other}:{port} blocked ({problem})"
+def _blocked(host: str, other: str, port: int, rendezvous_port: int, problem: str) -> Finding:
+    text = f"master port {rendezvous_port} OK, but {host} -> {other}:{port} blocked ({problem})"
     return Finding(CHECK, "failure", text, SAME_MTU if problem == NO_ANSWER else OPEN_PORTS)
 
 

@@ -1,4 +1,4 @@
-"""What each worker of a check-up runs: ``python -m yolo_launch.cluster_check.worker_check ARGUMENTS``, which are JSON.
+"""Runs in each worker of a cluster check: ``python -m yolo_launch.cluster_check.worker_check JSON``.
 
 All machines reach the master when this starts, so its store is where they tell one another their ports. Then each rings
 at every other, and the sum over all workers is timed where all answer.
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from yolo_launch.cluster_check.connectivity import ring
+from yolo_launch.cluster_check.connectivity import check_connection
 from yolo_launch.probes.child import all_reduce, join_store
 
 TIMEOUT_S = 45.0
@@ -34,30 +34,30 @@ def read_answer(folder: Path, rank: int) -> dict[str, Any] | None:
     return found
 
 
-def ring_at_others(store: Any, bell: list[Any], node: int, nodes: int) -> list[list[Any]]:
+def check_connections(store: Any, echo_server: list[Any], node: int, nodes: int) -> list[list[Any]]:
     """Ring from this machine, ``node`` of ``nodes``, at all but the master, which the launchers have rung at already.
 
-    ``bell`` is this machine's host, address and port. The answer is [from, to, port, problem] of each that failed.
+    ``echo_server`` is this machine's host, address and port. Returns [from, to, port, problem] of each that failed.
     """
-    store.set(f"bell{node}", json.dumps(bell))
-    others = [json.loads(store.get(f"bell{other}")) for other in range(1, nodes) if other != node]
+    store.set(f"echo_server{node}", json.dumps(echo_server))
+    others = [json.loads(store.get(f"echo_server{other}")) for other in range(1, nodes) if other != node]
     with ThreadPoolExecutor(64) as pool:
-        problems = list(pool.map(lambda other: ring(other[1], other[2]), others))
-    return [[bell[0], other[0], other[2], why] for other, why in zip(others, problems, strict=True) if why]
+        problems = list(pool.map(lambda other: check_connection(other[1], other[2]), others))
+    return [[echo_server[0], other[0], other[2], why] for other, why in zip(others, problems, strict=True) if why]
 
 
-def blocked_anywhere(store: Any, bell: list[Any]) -> list[list[Any]]:
+def blocked_anywhere(store: Any, echo_server: list[Any]) -> list[list[Any]]:
     """What no machine but the master could ring at, the same list on every rank."""
     node, nodes = int(os.environ["GROUP_RANK"]), int(os.environ["GROUP_WORLD_SIZE"])
     if os.environ["LOCAL_RANK"] == "0" and node > 0:
-        store.set(f"blocked{node}", json.dumps(ring_at_others(store, bell, node, nodes)))
+        store.set(f"blocked{node}", json.dumps(check_connections(store, echo_server, node, nodes)))
     return [row for other in range(1, nodes) for row in json.loads(store.get(f"blocked{other}"))]
 
 
 def main() -> None:
     """Ring at the others, add up numbers over all workers of all machines, and leave the findings behind."""
     arguments = json.loads(sys.argv[1])
-    answer: dict[str, Any] = {"blocked": blocked_anywhere(join_store(TIMEOUT_S), arguments["bell"])}
+    answer: dict[str, Any] = {"blocked": blocked_anywhere(join_store(TIMEOUT_S), arguments["echo_server"])}
     if not answer["blocked"]:
         answer |= all_reduce({"backend": arguments["backend"], "timeout_s": TIMEOUT_S})
     answer_file(Path(arguments["folder"]), int(os.environ["RANK"])).write_text(json.dumps(answer), encoding="utf-8")

@@ -66,7 +66,7 @@ def examine(files: WorkerFiles, rank: int, pid: int, idle_s: float, heartbeat: H
     return StalledRank(rank, idle_s, heartbeat, tuple(main_stack(text)), frozen)
 
 
-def culprit(ranks: list[StalledRank]) -> StalledRank:
+def blocking_rank(ranks: list[StalledRank]) -> StalledRank:
     """The rank that the others most likely wait for.
 
     A frozen one comes first, then one that is not itself waiting in a collective, then the one that is furthest
@@ -82,8 +82,8 @@ def culprit(ranks: list[StalledRank]) -> StalledRank:
 
 
 def describe_stall(ranks: list[StalledRank]) -> str:
-    """One line for the culprit, then one for each other rank."""
-    first = culprit(ranks)
+    """One line for the blocking rank, then one for each other rank."""
+    first = blocking_rank(ranks)
     lines = [first.describe()]
     if first.collective and not first.frozen and len(ranks) > 1:
         lines[0] = "every rank waits in a collective: they took different paths, or the network between them failed"
@@ -93,7 +93,7 @@ def describe_stall(ranks: list[StalledRank]) -> str:
 
 
 def stall_hint(first: StalledRank) -> str:
-    """One sentence on what to do about the culprit's state; empty where nothing is known."""
+    """One sentence on what to do about the blocking rank's state; empty where nothing is known."""
     if waits_for_loader(list(first.stack)):
         return "a loader process is stuck, often on a slow or lost file system: --workers 0 shows its stack too"
     if first.collective:
@@ -102,8 +102,8 @@ def stall_hint(first: StalledRank) -> str:
 
 
 def stall_failure(ranks: list[StalledRank], files: WorkerFiles) -> RankFailure:
-    """The culprit as a failure, with the main thread of every rank as its traceback; the files hold all threads."""
-    first = culprit(ranks)
+    """The blocking rank as a failure. Its traceback is the main thread of every rank; the files hold all threads."""
+    first = blocking_rank(ranks)
     beat = first.heartbeat
     return RankFailure(
         rank=first.rank,
@@ -120,8 +120,8 @@ def stall_failure(ranks: list[StalledRank], files: WorkerFiles) -> RankFailure:
 
 
 def stall_traceback(ranks: list[StalledRank]) -> str:
-    """The main thread of every rank, the culprit's first."""
-    first = culprit(ranks)
+    """The main thread of every rank, the blocking rank's first."""
+    first = blocking_rank(ranks)
     stacks = []
     for stalled in sorted(ranks, key=lambda one: one is not first):
         shown = [f'  File "{frame.path}", line {frame.line} in {frame.function}' for frame in stalled.stack]

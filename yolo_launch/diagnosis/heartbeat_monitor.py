@@ -25,7 +25,7 @@ class Heartbeat:
 
     @property
     def finished_a_step(self) -> bool:
-        """Whether this rank has learnt something since the run began."""
+        """Whether this rank has learned something since the run began."""
         return self.phase in STEP_PHASES and (self.epoch, self.step) > (0, 0)
 
 
@@ -45,7 +45,7 @@ def read_heartbeat(files: WorkerFiles, rank: int) -> Heartbeat | None:
         return None
 
 
-class StallWatch:
+class HangDetector:
     """Notices that no rank's heartbeat changes any more.
 
     One rank that moves is enough: its peers may wait for it while it validates or saves. ``required`` is False for

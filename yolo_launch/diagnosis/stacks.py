@@ -32,7 +32,7 @@ _COLLECTIVES = frozenset(
         "destroy_process_group",
     }
 )
-_OUTSIDE_SCRIPT = ("runpy>", "/runpy.py", "/yolo_launch/worker_shim.py")
+_OUTSIDE_SCRIPT = ("runpy>", "/runpy.py", "/yolo_launch/workers/script_entrypoint.py")
 """Where files end that started a script and are no part of it."""
 _BACKWARD = frozenset({"_engine_run_backward"})
 

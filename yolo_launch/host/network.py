@@ -33,7 +33,7 @@ def resolve_master(name: str) -> str:
 
 
 def source_address(master: str, port: int) -> str:
-    """The address of this machine that the kernel uses towards the literal address ``master``; nothing is sent.
+    """The address of this machine that the kernel uses toward the literal address ``master``; nothing is sent.
 
     Empty where there is no route.
     """

@@ -24,7 +24,7 @@ FREE_FIELDS = frozenset(
         "patience",
     }
 )
-"""Fields that may change on a resume: where things are and how often they are written, not what is learnt."""
+"""Fields that may change on a resume: where things are and how often they are written, not what is learned."""
 PLACE_FIELDS = frozenset({"project", "name", "exist_ok"})
 """Fields that say where the run is, which a resume knows already."""
 

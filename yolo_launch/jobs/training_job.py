@@ -24,7 +24,7 @@ from yolo_launch.spec import Finding, Host, LaunchPlan, LaunchRequest, WorkerCom
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """One training run, decided but not started."""
 
     host: Host
@@ -47,7 +47,7 @@ class Job:
         return WorkerCommand(("-m", "trainer", str(config_path), "--run-dir", str(self.run_dir)))
 
 
-def make_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, *, nnodes: int = 1) -> Job:
+def make_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, *, nnodes: int = 1) -> TrainingJob:
     """The job that the options of ``train`` describe. With more than one machine its plan is a draft for this one.
 
     Raises LaunchError for what cannot work.
@@ -56,7 +56,7 @@ def make_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, *, n
     return make(values, typed, host, nnodes)
 
 
-def _new_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, nnodes: int) -> Job:
+def _new_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
     """The job of a fresh start: defaults, then ``--config``, then what was typed."""
     given, overrides = config_options(values), parse_overrides(values["set_"])
     options = dict(read_options(Path(values["config"]))) if values["config"] else {}
@@ -82,11 +82,11 @@ def _new_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, nnod
     wanted = config.workers
     config = _settled(config, plan)
     run_dir = run_directory.next_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-    job = Job(host, config, request, plan, run_dir, is_demo=is_demo, wanted_workers=wanted)
+    job = TrainingJob(host, config, request, plan, run_dir, is_demo=is_demo, wanted_workers=wanted)
     return replace(job, findings=_check(job))
 
 
-def _resumed_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, nnodes: int) -> Job:
+def _resumed_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
     """The job of a run that goes on: its own configuration, and what may change of it."""
     given, overrides = config_options(values), parse_overrides(values["set_"])
     if values["config"]:
@@ -115,7 +115,7 @@ def _resumed_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, 
         **_facts(config),
     )
     request, plan = _plan_on_same_devices(request, host, run_dir)
-    job = Job(
+    job = TrainingJob(
         host,
         _settled(config, plan),
         request,
@@ -164,12 +164,12 @@ def _settled(config: TrainConfig, plan: LaunchPlan) -> TrainConfig:
     )
 
 
-def _check(job: Job) -> list[Finding]:
+def _check(job: TrainingJob) -> list[Finding]:
     context = Context(job.host, job.plan, job.config, job.run_dir, is_resume=job.is_resume)
     return [*job.plan.findings, *run_checks(context)]
 
 
-def with_measured_batch(job: Job) -> Job:
+def with_measured_batch(job: TrainingJob) -> TrainingJob:
     """The job with ``--batch auto`` measured on its devices."""
     if not job.plan.batch_is_auto:
         return job
@@ -180,7 +180,7 @@ def with_measured_batch(job: Job) -> Job:
     return replace(job, plan=plan, config=_settled(job.config, plan))
 
 
-def with_data(job: Job) -> Job:
+def with_data(job: TrainingJob) -> TrainingJob:
     """The job with the embedded data set drawn, where no other was given."""
     return replace(job, config=with_demo_data(job.config)) if job.is_demo else job
 
@@ -193,12 +193,12 @@ def with_demo_data(config: TrainConfig) -> TrainConfig:
 
 
 @contextmanager
-def opened(job: Job) -> Iterator[Job]:
+def opened(job: TrainingJob) -> Iterator[TrainingJob]:
     """The job with its run directory made, claimed for this launcher, and its configuration and plan written."""
     config, run_dir = job.config, job.run_dir
     if not job.is_resume:
         run_dir = run_directory.create_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-    with run_directory.claim(run_dir):
+    with run_directory.join_request(run_dir):
         with run_directory.writing_to(run_dir):
             if job.is_resume:
                 run_directory.reopen_run(run_dir)

@@ -1,4 +1,4 @@
-"""One machine's part in a job of several: round after round as the lobby says, until there is an Outcome."""
+"""One machine's part in a job of several: round after round as the rendezvous says, until there is an Outcome."""
 
 from __future__ import annotations
 
@@ -16,71 +16,71 @@ from yolo_launch.diagnosis.heartbeat_monitor import read_heartbeat
 from yolo_launch.diagnosis.restart_policy import stopped_by
 from yolo_launch.errors import ExitCode
 from yolo_launch.nodes.identity import quiet_variables
-from yolo_launch.nodes.status_line import NodeLine
-from yolo_launch.rendezvous.client import MasterGone, Member, refusal_error
+from yolo_launch.nodes.status_line import StatusLine
+from yolo_launch.rendezvous.client import MasterGone, RendezvousClient, refusal_error
 from yolo_launch.rendezvous.messages import (
-    Beat,
-    Cannot,
     End,
+    FailureNotice,
+    JoinRefused,
     Leave,
-    Note,
+    LogLine,
+    NodeHeartbeat,
     Report,
     Roster,
     Round,
     Stop,
     Store,
-    StoreOpen,
-    Trouble,
+    StoreReady,
     clipped,
 )
-from yolo_launch.spec import Meeting, Outcome, RankFailure
+from yolo_launch.spec import Outcome, RankFailure, StoreAddress
 from yolo_launch.supervision.attempt import Attempt, AttemptRunner
-from yolo_launch.supervision.monitor import Watcher
+from yolo_launch.supervision.monitor import WorkerMonitor
 from yolo_launch.workers.signals import signal_name
-from yolo_launch.workers.torch_preload import WARM_S, WarmTorch
+from yolo_launch.workers.torch_preload import WARM_S, TorchPreload
 
 POLL_S = 0.1
 LINGER_S = 1.0
 """What workers get to end once another machine has failed."""
 FAREWELL_S, HASTY_FAREWELL_S = 25.0, 2.0
-"""How long a machine that was signalled waits for the job's end, once it has said so and otherwise. Slurm kills 30 s
+"""How long a machine that was signaled waits for the job's end, once it has said so and otherwise. Slurm kills 30 s
 after its signal, and the others may be writing a checkpoint."""
 STORE_S = WARM_S + 60.0
 """How long the master may take to load torch and open the round's store; one that is gone is noticed before."""
 
 MakeRunner = Callable[[Round], AttemptRunner]
-Reconnect = Callable[[str], Member | None]
-"""Takes the reason of the loss; a new seat at the same lobby, or None where the master is gone."""
+Reconnect = Callable[[str], RendezvousClient | None]
+"""Takes the reason of the loss; a new seat at the same rendezvous, or None where the master is gone."""
 
 
 @dataclass
-class NodeJob:
+class NodeAgent:
     """Everything that one machine keeps for the length of a job."""
 
     rank: int
     address: str
     """The master's, as this machine reaches it."""
-    member: Member
+    member: RendezvousClient
     make_runner: MakeRunner
     reconnect: Reconnect
-    line: NodeLine
-    warm: WarmTorch
+    line: StatusLine
+    warm: TorchPreload
 
     def __post_init__(self) -> None:
         self._round = 0
         self._last_report: Report | None = None
         self._runner: AttemptRunner | None = None
         self._store: Any = None
-        self._watcher: Watcher | None = None
+        self._monitor: WorkerMonitor | None = None
 
-    def run(self, watcher: Watcher) -> Outcome:
-        """Follow the lobby to the job's end. Call it in the main thread."""
-        self._watcher = watcher
-        watcher.on_trouble = lambda kind: self.member.send(Trouble(round=self._round, kind=kind))
+    def run(self, monitor: WorkerMonitor) -> Outcome:
+        """Follow the rendezvous to the job's end. Call it in the main thread."""
+        self._monitor = monitor
+        monitor.on_trouble = lambda kind: self.member.send(FailureNotice(round=self._round, kind=kind))
         self._listen(self.member)
         try:
             while True:
-                outcome = self._step(watcher)
+                outcome = self._step(monitor)
                 if outcome is not None:
                     return outcome
         finally:
@@ -88,20 +88,20 @@ class NodeJob:
             self.warm.close()
             self.line.close()
 
-    def _listen(self, member: Member) -> None:
+    def _listen(self, member: RendezvousClient) -> None:
         member.beat, member.on_stop = self._beat, self._on_stop
 
-    def _step(self, watcher: Watcher) -> Outcome | None:
+    def _step(self, monitor: WorkerMonitor) -> Outcome | None:
         message = self.member.next(POLL_S)
         if isinstance(message, Round):
-            self._play(message, watcher)  # after a signal too: the lobby waits for a report
+            self._play(message, monitor)  # after a signal too: the rendezvous waits for a report
         elif isinstance(message, End):
             return message.outcome
-        elif watcher.stop_signal is not None:
-            return self._leave(watcher.stop_signal)
-        elif isinstance(message, Cannot):
+        elif monitor.stop_signal is not None:
+            return self._leave(monitor.stop_signal)
+        elif isinstance(message, JoinRefused):
             raise refusal_error(message)
-        elif isinstance(message, Note):
+        elif isinstance(message, LogLine):
             self.line.over(message.text)
         elif isinstance(message, Roster):
             self.line.roster(message.text, message.left_s)
@@ -134,88 +134,88 @@ class NodeJob:
 
     # ---- a round
 
-    def _play(self, start: Round, watcher: Watcher) -> None:
-        watcher.begin_round()
+    def _play(self, start: Round, monitor: WorkerMonitor) -> None:
+        monitor.begin_round()
         self._round = start.number
         # What the member's thread heard before this was for a round that it did not know.
         if self.member.stop is not None:
             self._on_stop(self.member.stop)
         if self.member.gone:
-            watcher.end_round(0.0)
+            monitor.end_round(0.0)
         try:
             runner = self._runner = self.make_runner(start)
         except UserError as error:
-            refuse_part(self.member, error)
+            refuse_job(self.member, error)
             raise
         runner.elsewhere_idle_s = lambda: self.member.idle_s()
         self.line.round(runner.plan, runner.files)
         self._store = None
-        self.warm.wait(lambda: watcher.stopping or watcher.round_ended)
-        meeting = self._meet(start, watcher)
+        self.warm.wait(lambda: monitor.stopping or monitor.round_ended)
+        meeting = self._meet(start, monitor)
         if meeting is None:
-            number = int(watcher.stop_signal) if watcher.stop_signal is not None else None
+            number = int(monitor.stop_signal) if monitor.stop_signal is not None else None
             last = Report(round=start.number, kind="ended" if number is None else "stopped", signal=number)
         else:
-            last = self._report(runner.run(watcher, start.number - 1, meeting), watcher, runner)
+            last = self._report(runner.run(monitor, start.number - 1, meeting), monitor, runner)
         self._last_report = last
         self.member.send(last)
         self.line.waiting()
 
-    def _meet(self, start: Round, watcher: Watcher) -> Meeting | None:
+    def _meet(self, start: Round, monitor: WorkerMonitor) -> StoreAddress | None:
         """Where this round's workers meet; None where the round is over before they could."""
         if self.rank == 0:
             os.environ.update(quiet_variables(os.environ))
             from yolo_launch.workers import elastic_agent as elastic  # imports torch
 
             self._store, port = elastic.serve_store()
-            self.member.send(StoreOpen(round=start.number, port=port))
-            return Meeting(self.address, port, is_served=True)
+            self.member.send(StoreReady(round=start.number, port=port))
+            return StoreAddress(self.address, port, is_served=True)
         deadline = time.monotonic() + STORE_S
-        while time.monotonic() < deadline and not watcher.stopping and not watcher.round_ended:
+        while time.monotonic() < deadline and not monitor.stopping and not monitor.round_ended:
             message = self.member.next(POLL_S)
             if isinstance(message, Store) and message.round == start.number:
-                return Meeting(self.address, message.port, is_served=True)
-            if isinstance(message, (End, MasterGone, Cannot)):
+                return StoreAddress(self.address, message.port, is_served=True)
+            if isinstance(message, (End, MasterGone, JoinRefused)):
                 self.member.inbox.put(message)
                 return None
-            if isinstance(message, Note):
+            if isinstance(message, LogLine):
                 self.line.over(message.text)
         return None
 
     def _on_stop(self, message: Stop | MasterGone) -> None:
         """In the member's thread, while the main thread may be inside C++."""
-        watcher = self._watcher
-        if watcher is None:
+        monitor = self._monitor
+        if monitor is None:
             return
         if isinstance(message, MasterGone):
-            watcher.end_round(0.0)
+            monitor.end_round(0.0)
         elif message.round != self._round:
             return
         elif message.kind == "stalled":
-            watcher.look_around()
+            monitor.look_around()
         elif message.kind == "save":
-            watcher.end_round(watcher.limits.save_s)
+            monitor.end_round(monitor.limits.save_s)
         elif message.kind == "join":
-            watcher.end_round(watcher.limits.save_s, tell=signal.SIGUSR1)
+            monitor.end_round(monitor.limits.save_s, send=signal.SIGUSR1)
         else:
-            watcher.end_round(LINGER_S if message.kind == "failed" else 0.0)
+            monitor.end_round(LINGER_S if message.kind == "failed" else 0.0)
 
-    def _report(self, attempt: Attempt, watcher: Watcher, runner: AttemptRunner) -> Report:
-        heard = attempt.stall_watch
+    def _report(self, attempt: Attempt, monitor: WorkerMonitor, runner: AttemptRunner) -> Report:
+        heard = attempt.hang_detector
         facts: dict[str, Any] = {
             "round": self._round,
             "finished_a_step": heard.finished_a_step,
             "ran_s": attempt.ran_s,
             "saved": attempt.saved,
         }
-        if watcher.stall:
-            return Report(kind="stalled", stalled=tuple(watcher.stall), **facts)
-        if watcher.stop_signal is not None and not attempt.all_done:
-            return Report(kind="stopped", signal=int(watcher.stop_signal), **facts)
+        if monitor.stall:
+            return Report(kind="stalled", stalled=tuple(monitor.stall), **facts)
+        if monitor.stop_signal is not None and not attempt.all_done:
+            return Report(kind="stopped", signal=int(monitor.stop_signal), **facts)
         if attempt.failures:
             key, failure = min(attempt.failures, key=lambda pair: pair[0])
             # Workers that were ended because of another machine are no failure of this one.
-            kind = "ended" if watcher.round_ended and key[0] else "failed"
+            kind = "ended" if monitor.round_ended and key[0] else "failed"
             return Report(kind=kind, failure=self._told(failure, runner), key=key, **facts)
         if attempt.saved:
             return Report(kind="saved", **facts)
@@ -236,18 +236,22 @@ class NodeJob:
             host=socket.gethostname(),
         )
 
-    def _beat(self) -> Beat:
+    def _beat(self) -> NodeHeartbeat:
         """Where this machine's first rank is, from its heartbeat file."""
         if self._runner is None:
-            return Beat()
+            return NodeHeartbeat()
         beat = read_heartbeat(self._runner.files, self._runner.plan.first_rank)
         self.line.beat(beat)
-        return Beat(phase=beat.phase[:100], epoch=beat.epoch, step=beat.step) if beat is not None else Beat()
+        return (
+            NodeHeartbeat(phase=beat.phase[:100], epoch=beat.epoch, step=beat.step)
+            if beat is not None
+            else NodeHeartbeat()
+        )
 
 
-def refuse_part(member: Member, error: UserError) -> None:
-    """Tell the lobby that this machine cannot do the job; the error itself is the caller's to raise."""
+def refuse_job(member: RendezvousClient, error: UserError) -> None:
+    """Tell the rendezvous that this machine cannot do the job; the error itself is the caller's to raise."""
     exit_code = int(getattr(error, "exit_code", EXIT_USAGE))
     parts = {name: clipped(value) for name, value in error.to_dict().items() if name != "kind"}
-    member.send(Cannot(**parts, exit_code=exit_code))
+    member.send(JoinRefused(**parts, exit_code=exit_code))
     time.sleep(0.2)  # the connection closes after this; let the word go first

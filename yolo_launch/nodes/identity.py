@@ -17,8 +17,8 @@ from yolo_launch.host import network
 from yolo_launch.nodes.cluster_environment import ClusterFacts, read_cluster, srun_line
 from yolo_launch.planning.devices import visible_devices
 from yolo_launch.rendezvous.admission import JOIN_TIMEOUT_S, parse_nodes
-from yolo_launch.rendezvous.client import Door
-from yolo_launch.rendezvous.messages import MOST_DEVICES, Claim
+from yolo_launch.rendezvous.client import RendezvousEndpoint
+from yolo_launch.rendezvous.messages import MOST_DEVICES, JoinRequest
 from yolo_launch.request.command_line import retype
 from yolo_launch.spec import Host, LaunchPlan
 
@@ -29,7 +29,7 @@ _NCCL_PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeIdentity:
     """One machine's place, settled."""
 
     rank: int
@@ -51,18 +51,18 @@ class Place:
     """Workers that the scheduler wants here."""
 
     @property
-    def door(self) -> Door:
+    def endpoint(self) -> RendezvousEndpoint:
         """What to dial."""
-        return Door(self.address, self.port, self.token)
+        return RendezvousEndpoint(self.address, self.port, self.token)
 
 
-def find_place(
+def find_identity(
     values: Mapping[str, Any],
     typed: tuple[str, ...],
     host: Host,
     environ: Mapping[str, str],
     say: Callable[[str], None],
-) -> Place:
+) -> NodeIdentity:
     """The place that options and environment give; options win. Raises LaunchError for what is missing or wrong."""
     named = all(values.get(name) is not None for name in ("rank", "master"))
     facts = ClusterFacts() if named else read_cluster(environ)
@@ -88,10 +88,10 @@ def find_place(
     address = _resolved(master, patience_s if facts.source else 0.0, say)
     own = network.source_address(address, port)
     if rank == 0 and not network.is_local_address(address, host.addresses):
-        say(f"{master} ({address}) is not an address of this machine: the lobby listens on all of them")
+        say(f"{master} ({address}) is not an address of this machine: the rendezvous listens on all of them")
     elif rank == 0 and network.is_local_address(address, host.addresses) and not master.startswith("127."):
         own = address
-    return Place(
+    return NodeIdentity(
         rank,
         nodes,
         master,
@@ -106,38 +106,38 @@ def find_place(
     )
 
 
-def scheduled_devices(values: dict[str, Any], place: Place, host: Host) -> dict[str, Any]:
+def scheduled_devices(values: dict[str, Any], identity: NodeIdentity, host: Host) -> dict[str, Any]:
     """The options with as many GPUs as the scheduler names, where the user chose none and there are that many.
 
     On a machine without GPUs the scheduler's number is that of its cores, which is no number of workers.
     """
     usable = visible_devices(host)
     chosen = values.get("gpus") is not None or values.get("nproc") is not None
-    if chosen or place.nproc is None or not 0 < place.nproc < len(usable):
+    if chosen or identity.nproc is None or not 0 < identity.nproc < len(usable):
         return values
-    return {**values, "gpus": ",".join(str(index) for index in range(place.nproc))}
+    return {**values, "gpus": ",".join(str(index) for index in range(identity.nproc))}
 
 
-def listening_address(place: Place, host: Host) -> str:
-    """Where the master's lobby listens: at the address that the others dial, if it is one of its own."""
-    is_own = network.is_local_address(place.address, host.addresses)
+def listening_address(identity: NodeIdentity, host: Host) -> str:
+    """Where the master's rendezvous listens: at the address that the others dial, if it is one of its own."""
+    is_own = network.is_local_address(identity.address, host.addresses)
     # A name of one's own that leads to loopback is no address for others.
-    is_misled = place.address.startswith("127.") and place.master != place.address
+    is_misled = identity.address.startswith("127.") and identity.master != identity.address
     if is_own and not is_misled:
-        return place.address
-    return "::" if ":" in place.address else ""
+        return identity.address
+    return "::" if ":" in identity.address else ""
 
 
-def make_claim(place: Place, plan: LaunchPlan, host: Host) -> Claim:
+def make_join_request(identity: NodeIdentity, plan: LaunchPlan, host: Host) -> JoinRequest:
     """What this machine says of itself."""
-    low, high = place.nodes or (0, 0)
-    nodes = "" if place.nodes is None else str(high) if low == high else f"{low}:{high}"
-    return Claim(
+    low, high = identity.nodes or (0, 0)
+    nodes = "" if identity.nodes is None else str(high) if low == high else f"{low}:{high}"
+    return JoinRequest(
         session=uuid.uuid4().hex,
-        rank=place.rank,
+        rank=identity.rank,
         host=host.name,
-        address=place.own_address,
-        interface=place.interface,
+        address=identity.own_address,
+        interface=identity.interface,
         devices=tuple(device.name or device.kind.upper() for device in plan.devices)[:MOST_DEVICES],
         nproc=plan.nproc_per_node,
         backend=plan.backend,
@@ -146,7 +146,7 @@ def make_claim(place: Place, plan: LaunchPlan, host: Host) -> Claim:
         nccl=nccl_version(),
         code=code_version(),
         nodes=nodes,
-        job_id=place.job_id,
+        job_id=identity.job_id,
         clock=time.time(),
     )
 
@@ -171,9 +171,9 @@ def code_version() -> str:
     return digest.hexdigest()[:12]
 
 
-def socket_variables(place: Place, environ: Mapping[str, str]) -> dict[str, str]:
-    """What keeps gloo and NCCL on the interface towards the master, where the user has set nothing else."""
-    return network.socket_environment(place.interface, environ, has_infiniband=network.has_infiniband())
+def socket_variables(identity: NodeIdentity, environ: Mapping[str, str]) -> dict[str, str]:
+    """What keeps gloo and NCCL on the interface toward the master, where the user has set nothing else."""
+    return network.socket_environment(identity.interface, environ, has_infiniband=network.has_infiniband())
 
 
 def quiet_variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -230,12 +230,12 @@ def _token(values: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
     return (values.get("token") or environ.get(TOKEN_VARIABLE) or "").strip() or None
 
 
-def describe_place(place: Place, variables: Mapping[str, str]) -> str:
+def describe_identity(identity: NodeIdentity, variables: Mapping[str, str]) -> str:
     """One line: rank, addresses and what the workers' networks are told."""
     told = ", ".join(f"{name}={value}" for name, value in variables.items())
-    source = f"{place.source}: " if place.source else ""
-    via = f" via {place.interface}" if place.interface else ""
+    source = f"{identity.source}: " if identity.source else ""
+    via = f" via {identity.interface}" if identity.interface else ""
     return (
-        f"{source}machine {place.rank} on {socket.gethostname()} ({place.own_address or 'no route'}{via}), "
-        f"master {place.master}:{place.port}" + (f"; {told}" if told else "")
+        f"{source}machine {identity.rank} on {socket.gethostname()} ({identity.own_address or 'no route'}{via}), "
+        f"master {identity.master}:{identity.port}" + (f"; {told}" if told else "")
     )

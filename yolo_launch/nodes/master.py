@@ -1,4 +1,4 @@
-"""Machine 0 of a job: it makes the job, opens the lobby, and takes part like any other."""
+"""Machine 0 of a job: it makes the job, opens the rendezvous, and takes part like any other."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from trainer.config.train import CONFIG_FILE, write_config
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.jobs import run_directory
-from yolo_launch.jobs.training_job import Job
-from yolo_launch.nodes.identity import Place, listening_address
+from yolo_launch.jobs.training_job import TrainingJob
+from yolo_launch.nodes.identity import NodeIdentity, listening_address
 from yolo_launch.planning.plan import make_plan
-from yolo_launch.rendezvous.admission import JobFacts, Terms
-from yolo_launch.rendezvous.coordinator import Control
-from yolo_launch.rendezvous.messages import Claim, Round
-from yolo_launch.rendezvous.server import Lobby
+from yolo_launch.rendezvous.admission import JobOffer, RendezvousSettings
+from yolo_launch.rendezvous.coordinator import Coordinator
+from yolo_launch.rendezvous.messages import JoinRequest, Round
+from yolo_launch.rendezvous.server import RendezvousServer
 from yolo_launch.spec import Host, LaunchPlan, Outcome
 
 
-def make_terms(values: Mapping[str, Any], place: Place, max_restarts: int) -> Terms:
+def make_settings(values: Mapping[str, Any], identity: NodeIdentity, max_restarts: int) -> RendezvousSettings:
     """What the options say about waiting. Raises LaunchError for a time that is not positive."""
-    low, high = place.nodes or (1, 1)
+    low, high = identity.nodes or (1, 1)
     given = {}
     for option, name in (
         ("join_timeout", "join_timeout_s"),
@@ -37,10 +37,10 @@ def make_terms(values: Mapping[str, Any], place: Place, max_restarts: int) -> Te
             raise LaunchError(f"{flag} cannot be used.", seen=f"{flag} {value:g}", expected="seconds, 0 or more")
         if value is not None:
             given[name] = value
-    return Terms(low, high, max_restarts=max_restarts, **given)
+    return RendezvousSettings(low, high, max_restarts=max_restarts, **given)
 
 
-def describe_job(job: Job, run_id: str) -> dict[str, Any]:
+def describe_job(job: TrainingJob, run_id: str) -> dict[str, Any]:
     """What the other machines need to know of the job: plain values."""
     config = job.config.model_copy(update={"workers": job.wanted_workers})
     return {
@@ -52,7 +52,7 @@ def describe_job(job: Job, run_id: str) -> dict[str, Any]:
     }
 
 
-def settle(job: Job, by_node: tuple[int, ...], say: Callable[[str], None]) -> int:
+def settle(job: TrainingJob, by_node: tuple[int, ...], say: Callable[[str], None]) -> int:
     """The global batch for these machines, and a word where it is not the one typed. Raises LaunchError with totals."""
     request = replace(job.request, nnodes=len(by_node), node_rank=0, nproc_by_node=by_node)
     plan = make_plan(replace(request, uneven_batch_ok=job.is_resume), job.host)
@@ -63,45 +63,50 @@ def settle(job: Job, by_node: tuple[int, ...], say: Callable[[str], None]) -> in
 
 
 @contextmanager
-def open_lobby(facts: JobFacts, place: Place, host: Host, terms: Terms, say: Callable[[str], None]) -> Iterator[Lobby]:
-    """A lobby; it closes when everybody has heard the end. Raises LaunchError for a busy port."""
-    lobby = Lobby(Control(terms, facts, time.monotonic()), uuid.uuid4().hex, place.token, say)
-    address = listening_address(place, host)
-    lobby.open(address, place.port, "the same command with another --port, on every machine")
-    if not place.token:
-        say(f"whoever reaches port {place.port} of this machine can join: --token-file FILE keeps strangers out")
+def open_rendezvous(
+    facts: JobOffer, identity: NodeIdentity, host: Host, settings: RendezvousSettings, say: Callable[[str], None]
+) -> Iterator[RendezvousServer]:
+    """A rendezvous; it closes when everybody has heard the end. Raises LaunchError for a busy port."""
+    rendezvous = RendezvousServer(Coordinator(settings, facts, time.monotonic()), uuid.uuid4().hex, identity.token, say)
+    address = listening_address(identity, host)
+    rendezvous.open(address, identity.port, "the same command with another --port, on every machine")
+    if not identity.token:
+        say(
+            f"whoever reaches port {identity.port} of this machine can join: "
+            "--token-file FILE refuses unauthenticated connections"
+        )
     try:
-        yield lobby
+        yield rendezvous
     finally:
-        lobby.end(Outcome("master_lost", ExitCode.MASTER_LOST, detail="the master has left"))
-        lobby.close()
+        rendezvous.end(Outcome("master_lost", ExitCode.MASTER_LOST, detail="the master has left"))
+        rendezvous.close()
 
 
 @contextmanager
-def lobby_of(
-    job: Job,
-    place: Place,
-    claim: Claim,
-    terms: Terms,
+def rendezvous_of(
+    job: TrainingJob,
+    identity: NodeIdentity,
+    join_request: JoinRequest,
+    settings: RendezvousSettings,
     fingerprint: str,
     source_of_restart: Callable[[], str],
     say: Callable[[str], None],
-) -> Iterator[Lobby]:
-    """The open lobby of a training job. Raises LaunchError for a busy port."""
+) -> Iterator[RendezvousServer]:
+    """The open rendezvous of a training job. Raises LaunchError for a busy port."""
     run_id = str(run_directory.read_plan(job.run_dir).get("run_id") or uuid.uuid4().hex)
-    facts = JobFacts(
-        own=claim,
+    facts = JobOffer(
+        own=join_request,
         description=describe_job(job, run_id),
         fingerprint=fingerprint,
         settle=lambda by_node: settle(job, by_node, say),
         source_of_restart=source_of_restart,
         even=not job.is_resume,
     )
-    with open_lobby(facts, place, job.host, terms, say) as lobby:
-        yield lobby
+    with open_rendezvous(facts, identity, job.host, settings, say) as rendezvous:
+        yield rendezvous
 
 
-def write_round(job: Job, start: Round, plan: LaunchPlan) -> Job:
+def write_round(job: TrainingJob, start: Round, plan: LaunchPlan) -> TrainingJob:
     """Keep what a round settled in the run's own configuration; only the first one changes it."""
     config = job.config.model_copy(update={"batch_size": start.batch_size, "workers": plan.workers_per_rank})
     if config != job.config:

@@ -1,4 +1,4 @@
-"""Any machine of a job but the master: it takes the job from the lobby and does its part."""
+"""Any machine of a job but the master: it takes the job from the rendezvous and does its part."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def member_request(draft: LaunchRequest, config: TrainConfig, description: Mappi
     )
 
 
-def check_machine(host: Host, request: LaunchRequest, config: TrainConfig, run_dir: Path) -> list[Finding]:
+def check_node(host: Host, request: LaunchRequest, config: TrainConfig, run_dir: Path) -> list[Finding]:
     """The checks before a start, on this machine: its warnings. Raises LaunchError for a failure."""
     plan = make_plan(request, host)
     context = Context(host, plan, config, run_dir)

@@ -12,7 +12,7 @@ MOST_WAITING = 1000
 DRAIN_S = 1.0
 
 
-class QueuedStream:
+class NonblockingStream:
     """Hands texts to a thread that writes them, in order."""
 
     def __init__(self, stream: TextIO) -> None:

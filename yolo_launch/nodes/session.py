@@ -12,19 +12,27 @@ from typing import Any
 
 from yolo_launch.cli.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.nodes.agent import NodeJob
-from yolo_launch.nodes.identity import Place, quiet_variables
-from yolo_launch.nodes.status_line import NodeLine
+from yolo_launch.nodes.agent import NodeAgent
+from yolo_launch.nodes.identity import NodeIdentity, quiet_variables
+from yolo_launch.nodes.status_line import StatusLine
 from yolo_launch.planning.plan import make_plan, rank_lines
-from yolo_launch.rendezvous.client import Door, Member, NoLobby, claim_rank, closing_on_failure, dial, greet
+from yolo_launch.rendezvous.client import (
+    NoRendezvous,
+    RendezvousClient,
+    RendezvousEndpoint,
+    closing_on_failure,
+    dial,
+    greet,
+    request_rank,
+)
 from yolo_launch.rendezvous.framing import Channel
-from yolo_launch.rendezvous.messages import Claim, Leave, Ready, Round
+from yolo_launch.rendezvous.messages import JoinRequest, Leave, Ready, Round
 from yolo_launch.spec import Host, LaunchPlan, LaunchRequest, Outcome, WorkerCommand
 from yolo_launch.supervision.attempt import AttemptRunner
 from yolo_launch.supervision.monitor import Limits
-from yolo_launch.supervision.supervisor import watching
+from yolo_launch.supervision.supervisor import monitoring
 from yolo_launch.workers.files import WorkerFiles
-from yolo_launch.workers.torch_preload import WarmTorch
+from yolo_launch.workers.torch_preload import TorchPreload
 
 LOOK_S = 1.0
 """How long a master looks for another one at an address that is not its own."""
@@ -33,21 +41,21 @@ LOST_S = 9.0
 
 
 @dataclass(frozen=True)
-class Machine:
+class NodeContext:
     """What every machine of a job starts from."""
 
     values: dict[str, Any]
     typed: tuple[str, ...]
     host: Host
-    place: Place
+    identity: NodeIdentity
     variables: dict[str, str]
     """What keeps the workers' networks on the right interface."""
     console: Console
-    line: NodeLine
+    line: StatusLine
 
     def plan(self, request: LaunchRequest, start: Round) -> LaunchPlan:
         """The plan of a round here."""
-        plan = make_plan(round_request(request, start, self.place.rank), self.host)
+        plan = make_plan(round_request(request, start, self.identity.rank), self.host)
         return replace(plan, environment={**plan.environment, **self.variables, **quiet_variables(os.environ)})
 
     def runner(self, plan: LaunchPlan, command: WorkerCommand, run_dir: Path) -> AttemptRunner:
@@ -56,20 +64,20 @@ class Machine:
         return AttemptRunner(plan, command, WorkerFiles(run_dir.absolute()), console_json=self.console.json_mode)
 
 
-class Seat:
+class NodeSession:
     """One rank of the job's machines, held by this launcher."""
 
-    def __init__(self, machine: Machine, claim: Claim, door: Door) -> None:
+    def __init__(self, machine: NodeContext, join_request: JoinRequest, endpoint: RendezvousEndpoint) -> None:
         self._machine = machine
-        self._claim = claim
-        self._door = door
+        self._join_request = join_request
+        self._endpoint = endpoint
         self._lobby_id = ""
         self._fingerprint = ""
-        self._warm: WarmTorch | None = None
-        self._member: Member | None = None
+        self._warm: TorchPreload | None = None
+        self._member: RendezvousClient | None = None
 
     def take(self, patience_s: float) -> dict[str, Any]:
-        """Find the lobby and claim the rank; the job's description. Raises LaunchError where that fails."""
+        """Find the rendezvous and claim the rank; the job's description. Raises LaunchError where that fails."""
         began_at = time.monotonic()
 
         def explain(problem: str) -> None:
@@ -77,29 +85,29 @@ class Seat:
 
         while True:
             try:
-                channel = dial(self._door, patience_s - (time.monotonic() - began_at), explain)
-                return self._sit_down(channel)
-            except NoLobby as error:
+                channel = dial(self._endpoint, patience_s - (time.monotonic() - began_at), explain)
+                return self._join(channel)
+            except NoRendezvous as error:
                 problem = str(error)
             if time.monotonic() - began_at >= patience_s:
                 raise LaunchError(
                     f"The master did not answer within {patience_s:g} s.",
                     seen=problem,
-                    expected=f"a lobby at {self._door.address}:{self._door.port}",
-                    next_command=f"yolo-launch doctor --master {self._door.address} --port {self._door.port} "
-                    f"--rank {self._claim.rank}, on the master too",
+                    expected=f"a rendezvous at {self._endpoint.address}:{self._endpoint.port}",
+                    next_command=f"yolo-launch doctor --master {self._endpoint.address} --port {self._endpoint.port} "
+                    f"--rank {self._join_request.rank}, on the master too",
                     exit_code=ExitCode.NOT_JOINED,
                 )
-            # Something took the connection and cut it: the proxy of a container that is not up yet, or a lobby at
+            # Something took the connection and cut it: the proxy of a container that is not up yet, or a rendezvous at
             # which more machines knock at once than it listens to.
             explain(problem)
             time.sleep(random.uniform(0.2, 1.0))
 
-    def _sit_down(self, channel: Channel) -> dict[str, Any]:
+    def _join(self, channel: Channel) -> dict[str, Any]:
         with closing_on_failure(channel):
-            self._lobby_id = greet(channel, self._door)
-            description = claim_rank(channel, self._door, self._claim_now())
-        self._member = Member(channel)
+            self._lobby_id = greet(channel, self._endpoint)
+            description = request_rank(channel, self._endpoint, self._join_request_now())
+        self._member = RendezvousClient(channel)
         self._member.start()
         return description
 
@@ -109,16 +117,16 @@ class Seat:
         A master behind an address that is not its own finds nobody there, and goes on.
         """
         try:
-            channel = dial(self._door, LOOK_S, lambda problem: None, patient=False)
+            channel = dial(self._endpoint, LOOK_S, lambda problem: None, patient=False)
             with closing_on_failure(channel):
-                greet(channel, self._door)
-                claim_rank(channel, self._door, self._claim_now())
+                greet(channel, self._endpoint)
+                request_rank(channel, self._endpoint, self._join_request_now())
             channel.close()
-        except NoLobby:
+        except NoRendezvous:
             return
 
     @property
-    def member(self) -> Member:
+    def member(self) -> RendezvousClient:
         """The connection of a seat that was taken."""
         if self._member is None:
             raise AssertionError("the seat is not taken yet")
@@ -127,7 +135,7 @@ class Seat:
     def ready(self, fingerprint: str) -> None:
         """Say that this machine can do the job."""
         self._fingerprint = fingerprint
-        self._warm = self._warm or WarmTorch()
+        self._warm = self._warm or TorchPreload()
         self.member.send(Ready(fingerprint=fingerprint))
 
     def leave(self, reason: str) -> None:
@@ -139,25 +147,25 @@ class Seat:
     def play(self, make_runner: Callable[[Round], AttemptRunner]) -> Outcome:
         """Take part until the job is over. Call it in the main thread."""
         machine = self._machine
-        with watching(WorkerCommand(()), Limits(), machine.line.over) as watcher:
-            job = NodeJob(
-                rank=self._claim.rank,
-                address=self._door.address,
+        with monitoring(WorkerCommand(()), Limits(), machine.line.over) as monitor:
+            job = NodeAgent(
+                rank=self._join_request.rank,
+                address=self._endpoint.address,
                 member=self.member,
                 make_runner=make_runner,
                 reconnect=self._reconnect,
                 line=machine.line,
-                warm=self._warm or WarmTorch(),
+                warm=self._warm or TorchPreload(),
             )
-            outcome = job.run(watcher)
+            outcome = job.run(monitor)
         self.member.close()
         return outcome
 
-    def _claim_now(self) -> Claim:
-        return self._claim.model_copy(update={"clock": time.time()})
+    def _join_request_now(self) -> JoinRequest:
+        return self._join_request.model_copy(update={"clock": time.time()})
 
-    def _reconnect(self, reason: str) -> Member | None:
-        """The same seat over a new connection, where the same lobby still answers."""
+    def _reconnect(self, reason: str) -> RendezvousClient | None:
+        """The same seat over a new connection, where the same rendezvous still answers."""
         lost = self.member
         lost.close()
         self._machine.line.over(f"{reason}; looking for it")
@@ -168,15 +176,15 @@ class Seat:
             return max(0.5, deadline - time.monotonic())
 
         try:
-            channel = dial(self._door, left_s(), lambda problem: None, patient=False)
+            channel = dial(self._endpoint, left_s(), lambda problem: None, patient=False)
             with closing_on_failure(channel):
-                if greet(channel, self._door, left_s()) != self._lobby_id:
+                if greet(channel, self._endpoint, left_s()) != self._lobby_id:
                     channel.close()
                     return None  # another job has taken its place
-                claim_rank(channel, self._door, self._claim_now(), left_s())
-        except (NoLobby, LaunchError):
+                request_rank(channel, self._endpoint, self._join_request_now(), left_s())
+        except (NoRendezvous, LaunchError):
             return None
-        self._member = Member(channel)
+        self._member = RendezvousClient(channel)
         self._member.start()
         self.member.send(Ready(fingerprint=self._fingerprint))
         self._machine.line.over("the master answers again")

@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any, TextIO
 
 from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
-from yolo_launch.nodes.nonblocking_stream import QueuedStream
+from yolo_launch.nodes.nonblocking_stream import NonblockingStream
 from yolo_launch.spec import LaunchPlan
 from yolo_launch.workers.files import WorkerFiles
 
@@ -20,14 +20,14 @@ PROGRESS_S = 60.0
 SPEED_SPAN_S = 20.0
 
 
-class NodeLine:
+class StatusLine:
     """Rewrites its line on a terminal; elsewhere prints what changed, now and then. Safe from several threads.
 
     ``shows_progress`` is False on the master, where rank 0 itself writes to the terminal.
     """
 
     def __init__(self, stream: TextIO | None = None, *, shows_progress: bool = True) -> None:
-        self._stream: Any = stream or QueuedStream(sys.stderr)
+        self._stream: Any = stream or NonblockingStream(sys.stderr)
         self._is_terminal = self._stream.isatty()
         self._shows_progress = shows_progress
         self._lock = threading.RLock()
@@ -104,7 +104,7 @@ class NodeLine:
         """Leave the terminal clean."""
         with self._lock:
             self._clear()
-        if isinstance(self._stream, QueuedStream):
+        if isinstance(self._stream, NonblockingStream):
             self._stream.drain()
 
     def _progress(self) -> str:

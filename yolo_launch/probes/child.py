@@ -219,7 +219,7 @@ def _make_run(arguments: dict[str, Any]) -> Run:
 def _endless(run: Run) -> Iterator[Batch]:
     """The batches of epoch after epoch; small data sets have few in one."""
     for epoch in itertools.count():
-        yield from run.feed.epoch(epoch, 0, ())
+        yield from run.epoch_loader.epoch(epoch, 0, ())
 
 
 def _wait_for_device(run: Run) -> None:
@@ -230,7 +230,7 @@ def _wait_for_device(run: Run) -> None:
 
 
 def _made_up_batch(run: Run, batch_size: int, image_size: int) -> Batch:
-    """Grey images with boxes all over; what they show has no bearing on memory."""
+    """Gray images with boxes all over; what they show has no bearing on memory."""
     import torch
 
     from trainer.data.collate import Batch

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolo_launch.errors import LaunchError
-from yolo_launch.rendezvous.messages import MOST_MACHINES, Cannot, Claim
+from yolo_launch.rendezvous.messages import MOST_NODES, JoinRefused, JoinRequest
 
 JOIN_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
-class Terms:
+class RendezvousSettings:
     """How many machines a job takes, and how long they are waited for. Seconds throughout."""
 
     min_nodes: int
@@ -46,10 +46,10 @@ Settle = Callable[[tuple[int, ...]], int]
 
 
 @dataclass(frozen=True)
-class JobFacts:
+class JobOffer:
     """What the master knows of the job it offers."""
 
-    own: Claim
+    own: JoinRequest
     description: dict[str, Any]
     fingerprint: str
     settle: Settle
@@ -62,100 +62,117 @@ def parse_nodes(text: str) -> tuple[int, int]:
     """Fewest and most machines of '4' or '1:4'. Raises LaunchError."""
     low, colon, high = text.partition(":")
     high = high if colon else low
-    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= MOST_MACHINES):
-        expected = f"a number, or MIN:MAX as in 1:4, of at most {MOST_MACHINES}"
+    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= MOST_NODES):
+        expected = f"a number, or MIN:MAX as in 1:4, of at most {MOST_NODES}"
         raise LaunchError("--nodes cannot be used.", seen=f"--nodes {text}", expected=expected)
     return int(low), int(high)
 
 
-def refusal_of(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+def refusal_of(
+    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
+) -> JoinRefused | None:
     """Why a machine is not taken, or None. ``own`` is the master's claim, ``taken`` who holds the rank already."""
     for rule in _RULES:
-        found = rule(claim, own, terms, taken)
+        found = rule(join_request, own, settings, taken)
         if found is not None:
             return found
     return None
 
 
-Rule = Callable[[Claim, Claim, Terms, Claim | None], Cannot | None]
+Rule = Callable[[JoinRequest, JoinRequest, RendezvousSettings, JoinRequest | None], JoinRefused | None]
 
 
-def _same_purpose(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
-    if bool(claim.checkup_port) == bool(own.checkup_port):
+def _same_purpose(
+    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
+) -> JoinRefused | None:
+    if bool(join_request.check_port) == bool(own.check_port):
         return None
-    train, check = "train (yolo-launch node)", "make a check-up (yolo-launch doctor)"
-    theirs, mine = (check, train) if claim.checkup_port else (train, check)
-    return Cannot(
-        what=f"{claim.host} and {own.host} were not started for the same thing.",
-        seen=f"{claim.host} is to {theirs}, {own.host} to {mine}",
+    train, check = "train (yolo-launch node)", "make a cluster check (yolo-launch doctor)"
+    theirs, mine = (check, train) if join_request.check_port else (train, check)
+    return JoinRefused(
+        what=f"{join_request.host} and {own.host} were not started for the same thing.",
+        seen=f"{join_request.host} is to {theirs}, {own.host} to {mine}",
         expected="the same command on every machine, or another --port for one of them",
     )
 
 
-def _in_range(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
-    if claim.rank < terms.max_nodes:
+def _in_range(
+    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
+) -> JoinRefused | None:
+    if join_request.rank < settings.max_nodes:
         return None
-    return Cannot(
-        what=f"Rank {claim.rank} of {claim.host} is out of range: the job on {own.host} has {terms.nodes} machines.",
-        seen=f"--rank {claim.rank}",
-        expected=f"--rank 1 to {terms.max_nodes - 1}, or " * (terms.max_nodes > 1) + "a larger --nodes on rank 0",
+    return JoinRefused(
+        what=f"Rank {join_request.rank} of {join_request.host} is out of range: "
+        f"the job on {own.host} has {settings.nodes} machines.",
+        seen=f"--rank {join_request.rank}",
+        expected=f"--rank 1 to {settings.max_nodes - 1}, or " * (settings.max_nodes > 1) + "a larger --nodes on rank 0",
     )
 
 
-def _same_nodes(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
-    if not claim.nodes or claim.nodes == terms.nodes:
+def _same_nodes(
+    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
+) -> JoinRefused | None:
+    if not join_request.nodes or join_request.nodes == settings.nodes:
         return None
-    return Cannot(
-        what=f"{claim.host} and {own.host} were told different numbers of machines.",
-        seen=f"--nodes {claim.nodes} on {claim.host}, --nodes {terms.nodes} on {own.host}",
+    return JoinRefused(
+        what=f"{join_request.host} and {own.host} were told different numbers of machines.",
+        seen=f"--nodes {join_request.nodes} on {join_request.host}, --nodes {settings.nodes} on {own.host}",
         expected="the same everywhere; on rank 0 alone is enough",
     )
 
 
-def _same_job(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
-    if not claim.job_id or not own.job_id or claim.job_id == own.job_id:
+def _same_job(
+    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
+) -> JoinRefused | None:
+    if not join_request.job_id or not own.job_id or join_request.job_id == own.job_id:
         return None
-    return Cannot(
+    return JoinRefused(
         what=f"This port of {own.host} belongs to another job.",
-        seen=f"{claim.host} is in {claim.job_id}, the port in {own.job_id}",
+        seen=f"{join_request.host} is in {join_request.job_id}, the port in {own.job_id}",
         expected="another --port for one of them",
     )
 
 
-def _same_versions(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
+def _same_versions(
+    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
+) -> JoinRefused | None:
     for name, mine, theirs in (
-        ("torch", own.torch, claim.torch),
-        ("CUDA", own.cuda, claim.cuda),
-        ("NCCL", own.nccl, claim.nccl),
-        ("yolo-launch", own.code, claim.code),
+        ("torch", own.torch, join_request.torch),
+        ("CUDA", own.cuda, join_request.cuda),
+        ("NCCL", own.nccl, join_request.nccl),
+        ("yolo-launch", own.code, join_request.code),
     ):
         if mine != theirs:
-            return Cannot(
-                what=f"{claim.host} and {own.host} have different versions of {name}.",
-                seen=f"{theirs or 'none'} on {claim.host}, {mine or 'none'} on {own.host}",
+            return JoinRefused(
+                what=f"{join_request.host} and {own.host} have different versions of {name}.",
+                seen=f"{theirs or 'none'} on {join_request.host}, {mine or 'none'} on {own.host}",
                 expected="the same on every machine",
                 exit_code=3,
             )
     return None
 
 
-def _same_backend(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
-    # A check-up of machines tells of this itself, beside what else it finds.
-    if claim.backend == own.backend or claim.checkup_port:
+def _same_backend(
+    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
+) -> JoinRefused | None:
+    # A cluster check tells of this itself, beside what else it finds.
+    if join_request.backend == own.backend or join_request.check_port:
         return None
-    return Cannot(
-        what=f"{claim.host} and {own.host} would train on different kinds of devices.",
-        seen=f"{claim.backend} on {claim.host}, {own.backend} on {own.host}",
+    return JoinRefused(
+        what=f"{join_request.host} and {own.host} would train on different kinds of devices.",
+        seen=f"{join_request.backend} on {join_request.host}, {own.backend} on {own.host}",
         expected="GPUs on every machine, or --gpus cpu on every machine",
     )
 
 
-def _rank_is_free(claim: Claim, own: Claim, terms: Terms, taken: Claim | None) -> Cannot | None:
-    if taken is None or taken.session == claim.session:
+def _rank_is_free(
+    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
+) -> JoinRefused | None:
+    if taken is None or taken.session == join_request.session:
         return None
-    return Cannot(
-        what=f"Rank {claim.rank} is taken twice: by {taken.label} and by {claim.label}.",
-        seen=f"--rank {claim.rank} on {taken.host} and on {claim.host}",
+    return JoinRefused(
+        what=f"Rank {join_request.rank} is taken twice: by {taken.label} and by {join_request.label}.",
+        seen=f"--rank {join_request.rank} on {taken.host} and on {join_request.host}",
         expected="each rank from 0 on, once",
     )
 
@@ -171,10 +188,10 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
-def other_data(claim: Claim, fingerprint: str, job: JobFacts) -> Cannot:
+def other_data(join_request: JoinRequest, fingerprint: str, job: JobOffer) -> JoinRefused:
     """Why a machine with another data set is not taken."""
-    return Cannot(
-        what=f"The data set of {claim.host} is not that of {job.own.host}.",
-        seen=f"fingerprint {fingerprint[:12]} on {claim.host}, {job.fingerprint[:12]} on {job.own.host}",
+    return JoinRefused(
+        what=f"The data set of {join_request.host} is not that of {job.own.host}.",
+        seen=f"fingerprint {fingerprint[:12]} on {join_request.host}, {job.fingerprint[:12]} on {job.own.host}",
         expected="the same classes, images and labels; --data names another path to the same data",
     )

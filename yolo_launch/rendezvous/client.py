@@ -1,4 +1,4 @@
-"""A machine's end of the lobby: dialling, the claim, signs of life, and the master's words in a queue."""
+"""A machine's end of the rendezvous: dialing, the claim, signs of life, and the master's words in a queue."""
 
 from __future__ import annotations
 
@@ -19,13 +19,23 @@ from yolo_launch.rendezvous.framing import (
     MAX_HELLO_BYTES,
     PROTOCOL,
     Channel,
-    Seal,
-    WireError,
+    FramingError,
+    MessageAuthenticator,
     is_proof,
     new_nonce,
     proof,
 )
-from yolo_launch.rendezvous.messages import Beat, Cannot, Claim, Joined, Message, Pulse, Seen, Stop, parse
+from yolo_launch.rendezvous.messages import (
+    CoordinatorHeartbeat,
+    JoinAccepted,
+    JoinRefused,
+    JoinRequest,
+    Message,
+    NodeHeartbeat,
+    Seen,
+    Stop,
+    parse,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +52,16 @@ Explain = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Door:
-    """Where the lobby is, and what opens it."""
+class RendezvousEndpoint:
+    """Where the rendezvous is, and what opens it."""
 
     address: str
     port: int
     token: str | None = None
 
 
-class NoLobby(Exception):
-    """No lobby answered in time; the text is the last problem."""
+class NoRendezvous(Exception):
+    """No rendezvous answered in time; the text is the last problem."""
 
 
 class MasterGone(Message):
@@ -60,7 +70,7 @@ class MasterGone(Message):
     reason: str
 
 
-def dial(door: Door, timeout_s: float, explain: Explain, *, patient: bool = True) -> Channel:
+def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, patient: bool = True) -> Channel:
     """Connect, again and again until the time is up, saying why it did not work yet. Raises NoLobby.
 
     Not ``patient``, a machine that answers that nobody listens is believed at once.
@@ -69,47 +79,47 @@ def dial(door: Door, timeout_s: float, explain: Explain, *, patient: bool = True
     while True:
         left_s = deadline - time.monotonic()
         try:
-            return Channel(socket.create_connection((door.address, door.port), min(DIAL_S, max(0.2, left_s))))
+            return Channel(socket.create_connection((endpoint.address, endpoint.port), min(DIAL_S, max(0.2, left_s))))
         except OSError as error:
-            problem = dial_problem(error, door.address, door.port)
+            problem = dial_problem(error, endpoint.address, endpoint.port)
             if time.monotonic() >= deadline or (isinstance(error, ConnectionRefusedError) and not patient):
-                raise NoLobby(problem) from None
+                raise NoRendezvous(problem) from None
         explain(problem)
         time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
 
 
-def greet(channel: Channel, door: Door, timeout_s: float = ANSWER_S) -> str:
-    """Exchange nonces and, where a token is set, proofs; the lobby's id.
+def greet(channel: Channel, endpoint: RendezvousEndpoint, timeout_s: float = ANSWER_S) -> str:
+    """Exchange nonces and, where a token is set, proofs; the rendezvous's id.
 
     Raises LaunchError for another program or token, and NoLobby where the connection ends without a word.
     """
     try:
         greeting = _expect(channel, timeout_s)
-        lobby_id, theirs = greeting.get("lobby"), greeting.get("nonce")
+        rendezvous_id, theirs = greeting.get("rendezvous"), greeting.get("nonce")
         if greeting.get("protocol") != PROTOCOL or not isinstance(theirs, str):
-            raise WireError(f"protocol {greeting.get('protocol')}, this one speaks {PROTOCOL}")
+            raise FramingError(f"protocol {greeting.get('protocol')}, this one speaks {PROTOCOL}")
         wants_token = bool(greeting.get("token"))
         mine = new_nonce()
-        shown = proof(door.token, "member", theirs, mine) if door.token and wants_token else ""
+        shown = proof(endpoint.token, "member", theirs, mine) if endpoint.token and wants_token else ""
         # A hello that cannot open the door is sent too: the master says then who was turned away.
-        channel.send({"protocol": PROTOCOL, "nonce": mine, "proof": shown, "token": bool(door.token)})
-        if wants_token != bool(door.token):
-            raise _refused(door, "a token" if wants_token else "no token", "a token" if door.token else "none")
+        channel.send({"protocol": PROTOCOL, "nonce": mine, "proof": shown, "token": bool(endpoint.token)})
+        if wants_token != bool(endpoint.token):
+            raise _refused(endpoint, "a token" if wants_token else "no token", "a token" if endpoint.token else "none")
         answer = _expect(channel, timeout_s)
-        if door.token and not is_proof(answer.get("proof"), door.token, "lobby", theirs, mine):
-            raise _refused(door, "the master's own token", "another one")
+        if endpoint.token and not is_proof(answer.get("proof"), endpoint.token, "rendezvous", theirs, mine):
+            raise _refused(endpoint, "the master's own token", "another one")
     except (EOFError, ConnectionError):
-        raise _cut(door) from None
-    except (WireError, OSError) as error:
+        raise _cut(endpoint) from None
+    except (FramingError, OSError) as error:
         raise LaunchError(
-            f"What listens on {door.address}:{door.port} is no lobby of this yolo-launch.",
+            f"What listens on {endpoint.address}:{endpoint.port} is no rendezvous of this yolo-launch.",
             seen=str(error) or type(error).__name__,
             expected="a master of the same version, on its --port",
             exit_code=ExitCode.NOT_JOINED,
         ) from None
-    channel.outgoing = Seal.of(door.token, "member", theirs, mine)
-    channel.incoming = Seal.of(door.token, "lobby", theirs, mine)
-    return str(lobby_id)
+    channel.outgoing = MessageAuthenticator.of(endpoint.token, "member", theirs, mine)
+    channel.incoming = MessageAuthenticator.of(endpoint.token, "rendezvous", theirs, mine)
+    return str(rendezvous_id)
 
 
 @contextlib.contextmanager
@@ -122,30 +132,32 @@ def closing_on_failure(channel: Channel) -> Iterator[None]:
         raise
 
 
-def claim_rank(channel: Channel, door: Door, claim: Claim, timeout_s: float = ANSWER_S) -> dict[str, Any]:
+def request_rank(
+    channel: Channel, endpoint: RendezvousEndpoint, join_request: JoinRequest, timeout_s: float = ANSWER_S
+) -> dict[str, Any]:
     """Ask for the rank; the job's description.
 
-    Raises LaunchError with the lobby's refusal, and NoLobby where the connection is cut, as it is in a great crowd.
+    Raises LaunchError with the refusal, and NoRendezvous if the connection is cut, as happens under many connections.
     """
     try:
-        channel.send(claim.pack())
+        channel.send(join_request.pack())
         while True:
             message = parse(_expect(channel, timeout_s, MAX_FRAME_BYTES))
-            if isinstance(message, Joined):
+            if isinstance(message, JoinAccepted):
                 return message.job
-            if isinstance(message, Cannot):
+            if isinstance(message, JoinRefused):
                 raise refusal_error(message)
     except (EOFError, ConnectionError):
-        raise _cut(door) from None
-    except (WireError, OSError) as error:
+        raise _cut(endpoint) from None
+    except (FramingError, OSError) as error:
         raise LaunchError(
-            "The lobby does not answer.",
+            "The rendezvous does not answer.",
             seen=str(error) or type(error).__name__,
             exit_code=ExitCode.NOT_JOINED,
         ) from None
 
 
-def refusal_error(message: Cannot) -> LaunchError:
+def refusal_error(message: JoinRefused) -> LaunchError:
     """A refusal as an error of this machine."""
     return LaunchError(
         message.what,
@@ -157,16 +169,16 @@ def refusal_error(message: Cannot) -> LaunchError:
 
 
 @dataclass
-class Member:
-    """A taken seat. Two threads keep it: one hears, one gives signs of life.
+class RendezvousClient:
+    """A connection whose rank was accepted. One thread receives, one sends heartbeats.
 
-    ``on_stop`` is called from the hearing thread as soon as a round is to end, while the main thread may be in C++;
-    ``on_seen``, from the same thread, gets what all have found in a check-up. ``beat`` says where this machine's first
-    rank is.
+    ``on_stop`` is called from the receiving thread as soon as a round is to end, while the main thread may be in C++;
+    ``on_seen``, from the same thread, gets what all nodes have found in a cluster check. ``beat`` gives the progress of
+    this node's first rank.
     """
 
     channel: Channel
-    beat: Callable[[], Beat] = Beat
+    beat: Callable[[], NodeHeartbeat] = NodeHeartbeat
     on_stop: Callable[[Stop | MasterGone], None] = lambda message: None
     on_seen: Callable[[Seen], None] = lambda message: None
     inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
@@ -179,7 +191,7 @@ class Member:
 
     def start(self) -> None:
         """Begin to hear and to beat."""
-        for target in (self._hear, self._live):
+        for target in (self._receive, self._live):
             threading.Thread(target=target, name=f"member{target.__name__}", daemon=True).start()
 
     def send(self, message: Message) -> None:
@@ -209,9 +221,9 @@ class Member:
                 self.send(self.beat())
             except Exception:  # a machine that cannot say where it is still lives
                 logger.exception("no sign of life could be made")
-                self.send(Beat())
+                self.send(NodeHeartbeat())
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         try:
             self._follow()
         except Exception as error:  # nobody else would notice that the master is gone
@@ -226,7 +238,7 @@ class Member:
                 message = parse(frame) if frame is not None else None
             except EOFError:
                 return self._break("the master closed the connection")
-            except (OSError, WireError) as error:
+            except (OSError, FramingError) as error:
                 return self._break(f"the connection to the master broke: {error}")
             now = time.monotonic()
             if now - looked_at > ASLEEP_S:  # this process slept; the master is not to blame
@@ -239,7 +251,7 @@ class Member:
                     self.on_stop(message)
                 elif isinstance(message, Seen):
                     self.on_seen(message)
-                elif isinstance(message, Pulse):
+                elif isinstance(message, CoordinatorHeartbeat):
                     self._pulse = (now, message.idle_s)
                 else:
                     self.inbox.put(message)
@@ -266,17 +278,17 @@ class Member:
 def _expect(channel: Channel, timeout_s: float, limit: int = MAX_HELLO_BYTES) -> dict[str, Any]:
     frame = channel.receive(timeout_s, limit)
     if frame is None:
-        raise WireError(f"nothing within {timeout_s:.1f} s")
+        raise FramingError(f"nothing within {timeout_s:.1f} s")
     return frame
 
 
-def _cut(door: Door) -> NoLobby:
-    return NoLobby(dial_problem(ConnectionResetError(), door.address, door.port))
+def _cut(endpoint: RendezvousEndpoint) -> NoRendezvous:
+    return NoRendezvous(dial_problem(ConnectionResetError(), endpoint.address, endpoint.port))
 
 
-def _refused(door: Door, expected: str, seen: str) -> LaunchError:
+def _refused(endpoint: RendezvousEndpoint, expected: str, seen: str) -> LaunchError:
     return LaunchError(
-        f"The master at {door.address}:{door.port} does not take this machine's token.",
+        f"The master at {endpoint.address}:{endpoint.port} does not take this machine's token.",
         seen=seen,
         expected=expected,
         next_command="--token-file FILE with the master's token, or YOLO_LAUNCH_TOKEN",

@@ -1,8 +1,8 @@
-"""Frames between a machine and the lobby: length-limited JSON, sealed with HMAC-SHA256 where a token is set.
+"""Frames between a machine and the rendezvous: length-limited JSON, sealed with HMAC-SHA256 where a token is set.
 
 A frame is a length (4 bytes, big endian), a seal (32 bytes, only with a token) and the JSON of one object. The seal
-covers direction, a counter and the JSON, so that a stranger can neither alter, replay nor invent a frame. Nothing is
-encrypted and nothing is ever unpickled.
+covers direction, a counter and the JSON, so that nobody without the token can alter, replay or invent a
+frame. Nothing is encrypted and nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _LENGTH = struct.Struct(">I")
 _SEAL_BYTES = 32
 
 
-class WireError(Exception):
-    """Bytes that are no frame of ours: another program, another token, or a stranger."""
+class FramingError(Exception):
+    """Bytes that are no frame of ours: another program, another token, or an unauthenticated connection."""
 
 
 def new_nonce() -> str:
@@ -44,7 +44,7 @@ def proof(token: str, who: str, server_nonce: str, client_nonce: str) -> str:
 
 def is_proof(stated: object, token: str, who: str, server_nonce: str, client_nonce: str) -> bool:
     """Whether ``stated`` is that proof, compared in constant time."""
-    # A stranger's text may hold what no encoding has: it is compared where it is ASCII alone.
+    # An unauthenticated connection's text may hold what no encoding has: it is compared where it is ASCII alone.
     wanted = proof(token, who, server_nonce, client_nonce)
     return isinstance(stated, str) and stated.isascii() and hmac.compare_digest(stated, wanted)
 
@@ -54,14 +54,14 @@ def _hmac(key: bytes, text: bytes) -> bytes:
 
 
 @dataclass
-class Seal:
+class MessageAuthenticator:
     """One direction of a connection; without a key frames are sent as they are."""
 
     key: bytes | None = None
     count: int = 0
 
     @classmethod
-    def of(cls, token: str | None, direction: str, server_nonce: str, client_nonce: str) -> Seal:
+    def of(cls, token: str | None, direction: str, server_nonce: str, client_nonce: str) -> MessageAuthenticator:
         """The seal of a connection whose two ends have agreed on nonces."""
         if not token:
             return cls()
@@ -84,13 +84,13 @@ class Seal:
         """The object of a frame whose length was read. Raises WireError."""
         text = body[self.overhead :]
         if self.key is not None and not hmac.compare_digest(body[: self.overhead], self._mark(text)):
-            raise WireError("a frame without the right seal")
+            raise FramingError("a frame without the right seal")
         try:
             message = json.loads(text)
         except (ValueError, RecursionError):
-            raise WireError("a frame that is not JSON") from None
+            raise FramingError("a frame that is not JSON") from None
         if not isinstance(message, dict):
-            raise WireError("a frame that is not an object")
+            raise FramingError("a frame that is not an object")
         return message
 
     def _mark(self, text: bytes) -> bytes:
@@ -109,7 +109,7 @@ def frame_length(head: bytes, limit: int) -> int:
     """The length that four bytes announce. Raises WireError where it cannot be one of ours."""
     (length,) = _LENGTH.unpack(head)
     if not 0 < length <= limit:
-        raise WireError(f"a frame of {length} bytes, at most {limit} are taken")
+        raise FramingError(f"a frame of {length} bytes, at most {limit} are taken")
     return int(length)
 
 
@@ -121,7 +121,7 @@ class Channel:
         # A time-out of its own: one that is meant for receiving must not cut a frame that is being sent.
         self._sender = connection.dup()
         self._sender.settimeout(SEND_S)
-        self.outgoing, self.incoming = Seal(), Seal()
+        self.outgoing, self.incoming = MessageAuthenticator(), MessageAuthenticator()
         self._sending = threading.Lock()
         self._buffer = b""
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from yolo_launch.rendezvous.admission import Terms
-from yolo_launch.rendezvous.messages import Beat, Claim, Message, Note, Report, Seen, clipped
+from yolo_launch.rendezvous.admission import RendezvousSettings
+from yolo_launch.rendezvous.messages import JoinRequest, LogLine, Message, NodeHeartbeat, Report, Seen, clipped
 
 MOST_LABELS = 4
 
 
 @dataclass
-class Seat:
+class Participant:
     """One machine that was taken."""
 
-    claim: Claim
+    join_request: JoinRequest
     connection: int
     heard_at: float
     """Monotonic seconds of its last word."""
@@ -24,21 +24,21 @@ class Seat:
     ready: bool = False
     in_round: bool = False
     report: Report | None = None
-    beat: Beat | None = None
+    beat: NodeHeartbeat | None = None
     seen: Seen | None = None
 
     @property
     def label(self) -> str:
         """The machine in words."""
-        return self.claim.label
+        return self.join_request.label
 
 
 @dataclass
-class Table:
+class Participants:
     """The seats by rank, and the words that wait to be sent."""
 
-    seats: dict[int, Seat] = field(default_factory=dict)
-    departed: dict[int, tuple[Seat, Report]] = field(default_factory=dict)
+    participants: dict[int, Participant] = field(default_factory=dict)
+    departed: dict[int, tuple[Participant, Report]] = field(default_factory=dict)
     """Machines that are gone and had said before how the round ended for them."""
     outbox: list[tuple[int, Message]] = field(default_factory=list)
     """(connection, message)"""
@@ -47,32 +47,38 @@ class Table:
     said: list[str] = field(default_factory=list)
     """Lines for the master's console."""
 
-    def seat_of(self, connection: int) -> Seat | None:
+    def participant_of(self, connection: int) -> Participant | None:
         """Who speaks over a connection."""
-        return next((seat for seat in self.seats.values() if seat.connection == connection), None)
+        return next(
+            (participant for participant in self.participants.values() if participant.connection == connection), None
+        )
 
     def in_round(self) -> list[int]:
         """The machines of the current round, by rank."""
-        return sorted(rank for rank, seat in self.seats.items() if seat.in_round)
+        return sorted(rank for rank, participant in self.participants.items() if participant.in_round)
 
-    def reports(self) -> dict[int, tuple[Seat, Report]]:
+    def reports(self) -> dict[int, tuple[Participant, Report]]:
         """What has come in about the round that ended."""
-        present = {rank: (seat, seat.report) for rank, seat in self.seats.items() if seat.in_round and seat.report}
+        present = {
+            rank: (participant, participant.report)
+            for rank, participant in self.participants.items()
+            if participant.in_round and participant.report
+        }
         return {**self.departed, **present}
 
-    def tell(self, ranks: Iterable[int], message: Message) -> None:
+    def send(self, ranks: Iterable[int], message: Message) -> None:
         """A message for some machines."""
-        self.outbox += [(self.seats[rank].connection, message) for rank in ranks if rank in self.seats]
+        self.outbox += [(self.participants[rank].connection, message) for rank in ranks if rank in self.participants]
 
-    def tell_all(self, message: Message) -> None:
+    def send_all(self, message: Message) -> None:
         """A message for every machine."""
-        self.tell(list(self.seats), message)
+        self.send(list(self.participants), message)
 
     def say(self, text: str) -> None:
         """A line for every console."""
         text = clipped(text)
         self.said.append(text)
-        self.tell([rank for rank in self.seats if rank != 0], Note(text=text))
+        self.send([rank for rank in self.participants if rank != 0], LogLine(text=text))
 
     def dismiss(self, connection: int, message: Message) -> None:
         """Send a last word, then close."""
@@ -81,49 +87,55 @@ class Table:
 
     def forgive(self, seconds: float, now: float) -> None:
         """This process slept: nobody was silent for so long."""
-        for seat in self.seats.values():
-            seat.heard_at = min(now, seat.heard_at + seconds)
+        for participant in self.participants.values():
+            participant.heard_at = min(now, participant.heard_at + seconds)
 
 
 @dataclass
-class Patience:
+class LastCall:
     """How long a job that could start with fewer machines waits for the others."""
 
     enough_since: float | None = None
 
     def who_may_start(
-        self, seats: dict[int, Seat], terms: Terms, now: float, *, is_late: bool, is_first: bool
+        self,
+        participants: dict[int, Participant],
+        settings: RendezvousSettings,
+        now: float,
+        *,
+        is_late: bool,
+        is_first: bool,
     ) -> list[int]:
         """The ranks to start with now, or none yet. After a loss nobody waits for more than the fewest."""
-        ready = sorted(rank for rank, seat in seats.items() if seat.ready)
-        enough = 0 in ready and len(ready) >= terms.min_nodes
-        if not enough or len(ready) < len(seats):
+        ready = sorted(rank for rank, participant in participants.items() if participant.ready)
+        enough = 0 in ready and len(ready) >= settings.min_nodes
+        if not enough or len(ready) < len(participants):
             self.enough_since = None
         elif self.enough_since is None:
             self.enough_since = now
-        grace_s = terms.join_grace_s if is_first else 0.0
+        grace_s = settings.join_grace_s if is_first else 0.0
         waited = self.enough_since is not None and now - self.enough_since >= grace_s
-        return ready if len(ready) == terms.max_nodes or waited or (enough and is_late) else []
+        return ready if len(ready) == settings.max_nodes or waited or (enough and is_late) else []
 
 
-def roster_text(seats: dict[int, Seat], terms: Terms) -> str:
+def roster_text(participants: dict[int, Participant], settings: RendezvousSettings) -> str:
     """'1/2 machines: 0 gpu-a (192.168.1.1, 2x A100) - waiting for 1'."""
-    present = sorted(seats)
-    labels = [seats[rank].label + ", checking" * (not seats[rank].ready) for rank in present]
+    present = sorted(participants)
+    labels = [participants[rank].label + ", checking" * (not participants[rank].ready) for rank in present]
     shown = ", ".join(labels[:MOST_LABELS])
     if len(labels) > MOST_LABELS:
         shown += f" and {len(labels) - MOST_LABELS} others"
-    missing = [rank for rank in range(terms.max_nodes) if rank not in seats]
+    missing = [rank for rank in range(settings.max_nodes) if rank not in participants]
     waiting = f" - waiting for {_ranks(missing)}" * bool(missing)
-    return f"{len(present)}/{terms.nodes} machines: {shown or 'none yet'}{waiting}"
+    return f"{len(present)}/{settings.nodes} machines: {shown or 'none yet'}{waiting}"
 
 
-def missing_text(seats: dict[int, Seat], terms: Terms, *, first_round: bool) -> str:
+def missing_text(participants: dict[int, Participant], settings: RendezvousSettings, *, first_round: bool) -> str:
     """Why no round starts any more: 'machine 1 did not join within 600 s'."""
-    absent = [rank for rank in range(terms.max_nodes) if rank not in seats]
-    again, limit_s = ("join", terms.join_timeout_s) if first_round else ("come back", terms.rejoin_timeout_s)
+    absent = [rank for rank in range(settings.max_nodes) if rank not in participants]
+    again, limit_s = ("join", settings.join_timeout_s) if first_round else ("come back", settings.rejoin_timeout_s)
     facts = [f"machine{'s' * (len(absent) > 1)} {_ranks(absent)} did not {again}"] * bool(absent)
-    busy = [seats[rank].label for rank in sorted(seats) if not seats[rank].ready]
+    busy = [participants[rank].label for rank in sorted(participants) if not participants[rank].ready]
     if busy:
         more = f" and {len(busy) - MOST_LABELS} others" * (len(busy) > MOST_LABELS)
         facts.append(f"machine {', '.join(busy[:MOST_LABELS])}{more} did not finish checking")

@@ -1,4 +1,4 @@
-"""What machines and the lobby say to each other: validated, size-limited values, never code."""
+"""What machines and the rendezvous say to each other: validated, size-limited values, never code."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from yolo_launch.diagnosis.hangs import StalledRank
-from yolo_launch.rendezvous.framing import WireError
+from yolo_launch.rendezvous.framing import FramingError
 from yolo_launch.spec import Finding, Outcome, RankFailure
 
 MOST_TEXT = 20_000
-MOST_MACHINES = 4096
+MOST_NODES = 4096
 MOST_DEVICES = 1024
 MOST_KINDS = 4
 StopKind = Literal["failed", "lost", "stalled", "join", "save"]
@@ -31,7 +31,7 @@ class Message(BaseModel):
         return {"type": type(self).__name__, **_fitting(self.model_dump(mode="json"))}
 
 
-class Claim(Message):
+class JoinRequest(Message):
     """A machine asks for its rank and says what it is."""
 
     session: Short
@@ -55,8 +55,8 @@ class Claim(Message):
     """The scheduler's, or nothing."""
     clock: float = 0.0
     """Seconds since the epoch when it was sent."""
-    checkup_port: int = Field(0, ge=0, le=65535)
-    """In a check-up, the port where it answers the master; 0 where it came to train."""
+    check_port: int = Field(0, ge=0, le=65535)
+    """In a cluster check, the port where it answers the master; 0 where it came to train."""
 
     @property
     def label(self) -> str:
@@ -74,7 +74,7 @@ class Ready(Message):
     fingerprint: str = ""
 
 
-class Cannot(Message):
+class JoinRefused(Message):
     """The machine cannot do the job, in the four parts of an error."""
 
     what: str
@@ -85,13 +85,13 @@ class Cannot(Message):
 
 
 class Seen(Message):
-    """What a machine has found in a check-up; from the master, what all have found."""
+    """What a machine has found in a cluster check; from the master, what all have found."""
 
-    findings: tuple[tuple[int, Finding], ...] = Field((), max_length=MOST_MACHINES)
+    findings: tuple[tuple[int, Finding], ...] = Field((), max_length=MOST_NODES)
     """Each with the rank of the machine that found it."""
 
 
-class Beat(Message):
+class NodeHeartbeat(Message):
     """A sign of life with where the machine's first rank is."""
 
     phase: str = ""
@@ -99,14 +99,14 @@ class Beat(Message):
     step: int = 0
 
 
-class StoreOpen(Message):
+class StoreReady(Message):
     """Machine 0 serves the store of a round at this port."""
 
     round: int
     port: int = Field(ge=1, le=65535)
 
 
-class Trouble(Message):
+class FailureNotice(Message):
     """Something ends a round on this machine; its report follows when its workers are gone."""
 
     round: int
@@ -140,7 +140,7 @@ class Leave(Message):
     reason: Short = ""
 
 
-class Joined(Message):
+class JoinAccepted(Message):
     """The rank is the machine's; this is the job."""
 
     job: dict[str, Any]
@@ -157,7 +157,7 @@ class Round(Message):
     """Start the workers."""
 
     number: int
-    members: tuple[tuple[int, int], ...] = Field(max_length=MOST_MACHINES)
+    members: tuple[tuple[int, int], ...] = Field(max_length=MOST_NODES)
     """Machine rank and number of workers, in order."""
     batch_size: int = Field(ge=1)
     even: bool
@@ -179,7 +179,7 @@ class Stop(Message):
     reason: str = ""
 
 
-class Note(Message):
+class LogLine(Message):
     """One line for every console."""
 
     text: str
@@ -191,7 +191,7 @@ class End(Message):
     outcome: Outcome
 
 
-class Pulse(Message):
+class CoordinatorHeartbeat(Message):
     """The master lives."""
 
     idle_s: float = 0.0
@@ -201,8 +201,8 @@ class Pulse(Message):
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
-        *(Claim, Ready, Cannot, Seen, Beat, StoreOpen, Trouble, Report, Leave),
-        *(Joined, Roster, Round, Store, Stop, Note, End, Pulse),
+        *(JoinRequest, Ready, JoinRefused, Seen, NodeHeartbeat, StoreReady, FailureNotice, Report, Leave),
+        *(JoinAccepted, Roster, Round, Store, Stop, LogLine, End, CoordinatorHeartbeat),
     )
 }
 
@@ -211,11 +211,11 @@ def parse(frame: dict[str, Any]) -> Message:
     """The message in a frame. Raises WireError for anything else."""
     kind = _KINDS.get(str(frame.get("type", "")))
     if kind is None:
-        raise WireError(f"an unknown message {str(frame.get('type'))[:40]!r}")
+        raise FramingError(f"an unknown message {str(frame.get('type'))[:40]!r}")
     try:
         return kind.model_validate({name: value for name, value in frame.items() if name != "type"})
     except ValidationError as error:
-        raise WireError(f"a {kind.__name__} that is not valid: {error.errors()[0]['msg']}") from None
+        raise FramingError(f"a {kind.__name__} that is not valid: {error.errors()[0]['msg']}") from None
 
 
 def clipped(text: str) -> str:

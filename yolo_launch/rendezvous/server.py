@@ -1,4 +1,4 @@
-"""The lobby's door on the master: sockets in a thread of its own, strangers kept out, every word handed to Control."""
+"""Listens on the master in a thread of its own and hands authenticated messages to the Coordinator."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from typing import Any
 
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.ports import holder_of
-from yolo_launch.rendezvous.coordinator import Control
+from yolo_launch.rendezvous.coordinator import Coordinator
 from yolo_launch.rendezvous.framing import (
     MAX_FRAME_BYTES,
     MAX_HELLO_BYTES,
     PROTOCOL,
-    Seal,
-    WireError,
+    FramingError,
+    MessageAuthenticator,
     frame_length,
     is_proof,
     new_nonce,
     proof,
     text_of,
 )
-from yolo_launch.rendezvous.messages import Cannot, Claim, Message, parse
+from yolo_launch.rendezvous.messages import JoinRefused, JoinRequest, Message, parse
 from yolo_launch.spec import Outcome
 
 logger = logging.getLogger(__name__)
 
 HELLO_S = 5.0
-"""How long a stranger may take to say who it is."""
-MOST_STRANGERS = 256
+"""How long an unauthenticated connection may take to say who it is."""
+MOST_UNAUTHENTICATED = 256
 """Connections that have not said who they are; one more takes the place of the oldest, or has to come again."""
 YOUNG_S = 2.0
-"""A stranger keeps its place for so long: many machines that come at once must not push one another out for ever."""
+"""Time that an unauthenticated connection is kept: many machines that come at once must not evict one another."""
 MOST_UNSENT_BYTES = 4 << 20
 TICK_S = 0.1
 BACKLOG = 1024
 BROKEN_S = 5.0
-"""A lobby that fails at every tick for so long ends the job."""
-_BROKEN = Outcome("worker_failed", ExitCode.WORKER_FAILED, detail="the lobby itself failed")
+"""A rendezvous that fails at every tick for so long ends the job."""
+_BROKEN = Outcome("worker_failed", ExitCode.WORKER_FAILED, detail="the rendezvous itself failed")
 WRONG_TOKEN = "the token is wrong or missing"
 
 
-class Lobby:
-    """A listening lobby. ``say`` gets lines for the master's console, from the lobby's thread."""
+class RendezvousServer:
+    """A listening rendezvous. ``say`` gets lines for the master's console, from the rendezvous's thread."""
 
-    def __init__(self, control: Control, lobby_id: str, token: str | None, say: Callable[[str], None]) -> None:
+    def __init__(self, control: Coordinator, rendezvous_id: str, token: str | None, say: Callable[[str], None]) -> None:
         self.control = control
         self.port = 0
         self.own_address = ""
-        """Where this machine itself reaches the lobby."""
-        self._id = lobby_id
+        """Where this machine itself reaches the rendezvous."""
+        self._id = rendezvous_id
         self._token = token
         self._say = say
         self._loop = asyncio.new_event_loop()
         self._ticking: asyncio.Task[None] | None = None
         self._listening: socket.socket | None = None
-        self._thread = threading.Thread(target=self._run, name="lobby", daemon=True)
-        self._writers: dict[int, tuple[asyncio.StreamWriter, Seal]] = {}
-        self._strangers: dict[int, tuple[asyncio.StreamWriter, float]] = {}
+        self._thread = threading.Thread(target=self._run, name="rendezvous", daemon=True)
+        self._writers: dict[int, tuple[asyncio.StreamWriter, MessageAuthenticator]] = {}
+        self._unauthenticated: dict[int, tuple[asyncio.StreamWriter, float]] = {}
         self._numbered = 0
         self._rejected_said_at = -60.0
 
@@ -77,7 +77,7 @@ class Lobby:
         except OSError as error:
             listening.close()
             raise LaunchError(
-                f"The lobby cannot listen on {address or 'this machine'}:{port}.",
+                f"The rendezvous cannot listen on {address or 'this machine'}:{port}.",
                 seen=f"{holder_of(port)} listens on it" if "in use" in str(error) else str(error),
                 expected="a free port, the same on every machine",
                 next_command=next_command,
@@ -94,9 +94,9 @@ class Lobby:
         with contextlib.suppress(RuntimeError):  # closed already: everybody has heard, or nobody is left
             self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.end(outcome, now)))
 
-    def tell(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """Send every machine something, from any thread; what is told before the end arrives before it."""
-        self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.table.tell_all(message)))
+        self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.table.send_all(message)))
 
     def close(self, timeout_s: float = 15.0) -> None:
         """Wait until everybody has heard the end, then stop listening."""
@@ -116,8 +116,8 @@ class Lobby:
         finally:
             if self._ticking is not None:
                 self._ticking.cancel()
-            # Conversations end by themselves once their connection has; asyncio complains of cancelled ones.
-            for writer, _ in [*self._strangers.values(), *self._writers.values()]:
+            # Conversations end by themselves once their connection has; asyncio complains of canceled ones.
+            for writer, _ in [*self._unauthenticated.values(), *self._writers.values()]:
                 writer.transport.abort()
             tasks = asyncio.all_tasks(self._loop)
             if tasks:  # a peer that takes nothing must not hold the port
@@ -140,8 +140,8 @@ class Lobby:
         could = True
         try:
             action(time.monotonic())
-        except Exception:  # one odd message must not end the lobby of a running job
-            logger.exception("the lobby could not handle an event")
+        except Exception:  # one odd message must not end the rendezvous of a running job
+            logger.exception("the rendezvous could not handle an event")
             could = False
         self._flush()
         return could
@@ -178,73 +178,73 @@ class Lobby:
         if not self._has_room():
             writer.transport.abort()
             return
-        self._strangers[number] = (writer, time.monotonic())
+        self._unauthenticated[number] = (writer, time.monotonic())
         reason = "its connection was closed"
         try:
-            claim, incoming = await asyncio.wait_for(self._first_words(reader, writer, number), HELLO_S)
-            self._after(lambda now: self.control.on_claim(number, claim, now, time.time()))
+            join_request, incoming = await asyncio.wait_for(self._first_words(reader, writer, number), HELLO_S)
+            self._after(lambda now: self.control.on_join_request(number, join_request, now, time.time()))
             while number in self._writers:
                 message = parse(await _read(reader, incoming, MAX_FRAME_BYTES))
                 self._after(lambda now, message=message: self.control.on_message(number, message, now))  # type: ignore[misc]
-        except (WireError, ValueError, asyncio.TimeoutError) as error:
+        except (FramingError, ValueError, asyncio.TimeoutError) as error:
             reason = f"it sent {error}" if str(error) else f"it said nothing for {HELLO_S:g} s"
-            self._note_stranger(peer, reason, number)
+            self._note_unauthenticated(peer, reason, number)
         except (OSError, EOFError):
             pass
         finally:
-            self._strangers.pop(number, None)
+            self._unauthenticated.pop(number, None)
             self._writers.pop(number, None)
             self._after(lambda now: self.control.on_gone(number, reason, now))
             writer.close()
 
     def _has_room(self) -> bool:
-        if len(self._strangers) < MOST_STRANGERS:
+        if len(self._unauthenticated) < MOST_UNAUTHENTICATED:
             return True
-        oldest = next(iter(self._strangers))
-        writer, since = self._strangers[oldest]
+        oldest = next(iter(self._unauthenticated))
+        writer, since = self._unauthenticated[oldest]
         if time.monotonic() - since < YOUNG_S:
             return False
-        del self._strangers[oldest]
+        del self._unauthenticated[oldest]
         writer.transport.abort()
         return True
 
     async def _first_words(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
-    ) -> tuple[Claim, Seal]:
+    ) -> tuple[JoinRequest, MessageAuthenticator]:
         """Nonces, proofs where a token is set, then the claim."""
-        plain, nonce = Seal(), new_nonce()
-        greeting = {"lobby": self._id, "protocol": PROTOCOL, "nonce": nonce}
+        plain, nonce = MessageAuthenticator(), new_nonce()
+        greeting = {"rendezvous": self._id, "protocol": PROTOCOL, "nonce": nonce}
         writer.write(plain.pack({**greeting, "token": bool(self._token)}))
         hello = await _read(reader, plain, MAX_HELLO_BYTES)
         theirs = hello.get("nonce")
         if hello.get("protocol") != PROTOCOL or not isinstance(theirs, str) or not theirs.isascii():
-            raise WireError("no greeting of a yolo-launch that this one understands")
+            raise FramingError("no greeting of a yolo-launch that this one understands")
         if hello.get("token") and not self._token:
-            raise WireError("a token, and this job has none")
+            raise FramingError("a token, and this job has none")
         answer: dict[str, Any] = {"proof": ""}
         if self._token:
             if not is_proof(hello.get("proof"), self._token, "member", nonce, theirs):
-                writer.write(plain.pack(Cannot(what=WRONG_TOKEN).pack()))
-                raise WireError("a wrong token, or none")
-            answer = {"proof": proof(self._token, "lobby", nonce, theirs)}
+                writer.write(plain.pack(JoinRefused(what=WRONG_TOKEN).pack()))
+                raise FramingError("a wrong token, or none")
+            answer = {"proof": proof(self._token, "rendezvous", nonce, theirs)}
         writer.write(plain.pack(answer))
-        incoming = Seal.of(self._token, "member", nonce, theirs)
+        incoming = MessageAuthenticator.of(self._token, "member", nonce, theirs)
         message = parse(await _read(reader, incoming, MAX_FRAME_BYTES))
-        if not isinstance(message, Claim):
-            raise WireError("something else than a claim")
-        self._strangers.pop(number, None)
-        self._writers[number] = (writer, Seal.of(self._token, "lobby", nonce, theirs))
+        if not isinstance(message, JoinRequest):
+            raise FramingError("something else than a claim")
+        self._unauthenticated.pop(number, None)
+        self._writers[number] = (writer, MessageAuthenticator.of(self._token, "rendezvous", nonce, theirs))
         return message, incoming
 
-    def _note_stranger(self, peer: str, what: str, number: int) -> None:
-        logger.info("the lobby dropped %s: %s", peer, what)
+    def _note_unauthenticated(self, peer: str, what: str, number: int) -> None:
+        logger.info("the rendezvous dropped %s: %s", peer, what)
         now = time.monotonic()
         if number not in self._writers and now - self._rejected_said_at > 10:  # a flood of them is one line
             self._rejected_said_at = now
-            self._say(f"a stranger at the lobby's port was turned away: {peer}, {what}")
+            self._say(f"an unauthenticated connection to the rendezvous port was refused: {peer}, {what}")
 
 
-async def _read(reader: asyncio.StreamReader, seal: Seal, limit: int) -> dict[str, Any]:
+async def _read(reader: asyncio.StreamReader, seal: MessageAuthenticator, limit: int) -> dict[str, Any]:
     length = frame_length(await reader.readexactly(4), limit)
     return seal.unpack(await reader.readexactly(length))
 

@@ -39,7 +39,7 @@ NEWEST_RUN = "newest"
 """The value of ``--resume`` typed without one."""
 
 
-def normalise_arguments(arguments: Sequence[str]) -> list[str]:
+def normalize_arguments(arguments: Sequence[str]) -> list[str]:
     """Arguments of ``train`` with YOLOv5's optional values and underscores turned into what the parser knows.
 
     ``--cache`` alone means ram, ``--resume`` alone the newest run, ``--freeze 0 1 2`` is one value, ``--batch -1``

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from yolo_launch.diagnosis.causes import count_oom_kills, hint_for, look_up_facts
 from yolo_launch.diagnosis.failures import WorkerEnd, first_of, rank_failures, read_error, worker_ends
-from yolo_launch.diagnosis.heartbeat_monitor import StallWatch
+from yolo_launch.diagnosis.heartbeat_monitor import HangDetector
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.inventory import INSTALLED_ONLY
-from yolo_launch.spec import LaunchPlan, Meeting, RankFailure, WorkerCommand
-from yolo_launch.supervision.monitor import Watcher
+from yolo_launch.spec import LaunchPlan, RankFailure, StoreAddress, WorkerCommand
+from yolo_launch.supervision.monitor import WorkerMonitor
 from yolo_launch.workers import single_worker as one_worker
 from yolo_launch.workers.environment import applied, child_environment
 from yolo_launch.workers.files import WorkerFiles
@@ -29,7 +29,7 @@ class Attempt:
     """What one start of the workers left behind."""
 
     workers: Workers
-    stall_watch: StallWatch
+    hang_detector: HangDetector
     agent_exit_codes: dict[int, int] = field(default_factory=dict)
     agent_error: Exception | None = None
     ran_s: float = 0.0
@@ -70,37 +70,37 @@ class AttemptRunner:
         inherited = {**os.environ, **(more or {}), **({} if self.command.foreign else INSTALLED_ONLY)}
         return child_environment(self.plan, self.files, mark, inherited, console_json=self._console_json)
 
-    def run(self, watcher: Watcher, number: int, meeting: Meeting) -> Attempt:
+    def run(self, monitor: WorkerMonitor, number: int, meeting: StoreAddress) -> Attempt:
         """Start the workers and wait until all have ended. Call it in the main thread."""
         plan, files = self.plan, self.files
         files.begin_attempt(number, plan.ranks)
         mark = f"{uuid.uuid4().hex}.{number}"
-        stall_watch = StallWatch(
+        hang_detector = HangDetector(
             files,
             plan.stall_timeout_s,
-            start_allowance_s=watcher.limits.start_allowance_s,
+            start_allowance_s=monitor.limits.start_allowance_s,
             required=not self.command.foreign,
             elsewhere_idle_s=self.elsewhere_idle_s,
         )
-        attempt = Attempt(Workers(mark), stall_watch)
+        attempt = Attempt(Workers(mark), hang_detector)
         environment = self.environment(mark)
         began_at = time.monotonic()
-        watcher.begin(attempt.workers, files, stall_watch)
+        monitor.begin(attempt.workers, files, hang_detector)
         try:
             with applied(environment):
                 if plan.world_size == 1:
-                    self._run_one(watcher, attempt)
+                    self._run_one(monitor, attempt)
                 else:
-                    self._run_several(watcher, attempt, meeting)
+                    self._run_several(monitor, attempt, meeting)
         finally:
-            watcher.end()
+            monitor.end()
         attempt.ran_s = time.monotonic() - began_at
         # The watcher reads heartbeats now and then; what came after its last look counts as well.
-        stall_watch.look(plan.ranks, time.monotonic())
+        hang_detector.look(plan.ranks, time.monotonic())
         attempt.ends = worker_ends(attempt.workers.by_rank, attempt.agent_exit_codes, plan.ranks)
         attempt.failures = [
             (key, replace(one, local_rank=one.rank - plan.first_rank))
-            for key, one in rank_failures(attempt.ends, files, stall_watch.latest())
+            for key, one in rank_failures(attempt.ends, files, hang_detector.latest())
         ]
         return attempt
 
@@ -123,23 +123,23 @@ class AttemptRunner:
             exit_code=ExitCode.ENVIRONMENT,
         )
 
-    def _run_one(self, watcher: Watcher, attempt: Attempt) -> None:
+    def _run_one(self, monitor: WorkerMonitor, attempt: Attempt) -> None:
         attempt.agent_exit_codes[0] = one_worker.run_child(
-            self.command, self.files, rank0_to_stderr=self._console_json, started=watcher.worker_started
+            self.command, self.files, rank0_to_stderr=self._console_json, started=monitor.worker_started
         )
 
-    def _run_several(self, watcher: Watcher, attempt: Attempt, meeting: Meeting) -> None:
+    def _run_several(self, monitor: WorkerMonitor, attempt: Attempt, meeting: StoreAddress) -> None:
         from yolo_launch.workers import elastic_agent as elastic  # imports torch
 
         def before() -> None:
-            if not watcher.workers_start(self.plan.nproc_per_node):
-                raise elastic.StartCancelled
+            if not monitor.workers_start(self.plan.nproc_per_node):
+                raise elastic.StartCanceled
 
         try:
             result = elastic.run_agent(
                 self.plan, self.command, self.files, meeting, rank0_to_stderr=self._console_json, before=before
             )
-        except elastic.StartCancelled:
+        except elastic.StartCanceled:
             return
         attempt.agent_exit_codes.update(result.exit_codes)
         attempt.agent_error = result.error

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Literal
 
 from yolo_launch.diagnosis.hangs import StalledRank, examine
-from yolo_launch.diagnosis.heartbeat_monitor import StallWatch, read_heartbeat
+from yolo_launch.diagnosis.heartbeat_monitor import HangDetector, read_heartbeat
 from yolo_launch.errors import ExitCode
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import Worker, Workers
@@ -51,7 +51,7 @@ class Limits:
         )
 
 
-class Watcher:
+class WorkerMonitor:
     """Runs from ``with`` to its end; one attempt after another is put under watch with ``begin`` and ``end``."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Watcher:
         self._problem: BaseException | None = None
         self._workers: Workers | None = None
         self._files: WorkerFiles | None = None
-        self._stall_watch: StallWatch | None = None
+        self._stall_watch: HangDetector | None = None
         self._forward: int | None = None
         self._kill_at: float | None = None
         self._stacks_at: float | None = None
@@ -82,7 +82,7 @@ class Watcher:
         self._said_blind = False
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> WorkerMonitor:
         self._thread.start()
         return self
 
@@ -112,11 +112,11 @@ class Watcher:
             if not self.stopping:
                 self._kill_at = self._forward = None
 
-    def end_round(self, grace_s: float, *, tell: int | None = None) -> None:
+    def end_round(self, grace_s: float, *, send: int | None = None) -> None:
         """End the workers within so many seconds, after a signal if one is given, and start none; from any thread."""
         with self._lock:
             self._ended = True
-            self._forward = self._forward or tell
+            self._forward = self._forward or send
             self._end_within(grace_s)
 
     def look_around(self) -> None:
@@ -127,10 +127,10 @@ class Watcher:
             elif self._stacks_at is None and self.stall is None:
                 self._ask_for_stacks(time.monotonic())
 
-    def begin(self, workers: Workers, files: WorkerFiles, stall_watch: StallWatch) -> None:
+    def begin(self, workers: Workers, files: WorkerFiles, hang_detector: HangDetector) -> None:
         """Put the workers of a new attempt under watch, before they are started."""
         with self._lock:
-            self._workers, self._files, self._stall_watch = workers, files, stall_watch
+            self._workers, self._files, self._stall_watch = workers, files, hang_detector
             self._stacks_at = None
             self._failing = False
             if not self.stopping and not self._ended:
@@ -205,7 +205,7 @@ class Watcher:
             self._on_death(worker)
         self._notice_failing(workers)
         if self._forward is not None and self._forward != signal.SIGQUIT:
-            workers.tell(self._forward)
+            workers.send(self._forward)
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at and not self._lets_them_save(workers, now):
             workers.kill()
@@ -277,7 +277,7 @@ class Watcher:
 
     def _ask_for_stacks(self, now: float) -> None:
         if self._workers is not None:
-            self._workers.tell(signal.SIGUSR2)
+            self._workers.send(signal.SIGUSR2)
             self._stacks_at = now + self.limits.stacks_s
 
 

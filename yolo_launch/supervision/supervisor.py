@@ -14,16 +14,16 @@ from yolo_launch.diagnosis.hangs import stall_failure
 from yolo_launch.diagnosis.restart_policy import Progress, decide, stopped_by
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host import ports
-from yolo_launch.spec import LaunchPlan, Meeting, Outcome, RankFailure, WorkerCommand
+from yolo_launch.spec import LaunchPlan, Outcome, RankFailure, StoreAddress, WorkerCommand
 from yolo_launch.supervision.attempt import Attempt, AttemptRunner, Say
-from yolo_launch.supervision.monitor import Limits, Watcher
+from yolo_launch.supervision.monitor import Limits, WorkerMonitor
 from yolo_launch.workers import single_worker as one_worker
 from yolo_launch.workers.environment import applied
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import adopt_orphans
 from yolo_launch.workers.signals import SignalInbox
 
-SHIM = "yolo_launch.workers.script_entrypoint"
+SCRIPT_ENTRYPOINT = "yolo_launch.workers.script_entrypoint"
 
 
 def launch(
@@ -45,26 +45,26 @@ def launch(
     if plan.port is not None and plan.nproc_per_node > 1:
         ports.require_free(plan.port)
     if command.foreign and not inline:
-        command = replace(command, arguments=("-m", SHIM, *command.arguments))
+        command = replace(command, arguments=("-m", SCRIPT_ENTRYPOINT, *command.arguments))
     runner = AttemptRunner(plan, command, WorkerFiles(run_dir.absolute()), console_json=console_json)
     if inline:
         return run_inline(runner)
-    job = Job(runner, say or Console(json_mode=console_json).note)
-    with watching(command, limits or Limits(), job.say) as watcher:
-        return job.run(watcher)
+    job = Supervisor(runner, say or Console(json_mode=console_json).note)
+    with monitoring(command, limits or Limits(), job.say) as monitor:
+        return job.run(monitor)
 
 
 @contextlib.contextmanager
-def watching(command: WorkerCommand, limits: Limits, say: Say) -> Iterator[Watcher]:
+def monitoring(command: WorkerCommand, limits: Limits, say: Say) -> Iterator[WorkerMonitor]:
     """The watcher and its signals, for as long as this process looks after workers."""
     adopt_orphans()
     # The built-in trainer saves on SIGTERM; a foreign script is told what the user did.
     interrupt_as = signal.SIGINT if command.foreign else signal.SIGTERM
-    with SignalInbox() as inbox, Watcher(inbox, limits, say, interrupt_as=interrupt_as) as watcher:
-        yield watcher
+    with SignalInbox() as inbox, WorkerMonitor(inbox, limits, say, interrupt_as=interrupt_as) as monitor:
+        yield monitor
 
 
-class Job:
+class Supervisor:
     """One launch on this machine: attempt after attempt until there is an Outcome."""
 
     def __init__(self, runner: AttemptRunner, say: Say) -> None:
@@ -73,30 +73,30 @@ class Job:
         self.say = say
         self._progress = Progress()
 
-    def run(self, watcher: Watcher) -> Outcome:
+    def run(self, monitor: WorkerMonitor) -> Outcome:
         """All attempts."""
         number = 0
-        while not watcher.stopping:
-            attempt = self.runner.run(watcher, number, Meeting(port=self.plan.port))
+        while not monitor.stopping:
+            attempt = self.runner.run(monitor, number, StoreAddress(port=self.plan.port))
             number += 1
-            self._progress.heard |= attempt.stall_watch.heard
-            self._progress.finished_a_step |= attempt.stall_watch.finished_a_step
-            outcome = self._judge(watcher, attempt)
+            self._progress.heard |= attempt.hang_detector.heard
+            self._progress.finished_a_step |= attempt.hang_detector.finished_a_step
+            outcome = self._judge(monitor, attempt)
             if outcome is not None:
                 return replace(outcome, restarts=self._progress.restarts)
-        stopped_by = watcher.stop_signal or signal.SIGTERM
+        stopped_by = monitor.stop_signal or signal.SIGTERM
         return Outcome("interrupted", 128 + stopped_by, signal=stopped_by, restarts=self._progress.restarts)
 
-    def _judge(self, watcher: Watcher, attempt: Attempt) -> Outcome | None:
+    def _judge(self, monitor: WorkerMonitor, attempt: Attempt) -> Outcome | None:
         """The job's outcome, or None where it is to be started again."""
         failure, saved = attempt.failure, attempt.saved
-        if watcher.stall:
-            stalled = stall_failure(watcher.stall, self.runner.files)
+        if monitor.stall:
+            stalled = stall_failure(monitor.stall, self.runner.files)
             return Outcome("stalled", ExitCode.STALLED, failure=stalled)
-        if watcher.stop_signal is not None and not attempt.all_done:
+        if monitor.stop_signal is not None and not attempt.all_done:
             told = failure is not None and self.runner.told_why(failure)
             shown = failure if told and not saved else None
-            return stopped_by(watcher.stop_signal, saved, shown, foreign=self.runner.command.foreign)
+            return stopped_by(monitor.stop_signal, saved, shown, foreign=self.runner.command.foreign)
         if saved and failure is None:
             # A scheduler may signal the workers themselves.
             return Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED)

@@ -1,9 +1,9 @@
-"""A plan for several workers -> torch's elastic agent. The only module of the launcher that imports torch.
+"""Runs a plan of several workers in torch's elastic agent.
 
 One code path serves torch 1.11 to 2.15: LaunchConfig takes the fields that it has. Each attempt is an agent of its own
 that never restarts workers: a second round inside one agent meets the first one's keys in the store. On several
-machines each has its own agent; ranks and meeting place come from the plan and the lobby, so that no agent ever waits
-for another inside torch.
+machines each has its own agent; ranks and store address come from the plan and the rendezvous, so that no agent ever
+waits for another inside torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing import api as multiprocessing_api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
-from yolo_launch.spec import LaunchPlan, Meeting, WorkerCommand
+from yolo_launch.spec import LaunchPlan, StoreAddress, WorkerCommand
 from yolo_launch.workers import rendezvous_handler as rendezvous
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.signals import note_signal
@@ -39,7 +39,7 @@ ELASTIC_LOGGER = "torch.distributed.elastic"
 _LogsSpecs: Any = getattr(multiprocessing_api, "LogsSpecs", object)
 
 
-class StartCancelled(Exception):
+class StartCanceled(Exception):
     """A signal came before the workers were started."""
 
 
@@ -61,7 +61,7 @@ class RankLogs(_LogsSpecs):  # type: ignore[misc]
     def __init__(
         self,
         plan: LaunchPlan,
-        meeting: Meeting,
+        meeting: StoreAddress,
         files: WorkerFiles,
         *,
         rank0_to_stderr: bool,
@@ -114,7 +114,7 @@ def run_agent(
     plan: LaunchPlan,
     command: WorkerCommand,
     files: WorkerFiles,
-    meeting: Meeting,
+    meeting: StoreAddress,
     *,
     rank0_to_stderr: bool,
     before: Callable[[], None],
@@ -132,7 +132,7 @@ def run_agent(
         except ChildFailedError as failed:
             # The agent numbers the workers of its one machine.
             return AgentResult({plan.first_rank + local: one.exitcode for local, one in failed.failures.items()})
-        except StartCancelled:
+        except StartCanceled:
             raise
         except Exception as error:  # a damaged error file, or the rendezvous itself; the watcher knows the exit codes
             return AgentResult(error=error)
@@ -149,7 +149,7 @@ def serve_store() -> tuple[Any, int]:
 
 
 def make_config(
-    plan: LaunchPlan, files: WorkerFiles, meeting: Meeting, *, rank0_to_stderr: bool, before: Callable[[], None]
+    plan: LaunchPlan, files: WorkerFiles, meeting: StoreAddress, *, rank0_to_stderr: bool, before: Callable[[], None]
 ) -> LaunchConfig:
     """Every field that this torch's LaunchConfig has, for one machine."""
     count = plan.nproc_per_node

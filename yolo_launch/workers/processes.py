@@ -1,4 +1,4 @@
-"""The worker processes of one attempt: found, watched for their end, signalled, and swept with all their children.
+"""The worker processes of one attempt: found, watched for their end, signaled, and swept with all their children.
 
 A worker leads a session of its own. What is left in that session when the worker is dead, such as a loader process
 stuck in an item, is killed. Processes that left the session on purpose (daemons) are not the launcher's.
@@ -104,7 +104,7 @@ class Workers:
             ended.append(worker)
         return ended
 
-    def tell(self, signum: int) -> None:
+    def send(self, signum: int) -> None:
         """Pass a signal on, once, to each worker itself and not to its loader processes."""
         for worker in self.living():
             if signum not in worker.told:

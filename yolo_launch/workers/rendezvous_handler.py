@@ -1,8 +1,7 @@
-"""The elastic agent's rendezvous of one: each agent looks after one machine and meets no other.
+"""Answers the elastic agent's rendezvous at once: each agent looks after one machine and meets no other.
 
-Who takes part and with which ranks is the launcher's own knowledge, on several machines the lobby's. So the agent's
-store lives in memory. torch's own c10d handler would open a server on every interface of the machine, and unpickle
-what any stranger writes into it.
+Ranks are assigned by the launcher, on several machines by the coordinator, so the agent's store lives in memory.
+torch's own c10d handler would open a server on every interface, and unpickle what anybody writes into it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 BACKEND = "yolo-launch"
 
 
-class OneMachine(RendezvousHandler):
+class OneNode(RendezvousHandler):
     """Answers at once: one agent, rank 0 of 1. ``address`` is where rank 0 serves the workers' store."""
 
     def __init__(self, run_id: str, address: str, port: int | None) -> None:
@@ -66,7 +65,7 @@ class OneMachine(RendezvousHandler):
 
 def _create(parameters: RendezvousParameters) -> RendezvousHandler:
     port = parameters.get_as_int("port")
-    return OneMachine(parameters.run_id, str(parameters.get("address")), port)
+    return OneNode(parameters.run_id, str(parameters.get("address")), port)
 
 
 def register() -> None:

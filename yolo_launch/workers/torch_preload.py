@@ -19,7 +19,7 @@ WARM_S = 180.0
 _LOADED = "import torch.distributed.launcher.api"
 
 
-class WarmTorch:
+class TorchPreload:
     """Starts to load torch in a child at once, unless it is loaded here."""
 
     def __init__(self) -> None:

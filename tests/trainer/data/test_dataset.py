@@ -59,7 +59,7 @@ def test_mistakes_are_named(tmp_path, text, part):
         load_dataset_file(write(tmp_path / "d.yaml", text))
 
 
-def test_missing_file_shows_its_neighbours(tmp_path):
+def test_missing_file_shows_its_neighbors(tmp_path):
     write(tmp_path / "bccd.yaml")
     with pytest.raises(DataError, match=r"bcd\.yaml does not exist(.|\n)*has bccd\.yaml"):
         load_dataset_file(tmp_path / "bcd.yaml")

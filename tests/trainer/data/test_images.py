@@ -84,11 +84,11 @@ def test_values_that_opencv_hands_over_as_they_are_become_bytes():
     assert _as_bgr(np.dstack((deep, deep))).shape == (1, 4, 3)
 
 
-def test_grey_alpha_and_float(tmp_path):
+def test_gray_alpha_and_float(tmp_path):
     rng = np.random.default_rng(0)
-    grey = rng.integers(0, 256, (8, 9), np.uint8)
-    image = decode_image(save(tmp_path / "g.png", encode(".png", grey)))
-    np.testing.assert_array_equal(image, np.dstack([grey] * 3))
+    gray = rng.integers(0, 256, (8, 9), np.uint8)
+    image = decode_image(save(tmp_path / "g.png", encode(".png", gray)))
+    np.testing.assert_array_equal(image, np.dstack([gray] * 3))
     alpha = rng.integers(0, 256, (8, 9, 4), np.uint8)
     image = decode_image(save(tmp_path / "a.png", encode(".png", alpha)))
     np.testing.assert_array_equal(image, alpha[..., :3])
@@ -178,7 +178,7 @@ def test_validation_shrinks_by_area_and_training_may_decode_small(bccd):
     np.testing.assert_array_equal(load_resized(path, 330, training=True, shape_hw=shape)[0], full)
 
 
-def test_an_image_that_changed_or_broke_after_the_scan_is_grey(tmp_path, caplog):
+def test_an_image_that_changed_or_broke_after_the_scan_is_gray(tmp_path, caplog):
     png = bytearray(encode(".png", np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)))
     png[len(png) // 2] ^= 0xFF
     paths = [save(tmp_path / "1.png", bytes(png)), save(tmp_path / "2.png", encode(".png", picture(60, 40)))]

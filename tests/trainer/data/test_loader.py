@@ -19,7 +19,7 @@ from trainer.data.collate import Batch, Collate, LoadedSample
 from trainer.data.image_cache import open_image_cache
 from trainer.data.loader import TrainingData, ValidationData, make_training_loader, make_validation_loader
 from trainer.data.sampler import EpochBatches, SampleKey, ValidationBatches
-from trainer.data.scan.scan import LabelledImages
+from trainer.data.scan.scan import LabeledImages
 
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 SIZE, BATCH, SEED = 128, 8, 11
@@ -29,8 +29,8 @@ EVERYTHING = AugmentationSettings(
 )
 
 
-def first(images: LabelledImages, count: int) -> LabelledImages:
-    return LabelledImages(
+def first(images: LabeledImages, count: int) -> LabeledImages:
+    return LabeledImages(
         images.paths[:count], images.shapes_hw[:count], images.boxes[:count], images.segments[:count], f"first {count}"
     )
 
@@ -42,7 +42,7 @@ def few(bccd, coco):
     angles = np.linspace(0, 2 * np.pi, 9)[:-1]
     circle = np.stack((np.cos(angles), np.sin(angles)), 1) / 2
     round_cells = [[(row[1:3] + circle * row[3:5]).astype(np.float32) for row in boxes] for boxes in bccd.boxes]
-    return LabelledImages(
+    return LabeledImages(
         bccd.paths + coco.paths,
         np.concatenate((bccd.shapes_hw, coco.shapes_hw)),
         bccd.boxes + coco.boxes,
@@ -118,7 +118,7 @@ def test_samples_do_not_depend_on_the_cache(few, reference, tmp_path, monkeypatc
     for path in few.paths:
         assert path.exists()
     data = training_data(few, cache)
-    data.images = LabelledImages([Path("gone")] * 30, few.shapes_hw, few.boxes, few.segments, few.key)
+    data.images = LabeledImages([Path("gone")] * 30, few.shapes_hw, few.boxes, few.segments, few.key)
     assert run_epoch(data) == reference
 
 
@@ -150,7 +150,7 @@ def test_mosaics_stop_when_asked(few):
 def test_unreadable_images_count_as_background(few, tmp_path):
     paths = [*few.paths]
     paths[0] = tmp_path / "gone.jpg"
-    images = LabelledImages(paths, few.shapes_hw, few.boxes, few.segments, "gone")
+    images = LabeledImages(paths, few.shapes_hw, few.boxes, few.segments, "gone")
     sample = training_data(images, settings=AugmentationSettings())[SampleKey(0, 0, 0)]
     assert (sample.image == 114).all()
     assert len(sample.boxes) == 0
@@ -158,7 +158,7 @@ def test_unreadable_images_count_as_background(few, tmp_path):
 
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_real_boxes_stay_in_the_image_and_follow_it(bccd, mosaic):
-    """White blood cells are the purple things: saturated where they are labelled."""
+    """White blood cells are the purple things: saturated where they are labeled."""
     settings = AugmentationSettings(mosaic=mosaic, scale=0.5, translate=0.1, fliplr=0.5)
     data = TrainingData(bccd, image_size=320, settings=settings, seed=1)
     inside, outside = [], []
@@ -180,7 +180,7 @@ def test_real_boxes_stay_in_the_image_and_follow_it(bccd, mosaic):
     assert np.mean(inside) > 6 * np.mean(outside)
 
 
-def test_collate_puts_red_first_and_normalises():
+def test_collate_puts_red_first_and_normalizes():
     image = np.zeros((4, 8, 3), np.uint8)
     image[..., 2] = np.arange(32).reshape(4, 8)
     boxes = np.array([[2, 2, 1, 6, 3]], np.float32)

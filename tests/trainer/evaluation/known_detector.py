@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainer.data.collate import Batch, ImageGeometry
 from trainer.evaluation.evaluator import Evaluator, Metrics
 from trainer.loss import DetectionLoss, scaled_gains
-from trainer.runtime.distributed import DistEnv, Peers, process_group
+from trainer.runtime.distributed import Collectives, DistEnv, process_group
 
 NUM_CLASSES = 4
 SIDE = 64
@@ -24,7 +24,7 @@ STRIDES = (8, 16, 32)
 
 
 class KnownDetector(nn.Module):
-    """Recognises an image by its first pixel and answers what is written for it."""
+    """Recognizes an image by its first pixel and answers what is written for it."""
 
     def __init__(self, decoded: Tensor, raw: Sequence[Tensor]) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def main() -> None:
     mine = case.batches[env.rank :: env.world_size]
     with process_group(env, torch.device("cpu")):
         metrics = evaluator_for(case, keep_detections=True).evaluate(
-            case.detector, mine, device=torch.device("cpu"), gather=Peers(env).gather
+            case.detector, mine, device=torch.device("cpu"), gather=Collectives(env).gather
         )
     print(fingerprint(metrics))
 

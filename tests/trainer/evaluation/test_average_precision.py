@@ -67,7 +67,7 @@ def test_a_perfect_detector():
 def test_classes_without_labels_are_left_out_and_those_without_detections_are_zero():
     correct = np.zeros((3, 10), bool)
     correct[0] = True
-    # Class 0 is detected but never labelled, class 1 both, class 3 labelled only; class 2 neither.
+    # Class 0 is detected but never labeled, class 1 both, class 3 labeled only; class 2 neither.
     result = average_precision(correct, np.array([0.9, 0.8, 0.7]), np.array([1, 0, 1]), np.array([3, 1, 3]), 4)
     assert result.classes.tolist() == [1, 3]
     assert result.label_counts.tolist() == [1, 2]

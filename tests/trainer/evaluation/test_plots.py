@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from trainer.evaluation import plots
-from trainer.evaluation.plot_boxes import class_colour
+from trainer.evaluation.plot_boxes import class_color
 
 ODD_NAMES = ["\u732b", "$a_b^{$", "_hidden", "back\\slash", "caf\u00e9", "two\nlines", "x" * 200, ""]
 HEADER = (
@@ -33,8 +33,8 @@ def picture(path):
     return image
 
 
-def near(image, colour, tolerance=12):
-    return np.abs(image.astype(int) - np.array(colour)).max(axis=2) <= tolerance
+def near(image, color, tolerance=12):
+    return np.abs(image.astype(int) - np.array(color)).max(axis=2) <= tolerance
 
 
 def drawn_by(monkeypatch, draw, *arguments):
@@ -150,15 +150,15 @@ def test_label_statistics_count_what_is_there(monkeypatch, shared_dir):
     files = sorted((shared_dir / "data" / "bccd" / "labels" / "train").glob("*.txt"))
     rows = np.concatenate([np.loadtxt(path, ndmin=2) for path in files])
     figure = drawn_by(monkeypatch, plots.save_label_statistics, rows, ["RBC", "WBC", "Platelets"])
-    counts, shapes, centres, sizes = figure.axes
+    counts, shapes, centers, sizes = figure.axes
     assert [bar.get_height() for bar in counts.patches] == np.bincount(rows[:, 0].astype(int)).tolist()
     assert str(len(rows)) in counts.get_title()
-    for panel in (centres, sizes):
+    for panel in (centers, sizes):
         cells = np.square(panel.collections[0].get_array())
         assert round(float(cells.sum())) == len(rows)
-    assert centres.yaxis_inverted()
+    assert centers.yaxis_inverted()
     assert not sizes.yaxis_inverted()
-    assert near(np.asarray(shapes.images[0].get_array())[:, :, ::-1], class_colour(1)).sum() > 200
+    assert near(np.asarray(shapes.images[0].get_array())[:, :, ::-1], class_color(1)).sum() > 200
 
 
 def test_charts_touch_no_global_state(tmp_path):

@@ -139,8 +139,8 @@ def test_everything_is_written_and_agrees(official, pictures, tmp_path, capsys):
         labels = np.loadtxt(label_path, ndmin=2)
         boxes = np.array([box["xyxy"] for box in row["boxes"]])
         size = np.array((row["width"], row["height"]) * 2)
-        centre, half = labels[:, 1:3], labels[:, 3:5] / 2
-        np.testing.assert_allclose(np.hstack((centre - half, centre + half)) * size, boxes, atol=0.02)
+        center, half = labels[:, 1:3], labels[:, 3:5] / 2
+        np.testing.assert_allclose(np.hstack((center - half, center + half)) * size, boxes, atol=0.02)
         np.testing.assert_allclose(labels[:, 5], [box["confidence"] for box in row["boxes"]], atol=1e-5)
         assert labels[:, 0].tolist() == [box["class"] for box in row["boxes"]]
     crop = cv2.imread(str(tmp_path / "crops" / "bear" / "000000000285_1.jpg"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from trainer.data.scan.label_cache import LabelledImages
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.label_file import read_label_file
 from trainer.inference import coco_results, val
 
@@ -134,17 +134,17 @@ def test_category_and_image_ids():
     assert coco_results.image_id(Path("a/frame_7.jpg")) == "frame_7"
 
 
-def labelled(boxes):
+def labeled(boxes):
     shapes = np.full((len(boxes), 2), 100, np.int32)
     rows = [np.array(image, np.float32).reshape(-1, 5) for image in boxes]
     from pathlib import Path
 
-    return LabelledImages([Path(f"{n}.jpg") for n in range(len(boxes))], shapes, rows, [[] for _ in boxes], "")
+    return LabeledImages([Path(f"{n}.jpg") for n in range(len(boxes))], shapes, rows, [[] for _ in boxes], "")
 
 
 def test_cocos_own_numbers():
     pytest.importorskip("faster_coco_eval")
-    images = labelled([[[0, 0.5, 0.5, 0.4, 0.4]], [[1, 0.3, 0.3, 0.2, 0.2]]])
+    images = labeled([[[0, 0.5, 0.5, 0.4, 0.4]], [[1, 0.3, 0.3, 0.2, 0.2]]])
     perfect = {0: np.array([[30, 30, 70, 70, 0.9, 0]]), 1: np.array([[20, 20, 40, 40, 0.8, 1]])}
     numbers = coco_results.coco_numbers(perfect, images, ["a", "b"])
     assert numbers["map50"] == pytest.approx(1.0)

@@ -70,8 +70,8 @@ def make_batch() -> Callable[..., tuple[list[Tensor], Tensor]]:
         count = num_images * per_image
         image = torch.arange(num_images).repeat_interleave(per_image)[:, None]
         class_index = torch.randint(0, num_classes, (count, 1), generator=generator)
-        centres = torch.rand(count, 2, generator=generator)
+        centers = torch.rand(count, 2, generator=generator)
         sides = torch.rand(count, 2, generator=generator) * 0.4 + 0.05
-        return predictions, torch.cat((image, class_index, centres, sides), dim=1)
+        return predictions, torch.cat((image, class_index, centers, sides), dim=1)
 
     return make

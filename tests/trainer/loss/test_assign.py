@@ -80,9 +80,9 @@ def test_last_row_names_the_last_of_each_colliding_group(anchors):
     assert collisions > 100
 
 
-@pytest.mark.parametrize("centre", [0.0, 1.0, 0.5, 1 / 12, 11 / 12, 1 - 1e-7])
-def test_centres_on_an_edge_stay_inside_the_grid_and_reachable(centre, anchors):
-    targets = torch.tensor([[0, 0, centre, centre, 0.2, 0.2]])
+@pytest.mark.parametrize("center", [0.0, 1.0, 0.5, 1 / 12, 11 / 12, 1 - 1e-7])
+def test_centers_on_an_edge_stay_inside_the_grid_and_reachable(center, anchors):
+    targets = torch.tensor([[0, 0, center, center, 0.2, 0.2]])
     matches = match_targets(targets, anchors, GRID_SIZES, 4.0)
     assert sum(map(len, matches)) > 0
     for found, (rows, columns) in zip(matches, GRID_SIZES, strict=True):

@@ -147,7 +147,7 @@ def test_the_order_in_which_colliding_rows_are_written_cannot_matter(make_loss, 
 
 
 def test_the_last_of_colliding_rows_sets_the_objectness_target(anchors):
-    """Two boxes on one centre: the objectness gradient there is sigmoid - CIoU of the second."""
+    """Two boxes on one center: the objectness gradient there is sigmoid - CIoU of the second."""
     gains = LossGains(box=0.0, obj=1.0, cls=0.0)
     loss = DetectionLoss(anchors[:1], 1, gains, balance=[1.0])
     near, far = [0, 0, 0.45, 0.45, 0.2, 0.2], [0, 0, 0.45, 0.45, 0.3, 0.3]

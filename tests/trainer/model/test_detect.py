@@ -110,7 +110,7 @@ def test_prior_expects_eight_objects_an_image():
         assert bias.std() > 0
 
 
-def test_initialising_the_prior_twice_does_not_add_it_twice():
+def test_initializing_the_prior_twice_does_not_add_it_twice():
     model = build_model(load_definition("yolov5n"))
     before = model.detect.m[0].bias.view(3, 85)[:, 4].mean()
     model.init_head_biases()

@@ -35,10 +35,10 @@ def test_keeps_what_is_recorded(case, golden_dir):
 def _predictions(images: int, count: int, classes: int, seed: int) -> torch.Tensor:
     """Crowded boxes with scores on a coarse grid, so that ties are common."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.rand(images, count, 2, generator=generator) * 300
+    centers = torch.rand(images, count, 2, generator=generator) * 300
     sizes = torch.rand(images, count, 2, generator=generator) * 80 + 20
     scores = (torch.rand(images, count, 1 + classes, generator=generator) * 64).round() / 64
-    return torch.cat((centres, sizes, scores), dim=2)
+    return torch.cat((centers, sizes, scores), dim=2)
 
 
 def _plainly(predictions, confidence, iou, multi_label, agnostic, limit):

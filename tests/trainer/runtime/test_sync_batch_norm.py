@@ -40,7 +40,7 @@ DTYPES = (  # of images and of weights, and the tolerance
 
 
 @pytest.mark.parametrize("shares", [(5, 2), (3, 0, 4), (0, 1, 0)], ids=str)
-def test_ranks_with_parts_of_a_batch_normalise_it_as_one_rank(run_ranks, tmp_path, shares):
+def test_ranks_with_parts_of_a_batch_normalize_it_as_one_rank(run_ranks, tmp_path, shares):
     torch.manual_seed(0)
     cases = [make_case(sum(shares), images_dtype, weights_dtype) for images_dtype, weights_dtype, _ in DTYPES]
     torch.save(cases, tmp_path / "given.pt")

@@ -85,21 +85,21 @@ def test_with_frozen_batch_norm_ranks_follow_the_path_of_one(follow, run_config,
 
 
 @pytest.mark.slow
-def test_with_synchronised_batch_norm_ranks_follow_the_path_of_one(follow, run_config, shared_dir):
+def test_with_synchronized_batch_norm_ranks_follow_the_path_of_one(follow, run_config, shared_dir):
     """From trained weights: from random ones any rounding grows a millionfold within fifty steps, on one rank too."""
     weights = str(shared_dir / "weights" / "yolov5n.pt")
     # Shards of 2, 3 and 4; of an epoch's last step one rank has the only image.
     config = run_config(epochs=20, imgsz=96, batch_size=7, autoanchor=False, weights=weights, sync_bn=True)
-    (exact,) = follow(config, 1, "float64", "synchronised")
-    (alone,) = follow(config, 1, "float32", "synchronised")
+    (exact,) = follow(config, 1, "float64", "synchronized")
+    (alone,) = follow(config, 1, "float32", "synchronized")
     rounding = mean_error(alone["losses"], exact["losses"])
     for world_size in (2, 3):
-        ranks = follow(config, world_size, "float64", "synchronised")
+        ranks = follow(config, world_size, "float64", "synchronized")
         torch.testing.assert_close(ranks[0]["losses"], exact["losses"], rtol=1e-9, atol=0)
         for name in ("weights", "buffers"):
             assert relative_error(ranks[0][name], exact[name]) < 1e-9
             assert all(torch.equal(rank[name], ranks[0][name]) for rank in ranks)
-    ranks = follow(config, 3, "float32", "synchronised")
+    ranks = follow(config, 3, "float32", "synchronized")
     assert mean_error(ranks[0]["losses"], exact["losses"]) < 2 * rounding
 
 

@@ -11,7 +11,7 @@ import torch
 from trainer.config.train import make_config, read_options
 from trainer.errors import ConfigError
 from trainer.model.graph import build_model, load_definition
-from trainer.runtime.distributed import DistEnv, Peers
+from trainer.runtime.distributed import Collectives, DistEnv
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.reporter import Reporter
 from trainer.training import build
@@ -40,7 +40,7 @@ def test_all_ranks_train_in_what_the_least_of_them_can_do(choices, shared):
     assert shared_autocast(choices) is shared
 
 
-class KnownPeers(Peers):
+class KnownPeers(Collectives):
     """Peers of a rank whose values are given."""
 
     def __init__(self, *others):
@@ -69,7 +69,7 @@ def test_devices_that_would_choose_differently_are_named_once(capsys, others, sh
 
 
 def test_a_run_is_built_with_the_precision_of_all_ranks(run_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "Peers", lambda env: KnownPeers(FP16))
+    monkeypatch.setattr(build, "Collectives", lambda env: KnownPeers(FP16))
     config, heartbeat = make_config(read_options(run_config(amp="bf16"))), Heartbeat(tmp_path / "heartbeat.json", 0)
     device, reporter = torch.device("cpu"), Reporter(enabled=False)
     run, _ = build.build_run(config, DistEnv(), device, tmp_path, reporter, heartbeat)
@@ -109,6 +109,6 @@ def test_freezing_every_layer_is_refused():
 @pytest.mark.parametrize(("wanted", "per_level"), [(None, 3), (0, 3), (3.44, 3), (5, 5)])
 def test_the_hyperparameter_anchors_asks_for_as_many_to_be_fitted(wanted, per_level):
     config = make_config({"cfg": "yolov5n"}, {} if wanted is None else {"anchors": wanted})
-    model = build.make_model(config, ["cat"], Peers(DistEnv()), Reporter(enabled=False), None)
+    model = build.make_model(config, ["cat"], Collectives(DistEnv()), Reporter(enabled=False), None)
     assert len(model.detect.anchors[0]) == per_level
     assert model.anchors_given is not bool(wanted)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainer.errors import DiskError
-from trainer.runtime.distributed import DistEnv, Peers
+from trainer.runtime.distributed import Collectives, DistEnv
 from trainer.training.summary import keep_weights
 from trainer.weights.checkpoint import LAST
 
@@ -20,7 +20,7 @@ def test_weights_that_could_not_be_written_are_named_with_how_the_training_ended
     checkpoints = SimpleNamespace(
         close=lambda: None, unwritten=[LAST], last_error="No space left on device", weights_dir=Path("weights")
     )
-    run = SimpleNamespace(peers=Peers(DistEnv()), checkpoints=checkpoints)
+    run = SimpleNamespace(collectives=Collectives(DistEnv()), checkpoints=checkpoints)
     with pytest.raises(DiskError) as caught:
         keep_weights(run, finished=finished)
     assert caught.value.what == f"{ended} last.pt could not be written"

@@ -33,10 +33,10 @@ with process_group(env, device):
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
         step = int(sys.argv[6])
-        batch = next(run.feed.epoch(0, step, []))
+        batch = next(run.epoch_loader.epoch(0, step, []))
         loop.train_step(run, batch, is_update=True)
         gradient = torch.cat([p.grad.flatten() for p in run.state.model.parameters()])
-        loss = run.peers.sum(run.state.loss_sums.clone())
+        loss = run.collectives.sum(run.state.loss_sums.clone())
         result = {"gradient": gradient, "loss": loss, "images": len(batch)}
     else:
         run.state.ema.model.load_state_dict(run.state.model.state_dict())

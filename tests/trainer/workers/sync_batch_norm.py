@@ -1,4 +1,4 @@
-"""One rank's share of some batches through a synchronised batch norm: outputs, gradients, statistics."""
+"""One rank's share of some batches through a synchronized batch norm: outputs, gradients, statistics."""
 
 import copy
 import sys
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainer.runtime.distributed import DistEnv, process_group
-from trainer.runtime.sync_batch_norm import synchronise_batch_norm
+from trainer.runtime.sync_batch_norm import synchronize_batch_norm
 
 given_path, out, *shares = sys.argv[1:]
 env, device = DistEnv.from_environ(), torch.device("cpu")
@@ -17,7 +17,7 @@ mine = slice(start, start + int(shares[env.rank]))
 
 def measure(given):
     """What becomes of this rank's images."""
-    model = synchronise_batch_norm(nn.Sequential(nn.BatchNorm2d(given["images"].shape[1])), device)
+    model = synchronize_batch_norm(nn.Sequential(nn.BatchNorm2d(given["images"].shape[1])), device)
     model.load_state_dict(given["state"])
     model.to(given["weights"])
     images = given["images"][mine].to(memory_format=torch.channels_last).requires_grad_()

@@ -29,12 +29,12 @@ with process_group(env, device):
             module.eval()
     pending = 0
     while progress.micro_step < int(steps):
-        for batch in run.feed.epoch(progress.epoch, progress.batch, []):
+        for batch in run.epoch_loader.epoch(progress.epoch, progress.batch, []):
             is_last = progress.batch + 1 == run.schedule.batches_per_epoch
             is_update = is_last or pending + 1 >= run.schedule.accumulation_at(progress.micro_step)
             run.state.loss_sums.zero_()
             loop.train_step(run, batch, is_update=is_update)
-            losses.append(run.peers.sum(run.state.loss_sums.clone()))
+            losses.append(run.collectives.sum(run.state.loss_sums.clone()))
             pending = 0 if is_update else pending + 1
             progress.batch, progress.micro_step = progress.batch + 1, progress.micro_step + 1
         progress.epoch, progress.batch = progress.epoch + 1, 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from trainer.errors import DataError
-from trainer.runtime.distributed import DistEnv, Peers, process_group
+from trainer.runtime.distributed import Collectives, DistEnv, process_group
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.reporter import Reporter
 from trainer.training.run_data import load_data
@@ -18,7 +18,9 @@ env = DistEnv.from_environ()
 with process_group(env, torch.device("cpu")):
     heartbeat, reporter = Heartbeat(folder / f"rank{rank}.heartbeat.json", rank), Reporter(enabled=env.is_main)
     try:
-        data = load_data(sys.argv[2 + rank], single_cls=False, peers=Peers(env), reporter=reporter, heartbeat=heartbeat)
+        data = load_data(
+            sys.argv[2 + rank], single_cls=False, collectives=Collectives(env), reporter=reporter, heartbeat=heartbeat
+        )
         print(f"{len(data.train)} and {len(data.val)} images")
     except DataError as error:
         print(error)

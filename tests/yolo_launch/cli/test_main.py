@@ -237,7 +237,7 @@ def test_forgotten_dashes_before_a_scripts_options_are_shown_where_they_belong(h
 
 
 def test_help_and_dry_runs_cost_little(yolo_launch):
-    """Processor time, not the clock's: a busy neighbour must not fail this."""
+    """Processor time, not the clock's: a busy neighbor must not fail this."""
     for typed in (("--help",), ("train", "--dry-run", "--gpus", "cpu")):
         costs_s = []
         for _ in range(3):

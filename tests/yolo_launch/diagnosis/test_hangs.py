@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from yolo_launch.diagnosis.hangs import StalledRank, culprit, describe_stall, stall_failure
-from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat, StallWatch, read_heartbeat
+from yolo_launch.diagnosis.hangs import StalledRank, blocking_rank, describe_stall, stall_failure
+from yolo_launch.diagnosis.heartbeat_monitor import HangDetector, Heartbeat, read_heartbeat
 from yolo_launch.diagnosis.stacks import collective_in, main_stack, own_frame
 from yolo_launch.workers.files import WorkerFiles
 
@@ -66,7 +66,7 @@ def test_a_process_group_gives_up_in_minutes():
     assert 60 <= inspect.signature(process_group).parameters["timeout_s"].default <= 1200
 
 
-def test_a_collective_is_recognised_below_its_wrappers():
+def test_a_collective_is_recognized_below_its_wrappers():
     assert collective_in(main_stack(WAITING)) == "all_reduce"
     assert collective_in(main_stack(LOADING)) == ""
     assert str(own_frame(main_stack(WAITING))) == "trainer/distributed.py:107 in sum"
@@ -74,7 +74,7 @@ def test_a_collective_is_recognised_below_its_wrappers():
 
 def test_the_rank_that_does_not_wait_is_named_with_what_the_others_wait_for():
     ranks = [stalled(0, WAITING, step=5), stalled(1, LOADING, step=5), stalled(2, WAITING, step=4)]
-    assert culprit(ranks).rank == 1
+    assert blocking_rank(ranks).rank == 1
     lines = describe_stall(ranks).splitlines()
     assert lines[0] == "rank 1 has been in 'train' (epoch 2, step 5) for 300 s, at data/images.py:33 in decode"
     assert lines[1].startswith("rank 0 ")
@@ -84,14 +84,14 @@ def test_the_rank_that_does_not_wait_is_named_with_what_the_others_wait_for():
 
 def test_a_frozen_process_comes_first():
     ranks = [stalled(0, LOADING), stalled(1, "", frozen="stopped (SIGSTOP or a debugger)")]
-    assert culprit(ranks).rank == 1
+    assert blocking_rank(ranks).rank == 1
     assert describe_stall(ranks).startswith("rank 1")
     assert "the process is stopped" in describe_stall(ranks)
 
 
 def test_where_all_wait_the_one_furthest_behind_is_shown_and_said_to_wait():
     ranks = [stalled(0, WAITING, step=9), stalled(1, WAITING, step=8)]
-    assert culprit(ranks).rank == 1
+    assert blocking_rank(ranks).rank == 1
     assert describe_stall(ranks).startswith("every rank waits in a collective")
 
 
@@ -122,56 +122,58 @@ def beat(files, rank, **content):
 
 
 def watch(files, required=True):
-    return StallWatch(files, 10.0, start_allowance_s=60.0, required=required)
+    return HangDetector(files, 10.0, start_allowance_s=60.0, required=required)
 
 
 def test_one_rank_that_moves_is_enough(files):
-    watcher = watch(files)
+    monitor = watch(files)
     beat(files, 0, step=1)
     beat(files, 1, phase="val", time=1.0)
-    assert not watcher.look([0, 1], 0.0)
+    assert not monitor.look([0, 1], 0.0)
     for second in range(1, 30):
         beat(files, 1, phase="val", time=1.0 + second)  # validation counts as moving
-        assert not watcher.look([0, 1], float(second))
-    assert not watcher.look([0, 1], 38.9)
-    assert watcher.look([0, 1], 39.1)
-    assert watcher.idle_s(0, 39.1) == pytest.approx(39.1)
+        assert not monitor.look([0, 1], float(second))
+    assert not monitor.look([0, 1], 38.9)
+    assert monitor.look([0, 1], 39.1)
+    assert monitor.idle_s(0, 39.1) == pytest.approx(39.1)
 
 
 def test_ranks_that_wait_for_another_machine_are_no_stall(files):
     elsewhere_idle_s = 0.0
-    watcher = StallWatch(files, 10.0, start_allowance_s=60.0, required=True, elsewhere_idle_s=lambda: elsewhere_idle_s)
+    monitor = HangDetector(
+        files, 10.0, start_allowance_s=60.0, required=True, elsewhere_idle_s=lambda: elsewhere_idle_s
+    )
     beat(files, 0, step=1)
-    assert not watcher.look([0], 0.0)
-    assert not watcher.look([0], 50.0)
+    assert not monitor.look([0], 0.0)
+    assert not monitor.look([0], 50.0)
     elsewhere_idle_s = 9.0
-    assert not watcher.look([0], 59.0)
+    assert not monitor.look([0], 59.0)
     elsewhere_idle_s = 11.0
-    assert watcher.look([0], 61.0)
+    assert monitor.look([0], 61.0)
 
 
 def test_a_rank_that_has_ended_is_not_waited_for(files):
-    watcher = watch(files)
+    monitor = watch(files)
     beat(files, 0)
     beat(files, 1)
-    assert not watcher.look([0, 1], 0.0)
-    assert not watcher.look([], 100.0)
+    assert not monitor.look([0, 1], 0.0)
+    assert not monitor.look([], 100.0)
 
 
 def test_imports_may_take_a_minute(files):
-    watcher = watch(files)
-    assert not watcher.look([0, 1], 0.0)
-    assert not watcher.look([0, 1], 59.0)
-    assert watcher.look([0, 1], 61.0)
+    monitor = watch(files)
+    assert not monitor.look([0, 1], 0.0)
+    assert not monitor.look([0, 1], 59.0)
+    assert monitor.look([0, 1], 61.0)
 
 
 def test_scripts_without_heartbeats_are_not_watched_until_they_write_one(files):
-    watcher = watch(files, required=False)
-    assert not watcher.look([0], 0.0)
-    assert not watcher.look([0], 9999.0)
+    monitor = watch(files, required=False)
+    assert not monitor.look([0], 0.0)
+    assert not monitor.look([0], 9999.0)
     beat(files, 0)
-    assert not watcher.look([0], 10000.0)
-    assert watcher.look([0], 10011.0)
+    assert not monitor.look([0], 10000.0)
+    assert monitor.look([0], 10011.0)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"epoch": "x"}', '{"step": [1]}'])
@@ -189,5 +191,5 @@ def test_what_counts_as_a_finished_step(phase, epoch, step, finished):
 
 
 def test_no_stall_timeout_means_no_stall(files):
-    assert not StallWatch(files, 0.0, start_allowance_s=1.0, required=True).look([0], 0.0)
+    assert not HangDetector(files, 0.0, start_allowance_s=1.0, required=True).look([0], 0.0)
     assert os.path.isdir(files.folder)

@@ -97,7 +97,7 @@ def test_the_source_address_is_the_kernels_choice():
     assert source_address("127.0.0.9", 1234).startswith("127.")
 
 
-def test_the_source_address_towards_this_machine_is_its_own():
+def test_the_source_address_toward_this_machine_is_its_own():
     for found in inspect_host({}).addresses.values():
         for address in found:
             if ":" not in address:

@@ -1,4 +1,4 @@
-"""One machine's part in a job, with a lobby that is played: rounds that end early, signals, a lost master."""
+"""One machine's part in a job, with a rendezvous that is played: rounds that end early, signals, a lost master."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from types import SimpleNamespace
 import pytest
 
 from yolo_launch.errors import LaunchError
-from yolo_launch.nodes import agent as node_job
-from yolo_launch.nodes.agent import NodeJob, refuse_part
-from yolo_launch.nodes.status_line import NodeLine
+from yolo_launch.nodes import agent as node_agent
+from yolo_launch.nodes.agent import NodeAgent, refuse_job
+from yolo_launch.nodes.status_line import StatusLine
 from yolo_launch.rendezvous.client import MasterGone
-from yolo_launch.rendezvous.messages import Cannot, End, Leave, Note, Report, Roster, Round, Stop, Store, Trouble
+from yolo_launch.rendezvous.messages import (
+    End,
+    FailureNotice,
+    JoinRefused,
+    Leave,
+    LogLine,
+    Report,
+    Roster,
+    Round,
+    Stop,
+    Store,
+)
 from yolo_launch.spec import Outcome, RankFailure
 
 ROUND = Round(number=1, members=((0, 1), (1, 1)), batch_size=8, even=True)
@@ -56,9 +67,9 @@ class FakeWatcher:
     def begin_round(self) -> None:
         self.round_ended = False
 
-    def end_round(self, grace_s, *, tell=None) -> None:
+    def end_round(self, grace_s, *, send=None) -> None:
         self.round_ended = True
-        self.calls.append((grace_s, tell))
+        self.calls.append((grace_s, send))
 
     def look_around(self) -> None:
         self.calls.append(("look",))
@@ -73,9 +84,9 @@ class FakeRunner:
         self.ran: list[tuple] = []
         self.before = lambda: None
         facts = {"saved": False, "all_done": True, "failures": [], "agent_error": None, "ran_s": 3.0}
-        self.attempt = SimpleNamespace(stall_watch=SimpleNamespace(finished_a_step=True), **{**facts, **ends})
+        self.attempt = SimpleNamespace(hang_detector=SimpleNamespace(finished_a_step=True), **{**facts, **ends})
 
-    def run(self, watcher, number, meeting):
+    def run(self, monitor, number, meeting):
         self.ran.append((number, meeting.address, meeting.port))
         self.before()
         return self.attempt
@@ -86,23 +97,23 @@ class FakeRunner:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
-    monkeypatch.setattr(node_job, "STORE_S", 0.5)
-    monkeypatch.setattr(node_job, "FAREWELL_S", 0.3)
-    monkeypatch.setattr(node_job, "HASTY_FAREWELL_S", 0.1)
-    monkeypatch.setattr(node_job.report, "device_text", lambda plan, local_rank: "a CPU")
-    monkeypatch.setattr(node_job, "read_heartbeat", lambda files, rank: None)
+    monkeypatch.setattr(node_agent, "STORE_S", 0.5)
+    monkeypatch.setattr(node_agent, "FAREWELL_S", 0.3)
+    monkeypatch.setattr(node_agent, "HASTY_FAREWELL_S", 0.1)
+    monkeypatch.setattr(node_agent.report, "device_text", lambda plan, local_rank: "a CPU")
+    monkeypatch.setattr(node_agent, "read_heartbeat", lambda files, rank: None)
 
 
-def play(*messages, runner=None, reconnect=None, watcher=None):
+def play(*messages, runner=None, reconnect=None, monitor=None):
     """A job of machine 1, with what came of it."""
-    member, watcher, runner = FakeMember(*messages), watcher or FakeWatcher(), runner or FakeRunner()
+    member, monitor, runner = FakeMember(*messages), monitor or FakeWatcher(), runner or FakeRunner()
     warm = SimpleNamespace(wait=lambda should_stop: None, close=lambda: None)
     shown = io.StringIO()
-    job = NodeJob(
-        1, "10.0.0.1", member, lambda start: runner, reconnect or (lambda reason: None), NodeLine(shown), warm
+    job = NodeAgent(
+        1, "10.0.0.1", member, lambda start: runner, reconnect or (lambda reason: None), StatusLine(shown), warm
     )
     runner.job = job
-    return SimpleNamespace(job=job, member=member, watcher=watcher, runner=runner, shown=shown)
+    return SimpleNamespace(job=job, member=member, monitor=monitor, runner=runner, shown=shown)
 
 
 def reports(it) -> list[Report]:
@@ -110,8 +121,8 @@ def reports(it) -> list[Report]:
 
 
 def test_a_round_is_played_where_the_lobby_says_and_reported():
-    it = play(Roster(text="2/2 machines"), Note(text="hello"), ROUND, Store(round=1, port=4711), DONE)
-    assert it.job.run(it.watcher) == Outcome("done", 0)
+    it = play(Roster(text="2/2 machines"), LogLine(text="hello"), ROUND, Store(round=1, port=4711), DONE)
+    assert it.job.run(it.monitor) == Outcome("done", 0)
     assert it.runner.ran == [(0, "10.0.0.1", 4711)]
     (report,) = reports(it)
     assert (report.round, report.kind, report.ran_s, report.finished_a_step) == (1, "done", 3.0, True)
@@ -119,16 +130,16 @@ def test_a_round_is_played_where_the_lobby_says_and_reported():
 
 
 def test_the_store_of_another_round_is_not_this_ones():
-    it = play(ROUND, Store(round=0, port=4711), Note(text="n"), Store(round=1, port=4712), DONE)
-    it.job.run(it.watcher)
+    it = play(ROUND, Store(round=0, port=4711), LogLine(text="n"), Store(round=1, port=4712), DONE)
+    it.job.run(it.monitor)
     assert it.runner.ran == [(0, "10.0.0.1", 4712)]
 
 
 def test_a_stop_that_was_heard_before_the_round_was_known_ends_it():
     it = play(ROUND, Store(round=1, port=4711), DONE)
     it.member.stop = Stop(round=1, kind="lost")
-    it.job.run(it.watcher)
-    assert it.watcher.calls == [(0.0, None)]
+    it.job.run(it.monitor)
+    assert it.monitor.calls == [(0.0, None)]
     assert it.runner.ran == []
     assert reports(it)[0].kind == "ended"
 
@@ -136,15 +147,15 @@ def test_a_stop_that_was_heard_before_the_round_was_known_ends_it():
 def test_a_stop_of_the_last_round_does_not_end_this_one():
     it = play(ROUND, Store(round=1, port=4711), DONE)
     it.member.stop = Stop(round=0, kind="lost")
-    it.job.run(it.watcher)
+    it.job.run(it.monitor)
     assert it.runner.ran
-    assert not it.watcher.calls
+    assert not it.monitor.calls
 
 
 def test_a_round_of_a_master_that_is_gone_is_not_played():
     it = play(ROUND, Store(round=1, port=4711), MasterGone(reason="no word"))
     it.member.gone = "no word"
-    outcome = it.job.run(it.watcher)
+    outcome = it.job.run(it.monitor)
     assert it.runner.ran == []
     assert (outcome.kind, outcome.exit_code, outcome.detail) == ("master_lost", 6, "no word")
 
@@ -152,7 +163,7 @@ def test_a_round_of_a_master_that_is_gone_is_not_played():
 @pytest.mark.parametrize(
     ("kind", "call"),
     [
-        ("failed", (node_job.LINGER_S, None)),
+        ("failed", (node_agent.LINGER_S, None)),
         ("lost", (0.0, None)),
         ("save", (30.0, None)),
         ("join", (30.0, signal.SIGUSR1)),
@@ -162,69 +173,69 @@ def test_a_round_of_a_master_that_is_gone_is_not_played():
 def test_a_stop_ends_the_workers_as_its_reason_asks(kind, call):
     it = play(ROUND, Store(round=1, port=4711), DONE)
     it.runner.before = lambda: it.job._on_stop(Stop(round=1, kind=kind))
-    it.job.run(it.watcher)
-    assert it.watcher.calls == [call]
+    it.job.run(it.monitor)
+    assert it.monitor.calls == [call]
 
 
 def test_the_end_while_waiting_for_the_store_is_the_end():
     it = play(ROUND, DONE)
-    assert it.job.run(it.watcher).kind == "done"
+    assert it.job.run(it.monitor).kind == "done"
     assert it.runner.ran == []
 
 
 def test_a_store_that_never_opens_ends_the_round():
     it = play(ROUND)
     it.member.send = lambda message: (it.member.said.append(message), it.member.inbox.put(DONE))
-    it.job.run(it.watcher)
+    it.job.run(it.monitor)
     assert reports(it)[0].kind == "ended"
 
 
 def test_a_signal_while_waiting_for_the_store_is_reported_as_one():
     it = play(ROUND)
-    it.watcher.stop_signal = signal.SIGTERM
+    it.monitor.stop_signal = signal.SIGTERM
     it.member.send = lambda message: (it.member.said.append(message), it.member.inbox.put(DONE))
-    assert it.job.run(it.watcher).kind == "done"
+    assert it.job.run(it.monitor).kind == "done"
     assert (reports(it)[0].kind, reports(it)[0].signal) == ("stopped", signal.SIGTERM)
 
 
 def test_an_end_that_comes_with_a_signal_is_not_lost():
     it = play(End(outcome=Outcome("saved_and_stopped", 75)))
-    it.watcher.stop_signal = signal.SIGTERM
-    assert it.job.run(it.watcher).exit_code == 75
+    it.monitor.stop_signal = signal.SIGTERM
+    assert it.job.run(it.monitor).exit_code == 75
 
 
 def test_a_signal_in_a_round_is_reported_and_the_jobs_end_waited_for():
     it = play(ROUND, Store(round=1, port=4711), runner=FakeRunner(all_done=False, saved=True))
 
-    def signalled():
-        it.watcher.stop_signal = signal.SIGTERM
+    def signaled():
+        it.monitor.stop_signal = signal.SIGTERM
 
-    it.runner.before = signalled
+    it.runner.before = signaled
     ends = iter([None, None, None, End(outcome=Outcome("saved_and_stopped", 75, restarts=1))])
     inbox_next = it.member.next
     it.member.next = lambda timeout_s: inbox_next(0) or (next(ends, None) if reports(it) else None)
-    assert it.job.run(it.watcher).restarts == 1
+    assert it.job.run(it.monitor).restarts == 1
     (report,) = reports(it)
     assert (report.kind, report.signal, report.saved) == ("stopped", signal.SIGTERM, True)
     assert not [message for message in it.member.said if isinstance(message, Leave)]
 
 
-def test_a_signalled_machine_whose_lobby_says_nothing_leaves_with_what_it_knows():
+def test_a_signaled_machine_whose_lobby_says_nothing_leaves_with_what_it_knows():
     it = play(ROUND, Store(round=1, port=4711), runner=FakeRunner(all_done=False, saved=True))
 
-    def signalled():
-        it.watcher.stop_signal = signal.SIGTERM
+    def signaled():
+        it.monitor.stop_signal = signal.SIGTERM
 
-    it.runner.before = signalled
-    outcome = it.job.run(it.watcher)
+    it.runner.before = signaled
+    outcome = it.job.run(it.monitor)
     assert (outcome.kind, outcome.exit_code) == ("saved_and_stopped", 75)
     assert it.member.said[-1] == Leave(reason="it left (SIGTERM)")
 
 
 def test_a_signal_before_any_round_leaves_at_once():
     it = play()
-    it.watcher.stop_signal = signal.SIGINT
-    outcome = it.job.run(it.watcher)
+    it.monitor.stop_signal = signal.SIGINT
+    outcome = it.job.run(it.monitor)
     assert (outcome.kind, outcome.exit_code) == ("interrupted", 130)
     assert it.member.said == [Leave(reason="it left (Ctrl-C)")]
 
@@ -232,15 +243,15 @@ def test_a_signal_before_any_round_leaves_at_once():
 def test_a_lost_master_that_answers_again_goes_on():
     second = FakeMember(DONE)
     it = play(MasterGone(reason="cut"), reconnect=lambda reason: second)
-    assert it.job.run(it.watcher).kind == "done"
+    assert it.job.run(it.monitor).kind == "done"
     assert it.job.member is second
     assert second.on_stop == it.job._on_stop
 
 
 def test_a_refusal_is_this_machines_error():
-    it = play(Cannot(what="The data set differs.", seen="here", exit_code=2))
+    it = play(JoinRefused(what="The data set differs.", seen="here", exit_code=2))
     with pytest.raises(LaunchError, match="data set differs") as caught:
-        it.job.run(it.watcher)
+        it.job.run(it.monitor)
     assert caught.value.seen == "here"
 
 
@@ -257,7 +268,7 @@ def test_workers_that_were_ended_for_another_machine_are_no_failure_of_this_one(
     )
     if ended:
         it.runner.before = lambda: it.job._on_stop(Stop(round=1, kind="failed"))
-    it.job.run(it.watcher)
+    it.job.run(it.monitor)
     (report,) = reports(it)
     assert (report.kind, report.key[0], report.failure.device) == (kind, key, "a CPU")
     assert report.failure.message.endswith("ValueError")
@@ -266,13 +277,13 @@ def test_workers_that_were_ended_for_another_machine_are_no_failure_of_this_one(
 
 def test_trouble_is_told_before_the_workers_are_gone():
     it = play(ROUND, Store(round=1, port=4711), DONE)
-    it.runner.before = lambda: it.watcher.on_trouble("stalled")
-    it.job.run(it.watcher)
-    assert it.member.said[0] == Trouble(round=1, kind="stalled")
+    it.runner.before = lambda: it.monitor.on_trouble("stalled")
+    it.job.run(it.monitor)
+    assert it.member.said[0] == FailureNotice(round=1, kind="stalled")
 
 
 def test_a_reason_not_to_take_part_is_told_in_four_parts(monkeypatch):
-    monkeypatch.setattr(node_job.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(node_agent.time, "sleep", lambda seconds: None)
     member = FakeMember()
-    refuse_part(member, LaunchError("no disk", seen="0 bytes", expected="some", next_command="df"))
-    assert member.said == [Cannot(what="no disk", seen="0 bytes", expected="some", next_command="df", exit_code=2)]
+    refuse_job(member, LaunchError("no disk", seen="0 bytes", expected="some", next_command="df"))
+    assert member.said == [JoinRefused(what="no disk", seen="0 bytes", expected="some", next_command="df", exit_code=2)]

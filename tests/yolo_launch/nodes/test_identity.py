@@ -9,11 +9,11 @@ from yolo_launch.host import network
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.nodes import identity as node_place
 from yolo_launch.nodes.identity import (
-    Place,
-    describe_place,
-    find_place,
+    NodeIdentity,
+    describe_identity,
+    find_identity,
     listening_address,
-    make_claim,
+    make_join_request,
     socket_variables,
 )
 from yolo_launch.planning.plan import make_plan
@@ -57,32 +57,36 @@ def addresses(monkeypatch):
     monkeypatch.setattr(network, "has_infiniband", lambda: False)
 
 
-def find(environ=None, host=HOST, said=None, **values) -> Place:
-    return find_place(values, TYPED, host, environ or {}, (said if said is not None else []).append)
+def find(environ=None, host=HOST, said=None, **values) -> NodeIdentity:
+    return find_identity(values, TYPED, host, environ or {}, (said if said is not None else []).append)
 
 
 def test_options_alone_say_all():
-    place = find(rank=1, master="192.168.1.1")
-    assert (place.rank, place.nodes, place.address, place.port) == (1, None, "192.168.1.1", 1234)
-    assert (place.own_address, place.interface, place.token) == ("192.168.1.7", "eth0", None)
-    assert (place.source, place.job_id) == ("", "")
-    assert (place.door.address, place.door.port, place.door.token) == ("192.168.1.1", 1234, None)
+    identity = find(rank=1, master="192.168.1.1")
+    assert (identity.rank, identity.nodes, identity.address, identity.port) == (1, None, "192.168.1.1", 1234)
+    assert (identity.own_address, identity.interface, identity.token) == ("192.168.1.7", "eth0", None)
+    assert (identity.source, identity.job_id) == ("", "")
+    assert (identity.endpoint.address, identity.endpoint.port, identity.endpoint.token) == ("192.168.1.1", 1234, None)
 
 
 def test_slurm_says_all():
-    place = find(SLURM)
-    assert (place.rank, place.nodes, place.master, place.address) == (2, (4, 4), "gpu01", "10.0.0.1")
-    assert (place.port, place.source, place.job_id) == (15000 + 1234567 % 10_000, "Slurm job 1234567", "1234567.0")
+    identity = find(SLURM)
+    assert (identity.rank, identity.nodes, identity.master, identity.address) == (2, (4, 4), "gpu01", "10.0.0.1")
+    assert (identity.port, identity.source, identity.job_id) == (
+        15000 + 1234567 % 10_000,
+        "Slurm job 1234567",
+        "1234567.0",
+    )
 
 
 def test_the_training_operator_says_all():
-    place = find(PET)
-    assert (place.rank, place.nodes, place.address, place.port) == (1, (2, 4), "10.1.0.1", 29400)
+    identity = find(PET)
+    assert (identity.rank, identity.nodes, identity.address, identity.port) == (1, (2, 4), "10.1.0.1", 29400)
 
 
 def test_options_win_over_the_scheduler():
-    place = find(SLURM, rank=0, nodes="1:3", port=4711)
-    assert (place.rank, place.nodes, place.port, place.master) == (0, (1, 3), 4711, "gpu01")
+    identity = find(SLURM, rank=0, nodes="1:3", port=4711)
+    assert (identity.rank, identity.nodes, identity.port, identity.master) == (0, (1, 3), 4711, "gpu01")
     named = find(SLURM, rank=1, master="192.168.1.1")
     assert (named.nodes, named.port, named.source, named.job_id) == (None, 1234, "", "")
 
@@ -144,10 +148,10 @@ def test_a_typed_name_that_nobody_knows_is_refused_at_once_and_a_schedulers_wait
 
 
 def test_a_master_behind_a_name_of_its_own_listens_everywhere_and_shows_its_real_interface():
-    place = find(rank=0, master="gpu-a", nodes="2")
-    assert place.address == "127.0.1.1"
-    assert listening_address(place, HOST) == ""
-    assert place.interface == "eth0"
+    identity = find(rank=0, master="gpu-a", nodes="2")
+    assert identity.address == "127.0.1.1"
+    assert listening_address(identity, HOST) == ""
+    assert identity.interface == "eth0"
 
 
 @pytest.mark.parametrize(
@@ -163,8 +167,8 @@ def test_a_master_behind_a_name_of_its_own_listens_everywhere_and_shows_its_real
 )
 def test_the_lobby_listens_where_the_others_dial(master, listens):
     said = []
-    place = find(rank=0, master=master, nodes="2", said=said)
-    assert listening_address(place, HOST) == listens
+    identity = find(rank=0, master=master, nodes="2", said=said)
+    assert listening_address(identity, HOST) == listens
     is_elsewhere = master in ("10.9.9.9", "fd00::99")
     assert any("is not an address of this machine" in text for text in said) == is_elsewhere
 
@@ -201,35 +205,35 @@ def test_a_token_file_without_a_token_is_refused(tmp_path, content):
 
 
 def test_no_token_is_ever_described():
-    place = find(rank=1, master="192.168.1.1", token="a secret")
-    assert "secret" not in describe_place(place, socket_variables(place, {}))
+    identity = find(rank=1, master="192.168.1.1", token="a secret")
+    assert "secret" not in describe_identity(identity, socket_variables(identity, {}))
 
 
 # ---- what it says of itself
 
 
 def test_the_description_names_everything_that_was_decided():
-    place = find(SLURM)
-    text = describe_place(place, socket_variables(place, {}))
+    identity = find(SLURM)
+    text = describe_identity(identity, socket_variables(identity, {}))
     assert text.startswith("Slurm job 1234567: machine 2 on ")
     assert "(192.168.1.7 via eth0), master gpu01:19567; GLOO_SOCKET_IFNAME=eth0, NCCL_SOCKET_IFNAME==eth0" in text
 
 
 def test_a_variable_of_the_users_own_stays():
-    place = find(SLURM)
-    assert socket_variables(place, {"GLOO_SOCKET_IFNAME": "ib0"}) == {"NCCL_SOCKET_IFNAME": "=eth0"}
+    identity = find(SLURM)
+    assert socket_variables(identity, {"GLOO_SOCKET_IFNAME": "ib0"}) == {"NCCL_SOCKET_IFNAME": "=eth0"}
 
 
 @pytest.mark.parametrize(("nodes", "said"), [("2", "2"), ("1:4", "1:4"), (None, "")])
 def test_the_claim_tells_the_number_of_machines_as_it_was_typed(nodes, said):
     host = inspect_host()
     plan = make_plan(LaunchRequest(gpus="cpu", nproc=2, nnodes=2, uneven_batch_ok=True), host)
-    place = find(rank=1, master="192.168.1.1", nodes=nodes)
-    claim = make_claim(place, plan, host)
-    assert (claim.nodes, claim.rank, claim.nproc) == (said, 1, 2)
-    assert len(claim.devices) == 2
-    assert claim.backend == "gloo"
-    assert (claim.cuda, claim.nccl) == (host.torch.cuda_version, node_place.nccl_version())
-    assert claim.torch == host.torch.torch_version
-    assert claim.code == node_place.code_version()
-    assert make_claim(place, plan, host).session != claim.session
+    identity = find(rank=1, master="192.168.1.1", nodes=nodes)
+    join_request = make_join_request(identity, plan, host)
+    assert (join_request.nodes, join_request.rank, join_request.nproc) == (said, 1, 2)
+    assert len(join_request.devices) == 2
+    assert join_request.backend == "gloo"
+    assert (join_request.cuda, join_request.nccl) == (host.torch.cuda_version, node_place.nccl_version())
+    assert join_request.torch == host.torch.torch_version
+    assert join_request.code == node_place.code_version()
+    assert make_join_request(identity, plan, host).session != join_request.session

@@ -1,4 +1,4 @@
-"""What a machine makes of the job that the lobby hands it: options, its own paths, its own folder."""
+"""What a machine makes of the job that the rendezvous hands it: options, its own paths, its own folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.config.train import make_config, read_config
 from trainer.errors import ConfigError
 from yolo_launch.errors import LaunchError
 from yolo_launch.jobs import run_directory
-from yolo_launch.nodes.master import describe_job, make_terms
+from yolo_launch.nodes.master import describe_job, make_settings
 from yolo_launch.nodes.member import (
     job_config,
     member_command,
@@ -172,15 +172,15 @@ def test_a_round_becomes_this_machines_request():
 
 
 def test_times_come_from_the_options():
-    place = SimpleNamespace(nodes=(1, 4))
-    terms = make_terms({"join_timeout": 0.0, "rejoin_timeout": 9.0, "join_grace": None}, place, 7)
-    assert (terms.nodes, terms.is_elastic, terms.max_restarts) == ("1:4", True, 7)
-    assert (terms.join_timeout_s, terms.rejoin_timeout_s, terms.join_grace_s) == (0.0, 9.0, 30.0)
+    identity = SimpleNamespace(nodes=(1, 4))
+    settings = make_settings({"join_timeout": 0.0, "rejoin_timeout": 9.0, "join_grace": None}, identity, 7)
+    assert (settings.nodes, settings.is_elastic, settings.max_restarts) == ("1:4", True, 7)
+    assert (settings.join_timeout_s, settings.rejoin_timeout_s, settings.join_grace_s) == (0.0, 9.0, 30.0)
 
 
 def test_times_below_zero_are_refused():
     with pytest.raises(LaunchError, match="--rejoin-timeout cannot be used") as caught:
-        make_terms({"rejoin_timeout": -1.0}, SimpleNamespace(nodes=(2, 2)), 3)
+        make_settings({"rejoin_timeout": -1.0}, SimpleNamespace(nodes=(2, 2)), 3)
     assert caught.value.seen == "--rejoin-timeout -1"
 
 

@@ -6,7 +6,7 @@ import io
 import threading
 import time
 
-from yolo_launch.nodes.nonblocking_stream import MOST_WAITING, QueuedStream
+from yolo_launch.nodes.nonblocking_stream import MOST_WAITING, NonblockingStream
 
 
 class Held(io.StringIO):
@@ -23,7 +23,7 @@ class Held(io.StringIO):
 
 def test_a_held_terminal_holds_nobody_up_and_gets_everything_later():
     held = Held()
-    stream = QueuedStream(held)
+    stream = NonblockingStream(held)
     began_at = time.monotonic()
     for number in range(50):
         stream.write(f"line {number}\n")
@@ -36,7 +36,7 @@ def test_a_held_terminal_holds_nobody_up_and_gets_everything_later():
 
 def test_what_nobody_reads_is_dropped_in_the_end():
     held = Held()
-    stream = QueuedStream(held)
+    stream = NonblockingStream(held)
     for number in range(MOST_WAITING + 100):
         stream.write(f"{number}\n")
     held.go_on.set()

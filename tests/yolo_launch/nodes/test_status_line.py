@@ -10,7 +10,7 @@ import pytest
 
 from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
 from yolo_launch.nodes import status_line as node_line
-from yolo_launch.nodes.status_line import NodeLine, fitted
+from yolo_launch.nodes.status_line import StatusLine, fitted
 
 ROSTER = "1/2 machines: 0 gpu-a (192.168.1.1, 2x A100) - waiting for 1"
 PLAN = SimpleNamespace(first_rank=2, ranks=range(2, 4), world_size=4, global_batch_size=64)
@@ -38,7 +38,7 @@ def beat(step: int, phase: str = "train", epoch: int = 2) -> Heartbeat:
 
 def test_a_terminal_counts_down(clock):
     stream = Terminal()
-    line = NodeLine(stream)
+    line = StatusLine(stream)
     line.roster(ROSTER, 600)
     assert stream.shown() == f"{ROSTER}, 10m00s left"
     clock.s += 10.5
@@ -49,13 +49,13 @@ def test_a_terminal_counts_down(clock):
 
 def test_a_full_roster_does_not_count_down(clock):
     stream = Terminal()
-    NodeLine(stream).roster("2/2 machines: 0 gpu-a, 1 gpu-b", 600)
+    StatusLine(stream).roster("2/2 machines: 0 gpu-a, 1 gpu-b", 600)
     assert stream.shown() == "2/2 machines: 0 gpu-a, 1 gpu-b"
 
 
 def test_time_never_runs_below_zero(clock):
     stream = Terminal()
-    line = NodeLine(stream)
+    line = StatusLine(stream)
     line.roster("no answer", 1, counts_down=True)
     clock.s += 5
     line.tick()
@@ -64,7 +64,7 @@ def test_time_never_runs_below_zero(clock):
 
 def test_a_line_that_stays_goes_above_the_one_that_changes(clock):
     stream = Terminal()
-    line = NodeLine(stream)
+    line = StatusLine(stream)
     line.roster("waiting", 1)
     line.over("machine 1 is gone")
     line.tick()
@@ -85,14 +85,14 @@ def test_a_long_text_fits_on_one_line_with_both_its_ends(columns):
 
 def test_a_roster_that_is_too_long_for_a_terminal_does_not_wrap(clock):
     stream = Terminal()
-    NodeLine(stream).roster("4/5 machines: " + "x" * 100 + " - waiting for 4", 60)
+    StatusLine(stream).roster("4/5 machines: " + "x" * 100 + " - waiting for 4", 60)
     assert len(stream.shown()) == 79
     assert stream.shown().endswith(" - waiting for 4, 1m00s left")
 
 
 def test_a_file_gets_a_line_for_each_change_and_then_now_and_then(clock):
     stream = io.StringIO()
-    line = NodeLine(stream)
+    line = StatusLine(stream)
     line.roster(ROSTER, 600)
     for _ in range(29):
         clock.s += 1
@@ -108,7 +108,7 @@ def test_a_file_gets_a_line_for_each_change_and_then_now_and_then(clock):
 
 def test_progress_shows_ranks_place_and_speed(clock):
     stream = Terminal()
-    line = NodeLine(stream)
+    line = StatusLine(stream)
     line.round(PLAN, None)
     line.tick()
     assert stream.shown() == "ranks 2-3 of 4: starting, connected"
@@ -121,7 +121,7 @@ def test_progress_shows_ranks_place_and_speed(clock):
 
 def test_the_speed_is_that_of_the_last_seconds(clock):
     stream = Terminal()
-    line = NodeLine(stream)
+    line = StatusLine(stream)
     line.round(PLAN, None)
     for step in range(0, 100, 2):
         line.beat(beat(step))
@@ -134,7 +134,7 @@ def test_the_speed_is_that_of_the_last_seconds(clock):
 
 def test_a_new_epoch_shows_no_negative_speed(clock):
     stream = Terminal()
-    line = NodeLine(stream)
+    line = StatusLine(stream)
     line.round(PLAN, None)
     line.beat(beat(90))
     clock.s += 1
@@ -144,7 +144,7 @@ def test_a_new_epoch_shows_no_negative_speed(clock):
 
 def test_progress_in_a_file_comes_once_a_minute(clock):
     stream = io.StringIO()
-    line = NodeLine(stream)
+    line = StatusLine(stream)
     line.round(SimpleNamespace(**{**vars(PLAN), "ranks": range(2, 3)}), None)
     for step in range(125):
         line.beat(beat(step))
@@ -156,7 +156,7 @@ def test_progress_in_a_file_comes_once_a_minute(clock):
 
 def test_the_master_shows_no_progress_beside_rank_0(clock):
     stream = Terminal()
-    line = NodeLine(stream, shows_progress=False)
+    line = StatusLine(stream, shows_progress=False)
     line.round(PLAN, None)
     line.beat(beat(1))
     assert stream.getvalue() == ""
@@ -164,7 +164,7 @@ def test_the_master_shows_no_progress_beside_rank_0(clock):
 
 def test_a_round_that_is_over_shows_nothing_until_there_is_a_roster(clock):
     stream = Terminal()
-    line = NodeLine(stream)
+    line = StatusLine(stream)
     line.round(PLAN, None)
     line.waiting()
     line.beat(beat(1))
@@ -175,7 +175,7 @@ def test_a_round_that_is_over_shows_nothing_until_there_is_a_roster(clock):
 
 def test_a_closed_terminal_and_many_threads_are_no_trouble():
     stream = Terminal()
-    line = NodeLine(stream)
+    line = StatusLine(stream)
     threads = [threading.Thread(target=lambda: [line.over("x" * 50) for _ in range(100)]) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -1,4 +1,4 @@
-"""Open lobbies on loopback, and members that knock."""
+"""Open servers on loopback, and members that knock."""
 
 from __future__ import annotations
 
@@ -7,31 +7,41 @@ import random
 import socket
 import time
 
-from tests.yolo_launch.rendezvous.simulation import DATA, job_facts, make_claim
-from yolo_launch.rendezvous.admission import Terms
-from yolo_launch.rendezvous.client import Door, Member, NoLobby, claim_rank, closing_on_failure, dial, greet
-from yolo_launch.rendezvous.coordinator import Control
+from tests.yolo_launch.rendezvous.simulation import DATA, job_facts, make_join_request
+from yolo_launch.rendezvous.admission import RendezvousSettings
+from yolo_launch.rendezvous.client import (
+    NoRendezvous,
+    RendezvousClient,
+    RendezvousEndpoint,
+    closing_on_failure,
+    dial,
+    greet,
+    request_rank,
+)
+from yolo_launch.rendezvous.coordinator import Coordinator
 from yolo_launch.rendezvous.messages import Ready
-from yolo_launch.rendezvous.server import Lobby
+from yolo_launch.rendezvous.server import RendezvousServer
 from yolo_launch.spec import Outcome
 
 
-class OpenLobby:
-    """A listening lobby and what the master's console shows."""
+class OpenRendezvous:
+    """A listening rendezvous and what the master's console shows."""
 
     def __init__(
-        self, nodes: int, min_nodes: int | None = None, token: str | None = None, port: int = 0, **terms
+        self, nodes: int, min_nodes: int | None = None, token: str | None = None, port: int = 0, **settings
     ) -> None:
         self.said: list[str] = []
         facts = job_facts(settle=lambda by_node: 64)
-        self.control = Control(Terms(min_nodes or nodes, nodes, **terms), facts, time.monotonic())
-        self.lobby = Lobby(self.control, "this-lobby", token, self.said.append)
-        self.lobby.open("127.0.0.1", port)
-        self.door = Door("127.0.0.1", self.lobby.port, token)
+        self.control = Coordinator(RendezvousSettings(min_nodes or nodes, nodes, **settings), facts, time.monotonic())
+        self.rendezvous = RendezvousServer(self.control, "this-rendezvous", token, self.said.append)
+        self.rendezvous.open("127.0.0.1", port)
+        self.endpoint = RendezvousEndpoint("127.0.0.1", self.rendezvous.port, token)
 
-    def sit(self, rank: int, *, ready: bool = True, door: Door | None = None, **more) -> Member:
+    def sit(
+        self, rank: int, *, ready: bool = True, endpoint: RendezvousEndpoint | None = None, **more
+    ) -> RendezvousClient:
         """A member that has its seat."""
-        member = knock(door or self.door, rank, **more)
+        member = connect_raw(endpoint or self.endpoint, rank, **more)
         if ready:
             member.send(Ready(fingerprint=DATA))
         return member
@@ -41,32 +51,32 @@ class OpenLobby:
         return soon(lambda: any(text in line for line in self.said), timeout_s)
 
 
-def knock(door: Door, rank: int, timeout_s: float = 10.0, **more) -> Member:
+def connect_raw(endpoint: RendezvousEndpoint, rank: int, timeout_s: float = 10.0, **more) -> RendezvousClient:
     """Dial, greet, claim, and again where the connection is cut without a word. Raises as these do."""
     deadline = time.monotonic() + timeout_s
     while True:
-        channel = dial(door, deadline - time.monotonic(), lambda problem: None)
+        channel = dial(endpoint, deadline - time.monotonic(), lambda problem: None)
         try:
             with closing_on_failure(channel):
-                greet(channel, door)
-                claim_rank(channel, door, make_claim(rank, **more))
+                greet(channel, endpoint)
+                request_rank(channel, endpoint, make_join_request(rank, **more))
             break
-        except NoLobby:
+        except NoRendezvous:
             time.sleep(random.uniform(0.2, 1.0))
-    member = Member(channel)
+    member = RendezvousClient(channel)
     member.start()
     return member
 
 
 @contextlib.contextmanager
 def opened(nodes: int, min_nodes: int | None = None, **more):
-    """An open lobby that ends with the block."""
-    lobby = OpenLobby(nodes, min_nodes, **more)
+    """An open rendezvous that ends with the block."""
+    rendezvous = OpenRendezvous(nodes, min_nodes, **more)
     try:
-        yield lobby
+        yield rendezvous
     finally:
-        lobby.lobby.end(Outcome("master_lost", 6))
-        lobby.lobby.close(timeout_s=0.2)
+        rendezvous.rendezvous.end(Outcome("master_lost", 6))
+        rendezvous.rendezvous.close(timeout_s=0.2)
 
 
 def soon(is_so, timeout_s: float = 5.0) -> bool:
@@ -79,7 +89,7 @@ def soon(is_so, timeout_s: float = 5.0) -> bool:
     return is_so()
 
 
-def wait_for(member: Member, kind: type, timeout_s: float = 5.0):
+def wait_for(member: RendezvousClient, kind: type, timeout_s: float = 5.0):
     """The next message of a kind; AssertionError where none comes."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -89,6 +99,6 @@ def wait_for(member: Member, kind: type, timeout_s: float = 5.0):
     raise AssertionError(f"no {kind.__name__} within {timeout_s} s")
 
 
-def stranger(door: Door) -> socket.socket:
+def unauthenticated(endpoint: RendezvousEndpoint) -> socket.socket:
     """A connection that says nothing yet."""
-    return socket.create_connection((door.address, door.port), 5)
+    return socket.create_connection((endpoint.address, endpoint.port), 5)

@@ -7,15 +7,15 @@ import sys
 import threading
 import time
 
-from tests.yolo_launch.rendezvous.connections import knock
+from tests.yolo_launch.rendezvous.connections import connect_raw
 from tests.yolo_launch.rendezvous.simulation import DATA
-from yolo_launch.rendezvous.client import Door
+from yolo_launch.rendezvous.client import RendezvousEndpoint
 from yolo_launch.rendezvous.messages import End, Ready, Round
 
 
-def take_part(door: Door, rank: int, found: dict[int, tuple[float, float]]) -> None:
+def take_part(endpoint: RendezvousEndpoint, rank: int, found: dict[int, tuple[float, float]]) -> None:
     """Join, be ready, hear the round, leave at the end; the instants of the seat and of the round."""
-    member = knock(door, rank, timeout_s=60)
+    member = connect_raw(endpoint, rank, timeout_s=60)
     seated_at = time.monotonic()
     member.send(Ready(fingerprint=DATA))
     while True:
@@ -30,8 +30,8 @@ def take_part(door: Door, rank: int, found: dict[int, tuple[float, float]]) -> N
 def main(port: int, first: int, count: int) -> None:
     """Members ``first`` to ``first + count - 1``, a thread each; one JSON line when all are told to start."""
     found: dict[int, tuple[float, float]] = {}
-    door = Door("127.0.0.1", port)
-    threads = [threading.Thread(target=take_part, args=(door, first + n, found), daemon=True) for n in range(count)]
+    endpoint = RendezvousEndpoint("127.0.0.1", port)
+    threads = [threading.Thread(target=take_part, args=(endpoint, first + n, found), daemon=True) for n in range(count)]
     sys.stdin.readline()  # all processes begin together
     for thread in threads:
         thread.start()

@@ -1,13 +1,13 @@
-"""A lobby without sockets and with a clock of its own, and the machines that speak to it."""
+"""A rendezvous without sockets and with a clock of its own, and the machines that speak to it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 
 from yolo_launch.errors import LaunchError
-from yolo_launch.rendezvous.admission import JobFacts, Terms
-from yolo_launch.rendezvous.coordinator import Control
-from yolo_launch.rendezvous.messages import Beat, Claim, Message, Ready, Report, Round
+from yolo_launch.rendezvous.admission import JobOffer, RendezvousSettings
+from yolo_launch.rendezvous.coordinator import Coordinator
+from yolo_launch.rendezvous.messages import JoinRequest, Message, NodeHeartbeat, Ready, Report, Round
 from yolo_launch.spec import RankFailure
 
 DATA = "d" * 64
@@ -15,7 +15,7 @@ VERSIONS = {"torch": "2.15.0", "cuda": "12.8", "nccl": "2.27.5", "code": "abc123
 OWN = {0.0: "cause", 1.0: "consequence"}
 
 
-def make_claim(rank: int, **more) -> Claim:
+def make_join_request(rank: int, **more) -> JoinRequest:
     """A machine with two GPUs that agrees with the master in everything."""
     facts = {
         "session": f"session-{rank}",
@@ -27,7 +27,7 @@ def make_claim(rank: int, **more) -> Claim:
         "backend": "nccl",
         **VERSIONS,
     }
-    return Claim(**{**facts, **more})
+    return JoinRequest(**{**facts, **more})
 
 
 def even_batch(by_node: tuple[int, ...]) -> int:
@@ -41,16 +41,16 @@ def even_batch(by_node: tuple[int, ...]) -> int:
     return 64
 
 
-def job_facts(**more) -> JobFacts:
+def job_facts(**more) -> JobOffer:
     """A job whose master is gpu-a."""
     facts = {
-        "own": make_claim(0),
+        "own": make_join_request(0),
         "description": {"config": {"epochs": 3}},
         "fingerprint": DATA,
         "settle": even_batch,
         "source_of_restart": lambda: "going on from the newest good checkpoint",
     }
-    return JobFacts(**{**facts, **more})
+    return JobOffer(**{**facts, **more})
 
 
 def failed(
@@ -66,9 +66,13 @@ def failed(
 class Stage:
     """Control under a clock that moves only when told. Machines that sit give signs of life unless they are silent."""
 
-    def __init__(self, nodes: int = 2, min_nodes: int | None = None, *, job: JobFacts | None = None, **terms) -> None:
+    def __init__(
+        self, nodes: int = 2, min_nodes: int | None = None, *, job: JobOffer | None = None, **settings
+    ) -> None:
         self.now = 100.0
-        self.control = Control(Terms(min_nodes or nodes, nodes, **terms), job or job_facts(), self.now)
+        self.control = Coordinator(
+            RendezvousSettings(min_nodes or nodes, nodes, **settings), job or job_facts(), self.now
+        )
         self.heard: dict[int, list[Message]] = defaultdict(list)
         """Connection -> what it was told."""
         self.closed: set[int] = set()
@@ -79,17 +83,17 @@ class Stage:
 
     # ---- events
 
-    def claim(self, claim: Claim, ahead_s: float = 0.0) -> int:
+    def join_request(self, join_request: JoinRequest, ahead_s: float = 0.0) -> int:
         """A machine asks for its rank over a new connection, whose number comes back."""
         self._numbered += 1
-        claim = claim.model_copy(update={"clock": 1e9 + self.now + ahead_s})
-        self.control.on_claim(self._numbered, claim, self.now, 1e9 + self.now)
+        join_request = join_request.model_copy(update={"clock": 1e9 + self.now + ahead_s})
+        self.control.on_join_request(self._numbered, join_request, self.now, 1e9 + self.now)
         self._deliver()
         return self._numbered
 
     def join(self, rank: int, *, ready: bool = True, ahead_s: float = 0.0, **more) -> int:
         """A machine takes its seat, and says that it is ready."""
-        number = self.connections[rank] = self.claim(make_claim(rank, **more), ahead_s)
+        number = self.connections[rank] = self.join_request(make_join_request(rank, **more), ahead_s)
         if ready:
             self.say(rank, Ready(fingerprint=DATA))
         return number
@@ -109,9 +113,9 @@ class Stage:
         end = self.now + seconds
         while self.now < end:
             self.now = min(end, self.now + step_s)
-            for rank, seat in list(self.control.table.seats.items()):
+            for rank, participant in list(self.control.table.participants.items()):
                 if rank not in self.silent:
-                    self.control.on_message(seat.connection, Beat(phase="train"), self.now)
+                    self.control.on_message(participant.connection, NodeHeartbeat(phase="train"), self.now)
             self.control.tick(self.now)
             self._deliver()
 

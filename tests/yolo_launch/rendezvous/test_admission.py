@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.yolo_launch.rendezvous.simulation import DATA, Stage, job_facts, make_claim
+from tests.yolo_launch.rendezvous.simulation import DATA, Stage, job_facts, make_join_request
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.rendezvous.admission import parse_nodes
-from yolo_launch.rendezvous.messages import MOST_MACHINES, Cannot, Claim, End, Joined, Note, Ready, Roster, Round
+from yolo_launch.rendezvous.messages import (
+    MOST_NODES,
+    End,
+    JoinAccepted,
+    JoinRefused,
+    JoinRequest,
+    LogLine,
+    Ready,
+    Roster,
+    Round,
+)
 from yolo_launch.spec import Outcome
 
 OTHER = {"session": "other", "host": "gpu-x", "address": "10.0.0.9"}
@@ -77,7 +87,7 @@ REFUSALS = [
 
 @pytest.fixture
 def stage():
-    stage = Stage(3, job=job_facts(own=make_claim(0, job_id="42"), settle=lambda by_node: 60))
+    stage = Stage(3, job=job_facts(own=make_join_request(0, job_id="42"), settle=lambda by_node: 60))
     stage.join(0, job_id="42")
     stage.join(1)
     return stage
@@ -85,23 +95,23 @@ def stage():
 
 @pytest.mark.parametrize(("facts", "what", "seen"), REFUSALS)
 def test_a_machine_is_refused_on_both_sides(stage, facts, what, seen):
-    number = stage.claim(make_claim(**{**OTHER, **facts}))
+    number = stage.join_request(make_join_request(**{**OTHER, **facts}))
     (told,) = stage.heard[number]
-    assert isinstance(told, Cannot)
+    assert isinstance(told, JoinRefused)
     assert (told.what, told.seen) == (what, seen)
     assert told.expected
     assert number in stage.closed
     assert any("gpu-x" in line and what in line for line in stage.said)
-    assert sorted(stage.control.table.seats) == [0, 1]
+    assert sorted(stage.control.table.participants) == [0, 1]
     assert stage.phase == "gathering"
 
 
 def test_nobody_takes_the_seat_of_a_master_that_has_not_sat_down_yet():
     stage = Stage(2)
-    number = stage.claim(make_claim(0, **OTHER))
+    number = stage.join_request(make_join_request(0, **OTHER))
     assert "Rank 0 is taken twice" in stage.heard[number][0].what
     stage.join(0)
-    assert stage.told(0, Joined)
+    assert stage.told(0, JoinAccepted)
 
 
 def test_a_machine_of_no_scheduler_may_join_one_that_has_a_job(stage):
@@ -112,22 +122,22 @@ def test_a_machine_of_no_scheduler_may_join_one_that_has_a_job(stage):
 def test_other_data_is_refused_on_both_sides_and_the_seat_is_free_again(stage):
     number = stage.join(2, ready=False)
     stage.say(2, Ready(fingerprint="e" * 64))
-    told = stage.last(2, Cannot)
+    told = stage.last(2, JoinRefused)
     assert told.what == "The data set of gpu-c is not that of gpu-a."
     assert told.seen == f"fingerprint {'e' * 12} on gpu-c, {DATA[:12]} on gpu-a"
     assert number in stage.closed
     assert "machine 2 gpu-c (10.0.0.3, 2x A100) cannot take part: The data set of gpu-c" in stage.said[-1]
-    assert "cannot take part" in stage.last(1, Note).text
+    assert "cannot take part" in stage.last(1, LogLine).text
     stage.join(2)
     assert stage.phase == "running"
 
 
 def test_a_machine_that_cannot_do_the_job_says_why_on_every_console(stage):
     stage.join(2, ready=False)
-    stage.say(2, Cannot(what="The data set is missing.", seen="/data/coco.yaml", exit_code=2))
+    stage.say(2, JoinRefused(what="The data set is missing.", seen="/data/coco.yaml", exit_code=2))
     assert "cannot take part: The data set is missing. (/data/coco.yaml)" in stage.said[-1]
-    assert "The data set is missing." in stage.last(1, Note).text
-    assert sorted(stage.control.table.seats) == [0, 1]
+    assert "The data set is missing." in stage.last(1, LogLine).text
+    assert sorted(stage.control.table.participants) == [0, 1]
 
 
 def test_a_batch_that_does_not_divide_ends_it_on_every_machine_with_totals_that_fit():
@@ -145,7 +155,7 @@ def test_a_batch_that_does_not_divide_ends_it_on_every_machine_with_totals_that_
 def test_a_job_that_is_over_takes_nobody():
     stage = Stage(2).running(0, 1)
     stage.control.end(Outcome("done", 0), stage.now)
-    number = stage.claim(make_claim(1, **OTHER))
+    number = stage.join_request(make_join_request(1, **OTHER))
     assert stage.heard[number][0].what == "The job on gpu-a is over."
 
 
@@ -215,8 +225,8 @@ def test_who_did_not_come_is_named_when_the_time_is_up():
 
 
 def test_names_of_machines_cannot_draw_on_terminals():
-    claim = Claim(session="s", rank=1, host="gpu\x1b[2J\nb", nproc=1, devices=("A\r100",))
-    assert claim.label == "1 gpu?[2J?b (1x A?100)"
+    join_request = JoinRequest(session="s", rank=1, host="gpu\x1b[2J\nb", nproc=1, devices=("A\r100",))
+    assert join_request.label == "1 gpu?[2J?b (1x A?100)"
 
 
 @pytest.mark.parametrize(("text", "nodes"), [("2", (2, 2)), ("1:4", (1, 4)), ("3:3", (3, 3))])
@@ -224,7 +234,7 @@ def test_numbers_of_machines(text, nodes):
     assert parse_nodes(text) == nodes
 
 
-@pytest.mark.parametrize("text", ["0", "4:2", "", ":", "2:", "-1", "two", "1:2:3", "²", str(MOST_MACHINES + 1)])
+@pytest.mark.parametrize("text", ["0", "4:2", "", ":", "2:", "-1", "two", "1:2:3", "²", str(MOST_NODES + 1)])
 def test_numbers_of_machines_that_cannot_be(text):
     with pytest.raises(LaunchError, match="--nodes cannot be used"):
         parse_nodes(text)

@@ -1,4 +1,4 @@
-"""Round after round: losses, failures, joins and signals, and what the lobby makes of them."""
+"""Round after round: losses, failures, joins and signals, and what the rendezvous makes of them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from yolo_launch.diagnosis.hangs import StalledRank
 from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
 from yolo_launch.errors import ExitCode
 from yolo_launch.rendezvous.messages import (
-    Beat,
-    Cannot,
+    CoordinatorHeartbeat,
     End,
+    FailureNotice,
+    JoinRefused,
     Leave,
-    Note,
-    Pulse,
+    LogLine,
+    NodeHeartbeat,
     Ready,
     Report,
     Stop,
     Store,
-    StoreOpen,
-    Trouble,
+    StoreReady,
 )
 from yolo_launch.spec import Outcome
 
 SAVED = {"kind": "saved", "saved": True, "finished_a_step": True}
 
 
-def any_batch(**terms):
-    return {"job": job_facts(settle=lambda by_node: 64), **terms}
+def any_batch(**settings):
+    return {"job": job_facts(settle=lambda by_node: 64), **settings}
 
 
 # ---- the usual course
@@ -40,7 +40,7 @@ def test_a_job_from_its_start_to_its_end():
     stage = Stage(2).running(0, 1)
     start = stage.round(1)
     assert (start.number, start.members, start.batch_size, start.even) == (1, ((0, 2), (1, 2)), 64, True)
-    stage.say(0, StoreOpen(round=1, port=4711))
+    stage.say(0, StoreReady(round=1, port=4711))
     assert [stage.last(rank, Store) for rank in (0, 1)] == [Store(round=1, port=4711)] * 2
     stage.wait(100)
     stage.say(1, Report(round=1, kind="done"))
@@ -55,7 +55,7 @@ def test_a_job_from_its_start_to_its_end():
 
 def test_only_the_master_opens_a_store():
     stage = Stage(2).running(0, 1)
-    stage.say(1, StoreOpen(round=1, port=4711))
+    stage.say(1, StoreReady(round=1, port=4711))
     assert not stage.told(0, Store)
 
 
@@ -98,19 +98,19 @@ def test_a_done_machine_that_goes_early_does_not_stop_the_others():
 
 def test_pulses_come_every_second():
     stage = Stage(2).running(0, 1)
-    before = len(stage.told(1, Pulse))
+    before = len(stage.told(1, CoordinatorHeartbeat))
     stage.wait(10)
-    assert 9 <= len(stage.told(1, Pulse)) - before <= 11
+    assert 9 <= len(stage.told(1, CoordinatorHeartbeat)) - before <= 11
 
 
 def test_pulses_tell_for_how_long_no_machine_has_moved():
     stage = Stage(2).running(0, 1)
-    stage.say(1, Beat(phase="scan", step=1))
+    stage.say(1, NodeHeartbeat(phase="scan", step=1))
     stage.wait(5)
-    assert 4 <= stage.last(0, Pulse).idle_s <= 6
-    stage.say(1, Beat(phase="scan", step=2))
+    assert 4 <= stage.last(0, CoordinatorHeartbeat).idle_s <= 6
+    stage.say(1, NodeHeartbeat(phase="scan", step=2))
     stage.wait(2)
-    assert stage.last(0, Pulse).idle_s <= 2
+    assert stage.last(0, CoordinatorHeartbeat).idle_s <= 2
 
 
 # ---- losses
@@ -250,7 +250,7 @@ def test_a_master_whose_process_slept_blames_nobody():
 
 def test_a_report_that_waited_while_the_master_slept_is_in_time_and_so_are_the_others():
     stage = Stage(2, max_restarts=0).running(0, 1)
-    stage.say(1, Trouble(round=1, kind="failed"))
+    stage.say(1, FailureNotice(round=1, kind="failed"))
     stage.sleep(60)
     stage.say(0, failed(1, 0, own=False))
     assert stage.phase == "stopping"
@@ -274,13 +274,13 @@ def test_deadlines_wait_for_a_master_that_slept():
 
 def test_a_failure_is_told_with_its_cause_and_restarts_the_job():
     stage = Stage(2).running(0, 1)
-    stage.say(1, Trouble(round=1, kind="failed"))
+    stage.say(1, FailureNotice(round=1, kind="failed"))
     assert stage.last(0, Stop).kind == "failed"
     stage.say(1, failed(1, 3))
     stage.say(0, failed(1, 0, own=False, text="Connection closed by peer"))
     line = "rank 3 on machine 1 gpu-b (10.0.0.2, 2x A100) failed (ValueError: bad); restart 1 of 3, "
     assert stage.said[-1] == line + "going on from the newest good checkpoint"
-    assert stage.last(1, Note).text == stage.said[-1]
+    assert stage.last(1, LogLine).text == stage.said[-1]
     assert stage.phase == "running"
     assert stage.round(0).number == 2
 
@@ -338,7 +338,7 @@ def test_words_about_another_round_change_nothing():
     stage.say(1, failed(1, 2))
     stage.say(0, failed(1, 0, own=False))
     assert stage.round(0).number == 2
-    for late in (failed(1, 2), Trouble(round=1, kind="failed"), Report(round=1, kind="done"), failed(3, 2)):
+    for late in (failed(1, 2), FailureNotice(round=1, kind="failed"), Report(round=1, kind="done"), failed(3, 2)):
         stage.say(1, late)
         stage.say(0, late)
     stage.wait(30)
@@ -378,13 +378,13 @@ def test_a_second_ready_does_not_pause_the_round():
 
 def test_a_machine_of_the_round_that_gives_up_is_a_loss():
     stage = Stage(2).running(0, 1)
-    stage.say(1, Cannot(what="The disk is gone."))
+    stage.say(1, JoinRefused(what="The disk is gone."))
     assert stage.last(0, Stop).kind == "lost"
 
 
 def test_a_stall_is_looked_into_everywhere_and_ends_the_job():
     stage = Stage(2).running(0, 1)
-    stage.say(1, Trouble(round=1, kind="stalled"))
+    stage.say(1, FailureNotice(round=1, kind="stalled"))
     assert stage.last(0, Stop).kind == "stalled"
     waits = StalledRank(0, 300.0, Heartbeat(0, "train", 1, 9, 5.0), ())
     frozen = StalledRank(2, 301.0, Heartbeat(2, "train", 1, 8, 5.0), (), frozen="stopped (SIGSTOP or a debugger)")
@@ -415,7 +415,7 @@ def test_a_signal_on_one_machine_stops_a_job_that_cannot_shrink():
     assert stage.said[-1] == "SIGTERM on machine 1 gpu-b (10.0.0.2, 2x A100) stops the job"
 
 
-def test_a_signalled_machine_that_does_not_wait_is_no_loss():
+def test_a_signaled_machine_that_does_not_wait_is_no_loss():
     stage = Stage(2).running(0, 1)
     stage.say(1, Report(round=1, kind="stopped", signal=signal.SIGTERM, saved=True))
     stage.say(1, Leave(reason="it left (SIGTERM)"))
@@ -440,7 +440,7 @@ def test_ctrl_c_is_no_reason_to_start_again():
     assert (stage.outcome.kind, stage.outcome.exit_code) == ("interrupted", 130)
 
 
-def test_workers_that_were_signalled_themselves_end_the_job_saved():
+def test_workers_that_were_signaled_themselves_end_the_job_saved():
     stage = Stage(2).running(0, 1)
     stage.say(1, Report(round=1, **SAVED))
     stage.say(0, Report(round=1, **SAVED))
@@ -580,7 +580,7 @@ def test_a_leaving_machine_that_is_gone_already_is_no_trouble():
     assert stage.round(0).members == ((0, 2), (2, 2))
 
 
-def test_a_signalled_master_ends_a_job_that_may_shrink():
+def test_a_signaled_master_ends_a_job_that_may_shrink():
     stage = Stage(2, 1, **any_batch()).running(0, 1)
     stage.say(0, Report(round=1, kind="stopped", signal=signal.SIGTERM, saved=True))
     stage.say(1, Report(round=1, **SAVED))
@@ -611,5 +611,5 @@ def test_a_stranger_to_the_table_is_not_heard():
     stage = Stage(2).running(0, 1)
     stage.control.on_message(4711, failed(1, 2), stage.now)
     stage.control.on_gone(4711, "?", stage.now)
-    stage.control.on_message(4711, Beat(), stage.now)
+    stage.control.on_message(4711, NodeHeartbeat(), stage.now)
     assert stage.phase == "running"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from yolo_launch.rendezvous.framing import (
     MAX_FRAME_BYTES,
     Channel,
-    Seal,
-    WireError,
+    FramingError,
+    MessageAuthenticator,
     frame_length,
     is_proof,
     new_nonce,
@@ -25,8 +25,8 @@ from yolo_launch.rendezvous.framing import (
 TOKEN = "a secret"
 
 
-def sealed(direction: str = "member", token: str | None = TOKEN) -> Seal:
-    return Seal.of(token, direction, "server-nonce", "client-nonce")
+def sealed(direction: str = "member", token: str | None = TOKEN) -> MessageAuthenticator:
+    return MessageAuthenticator.of(token, direction, "server-nonce", "client-nonce")
 
 
 def body(frame: bytes) -> bytes:
@@ -43,16 +43,16 @@ def test_what_is_packed_is_unpacked_in_order(token):
 
 
 def test_without_a_token_a_frame_is_a_length_and_json():
-    assert Seal().pack({"a": 1}) == struct.pack(">I", 7) + b'{"a":1}'
+    assert MessageAuthenticator().pack({"a": 1}) == struct.pack(">I", 7) + b'{"a":1}'
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_frame_with_any_bit_changed_is_refused(data):
-    frame = bytearray(body(sealed().pack({"type": "Beat", "epoch": 3})))
+    frame = bytearray(body(sealed().pack({"type": "NodeHeartbeat", "epoch": 3})))
     place = data.draw(st.integers(0, len(frame) - 1))
     frame[place] ^= 1 << data.draw(st.integers(0, 7))
-    with pytest.raises(WireError, match="seal"):
+    with pytest.raises(FramingError, match="seal"):
         sealed().unpack(bytes(frame))
 
 
@@ -60,32 +60,32 @@ def test_a_frame_sent_again_is_refused():
     out, back = sealed(), sealed()
     frame = body(out.pack({"a": 1}))
     back.unpack(frame)
-    with pytest.raises(WireError, match="seal"):
+    with pytest.raises(FramingError, match="seal"):
         back.unpack(frame)
 
 
 def test_a_frame_that_was_left_out_is_noticed():
     out, back = sealed(), sealed()
     out.pack({"a": 1})
-    with pytest.raises(WireError, match="seal"):
+    with pytest.raises(FramingError, match="seal"):
         back.unpack(body(out.pack({"a": 2})))
 
 
 def test_a_frame_sent_back_to_its_sender_is_refused():
-    frame = body(sealed("lobby").pack({"a": 1}))
-    with pytest.raises(WireError, match="seal"):
+    frame = body(sealed("rendezvous").pack({"a": 1}))
+    with pytest.raises(FramingError, match="seal"):
         sealed("member").unpack(frame)
 
 
 def test_a_frame_of_another_connection_is_refused():
-    frame = body(Seal.of(TOKEN, "member", new_nonce(), new_nonce()).pack({"a": 1}))
-    with pytest.raises(WireError, match="seal"):
-        Seal.of(TOKEN, "member", new_nonce(), new_nonce()).unpack(frame)
+    frame = body(MessageAuthenticator.of(TOKEN, "member", new_nonce(), new_nonce()).pack({"a": 1}))
+    with pytest.raises(FramingError, match="seal"):
+        MessageAuthenticator.of(TOKEN, "member", new_nonce(), new_nonce()).unpack(frame)
 
 
 @pytest.mark.parametrize("other", ["another secret", None])
 def test_a_frame_of_another_token_is_refused(other):
-    with pytest.raises(WireError):
+    with pytest.raises(FramingError):
         sealed().unpack(body(sealed(token=other).pack({"a": 1})))
 
 
@@ -93,15 +93,15 @@ def test_a_frame_of_another_token_is_refused(other):
     "text", [b"", b"nothing", b"[1]", b'"text"', b"1", b"\xff\xfe\x00", b'{"a":', b"[" * 100_000, b"1" * 100_000]
 )
 def test_only_a_json_object_is_a_frame(text):
-    with pytest.raises(WireError, match=r"JSON|object"):
-        Seal().unpack(text)
+    with pytest.raises(FramingError, match=r"JSON|object"):
+        MessageAuthenticator().unpack(text)
 
 
 @pytest.mark.parametrize(
     "head", [b"\0\0\0\0", struct.pack(">I", 4097), b"GET ", b"SSH-", b"\x16\x03\x01\x02", b"\xff" * 4]
 )
 def test_lengths_that_cannot_be_ours_are_refused_before_anything_is_read(head):
-    with pytest.raises(WireError, match="at most 4096"):
+    with pytest.raises(FramingError, match="at most 4096"):
         frame_length(head, 4096)
 
 
@@ -114,7 +114,7 @@ def test_a_proof_needs_the_token_both_nonces_and_the_right_side():
     assert is_proof(good, TOKEN, "member", "s", "c")
     for token, who, server, client in (
         ("other", "member", "s", "c"),
-        (TOKEN, "lobby", "s", "c"),
+        (TOKEN, "rendezvous", "s", "c"),
         (TOKEN, "member", "c", "s"),
         (TOKEN, "member", "s", "x"),
     ):
@@ -139,7 +139,7 @@ def pair():
 
 
 def test_frames_come_whole_however_they_were_cut(pair):
-    frame = Seal().pack({"text": "x" * 1000}) + Seal().pack({"n": 2})
+    frame = MessageAuthenticator().pack({"text": "x" * 1000}) + MessageAuthenticator().pack({"n": 2})
     for start in range(0, len(frame), 7):
         pair[0].connection.sendall(frame[start : start + 7])
     assert pair[1].receive(1) == {"text": "x" * 1000}
@@ -148,7 +148,7 @@ def test_frames_come_whole_however_they_were_cut(pair):
 
 
 def test_a_frame_in_two_halves_is_waited_for(pair):
-    frame = Seal().pack({"n": 1})
+    frame = MessageAuthenticator().pack({"n": 1})
     pair[0].connection.sendall(frame[:6])
     assert pair[1].receive(0.05) is None
     pair[0].connection.sendall(frame[6:])
@@ -164,7 +164,7 @@ def test_the_end_of_a_connection_is_told_apart_from_silence(pair):
 
 def test_a_length_over_the_limit_is_refused(pair):
     pair[0].connection.sendall(struct.pack(">I", 5000))
-    with pytest.raises(WireError, match="5000 bytes, at most 4096"):
+    with pytest.raises(FramingError, match="5000 bytes, at most 4096"):
         pair[1].receive(1, 4096)
 
 

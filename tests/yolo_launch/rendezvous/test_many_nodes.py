@@ -1,4 +1,4 @@
-"""A lobby of 64 machines forms in seconds."""
+"""A rendezvous of 64 machines forms in seconds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def test_a_roster_of_64_machines_forms_in_seconds():
     found: dict[int, tuple[float, float]] = {}
     with opened(MACHINES) as it:
         began_at = time.monotonic()
-        members = [threading.Thread(target=take_part, args=(it.door, rank, found)) for rank in range(MACHINES)]
+        members = [threading.Thread(target=take_part, args=(it.endpoint, rank, found)) for rank in range(MACHINES)]
         for member in members:
             member.start()
         assert soon(lambda: len(found) == MACHINES, 20)
         assert max(told for _, told in found.values()) - began_at < 10
         assert sorted(it.control.table.in_round()) == list(range(MACHINES))
-        it.lobby.end(Outcome("done", 0))
+        it.rendezvous.end(Outcome("done", 0))
         assert soon(lambda: it.control.is_over)
         for member in members:
             member.join(5)

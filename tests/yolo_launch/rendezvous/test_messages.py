@@ -6,22 +6,23 @@ import json
 
 import pytest
 
-from tests.yolo_launch.rendezvous.simulation import make_claim
+from tests.yolo_launch.rendezvous.simulation import make_join_request
 from yolo_launch.diagnosis.hangs import StalledRank
 from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
 from yolo_launch.diagnosis.stacks import Frame
 from yolo_launch.rendezvous import messages
-from yolo_launch.rendezvous.framing import MAX_FRAME_BYTES, WireError, text_of
+from yolo_launch.rendezvous.framing import MAX_FRAME_BYTES, FramingError, text_of
 from yolo_launch.rendezvous.messages import (
     MOST_TEXT,
-    Beat,
-    Cannot,
-    Claim,
+    CoordinatorHeartbeat,
     End,
-    Joined,
+    FailureNotice,
+    JoinAccepted,
+    JoinRefused,
+    JoinRequest,
     Leave,
-    Note,
-    Pulse,
+    LogLine,
+    NodeHeartbeat,
     Ready,
     Report,
     Roster,
@@ -29,8 +30,7 @@ from yolo_launch.rendezvous.messages import (
     Seen,
     Stop,
     Store,
-    StoreOpen,
-    Trouble,
+    StoreReady,
     clipped,
     parse,
 )
@@ -41,25 +41,25 @@ FAILURE = RankFailure(
 )
 STALLED = StalledRank(1, 300.5, Heartbeat(1, "train", 2, 3, 1e9, 4711), (Frame("loop.py", "12", "step"),), "stopped")
 MESSAGES = [
-    make_claim(1, nodes="1:4", job_id="42", interface="eth0", clock=1e9),
+    make_join_request(1, nodes="1:4", job_id="42", interface="eth0", clock=1e9),
     Ready(fingerprint="d" * 64),
-    Cannot(what="w", seen="s", expected="e", next_command="n", exit_code=3),
-    Beat(phase="train", epoch=1, step=2),
+    JoinRefused(what="w", seen="s", expected="e", next_command="n", exit_code=3),
+    NodeHeartbeat(phase="train", epoch=1, step=2),
     Seen(findings=((1, Finding("all-reduce", "warning", "0.1 GB/s", "look at the cable")),)),
-    StoreOpen(round=1, port=4711),
-    Trouble(round=1, kind="stalled"),
+    StoreReady(round=1, port=4711),
+    FailureNotice(round=1, kind="stalled"),
     Report(round=1, kind="failed", failure=FAILURE, key=(0.0, 0.0, 1.0, 1e9, 3.0), ran_s=1.5, finished_a_step=True),
     Report(round=1, kind="stalled", stalled=(STALLED, STALLED)),
     Report(round=1, kind="stopped", signal=15, saved=True),
     Leave(reason="it left (Ctrl-C)"),
-    Joined(job={"config": {"epochs": 3, "names": ["a"]}, "is_demo": False}),
+    JoinAccepted(job={"config": {"epochs": 3, "names": ["a"]}, "is_demo": False}),
     Roster(text="1/2 machines", left_s=3.5),
     Round(number=2, members=((0, 2), (3, 1)), batch_size=64, even=False),
     Store(round=1, port=65535),
     Stop(round=1, kind="save", reason="r"),
-    Note(text="n"),
+    LogLine(text="n"),
     End(outcome=Outcome("worker_failed", 1, failure=FAILURE, signal=15, restarts=2, detail="d")),
-    Pulse(),
+    CoordinatorHeartbeat(),
 ]
 
 
@@ -106,27 +106,27 @@ def test_times_that_are_no_numbers_are_taken():
         {},
         {"type": "Message"},
         {"type": "Outcome", "kind": "done"},
-        {"type": ["Claim"]},
-        {"type": "Claim"},
-        {"type": "Pulse", "more": 1},
-        {"type": "Claim", "session": "s", "rank": -1, "host": "h", "nproc": 1},
-        {"type": "Claim", "session": "s", "rank": 1, "host": "h", "nproc": 0},
-        {"type": "Claim", "session": "s", "rank": 1, "host": "h" * 301, "nproc": 1},
-        {"type": "Claim", "session": "s", "rank": 1, "host": "\ud800", "nproc": 1},
-        {"type": "Claim", "session": "s", "rank": 1, "host": "h", "nproc": 1, "devices": ["d"] * 2000},
-        {"type": "StoreOpen", "round": 1, "port": 0},
+        {"type": ["JoinRequest"]},
+        {"type": "JoinRequest"},
+        {"type": "CoordinatorHeartbeat", "more": 1},
+        {"type": "JoinRequest", "session": "s", "rank": -1, "host": "h", "nproc": 1},
+        {"type": "JoinRequest", "session": "s", "rank": 1, "host": "h", "nproc": 0},
+        {"type": "JoinRequest", "session": "s", "rank": 1, "host": "h" * 301, "nproc": 1},
+        {"type": "JoinRequest", "session": "s", "rank": 1, "host": "\ud800", "nproc": 1},
+        {"type": "JoinRequest", "session": "s", "rank": 1, "host": "h", "nproc": 1, "devices": ["d"] * 2000},
+        {"type": "StoreReady", "round": 1, "port": 0},
         {"type": "Store", "round": 1, "port": 65536},
         {"type": "Round", "number": 1, "members": [[0, 1, 2]], "batch_size": 8, "even": True},
         {"type": "Report", "round": 1, "kind": "failed", "key": [0.0]},
         {"type": "Report", "round": 1, "kind": "stopped", "signal": 99},
         {"type": "Report", "round": 1, "kind": "failed", "failure": {"rank": 0, "evil": 1}},
-        {"type": "Note", "text": "x" * (MOST_TEXT + 1)},
+        {"type": "LogLine", "text": "x" * (MOST_TEXT + 1)},
         {"type": "End", "outcome": {"kind": "won", "exit_code": 0}},
     ],
     ids=lambda frame: str(frame)[:60],
 )
 def test_anything_else_is_refused(frame):
-    with pytest.raises(WireError):
+    with pytest.raises(FramingError):
         parse(frame)
 
 
@@ -137,5 +137,7 @@ def test_a_clipped_text_keeps_its_end():
 
 
 def test_the_label_of_a_machine_with_many_kinds_of_devices_stays_short():
-    claim = Claim(session="s", rank=1, host="h" * 300, devices=tuple(f"{n}" * 300 for n in range(9)), nproc=1)
-    assert len(claim.label) < 2000
+    join_request = JoinRequest(
+        session="s", rank=1, host="h" * 300, devices=tuple(f"{n}" * 300 for n in range(9)), nproc=1
+    )
+    assert len(join_request.label) < 2000

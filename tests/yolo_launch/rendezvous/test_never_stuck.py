@@ -1,4 +1,4 @@
-"""Whatever machines do and in whatever order, the lobby is never left waiting for something that cannot come."""
+"""Whatever machines do and in whatever order, the rendezvous is never left waiting for something that cannot come."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.yolo_launch.rendezvous.simulation import DATA, Stage, failed, job_facts
 from yolo_launch.diagnosis.hangs import StalledRank
-from yolo_launch.rendezvous.messages import Cannot, Leave, Ready, Report, Round, StoreOpen, Trouble
+from yolo_launch.rendezvous.messages import FailureNotice, JoinRefused, Leave, Ready, Report, Round, StoreReady
 
 SHORT = {
     "join_timeout_s": 20.0,
@@ -70,10 +70,10 @@ def speak(stage: Stage, name: str, rank: int, how: str = "") -> None:
     else:
         message = {
             "ready": Ready(fingerprint=DATA),
-            "trouble": Trouble(round=number, kind=how or "failed"),
-            "store": StoreOpen(round=number, port=4711),
+            "trouble": FailureNotice(round=number, kind=how or "failed"),
+            "store": StoreReady(round=number, port=4711),
             "leave": Leave(reason="it left"),
-            "cannot": Cannot(what="It cannot."),
+            "cannot": JoinRefused(what="It cannot."),
         }[name]
         stage.say(rank, message)
 
@@ -94,11 +94,13 @@ def report_of(how: str, number: int, rank: int) -> list[Report]:
 
 def check(stage: Stage) -> None:
     control = stage.control
-    seats = control.table.seats
-    assert all(rank == seat.claim.rank < MACHINES for rank, seat in seats.items())
-    assert len({seat.connection for seat in seats.values()}) == len(seats)
-    assert not {seat.connection for seat in seats.values()} & stage.closed, "a seat whose connection was closed"
-    assert control._progress.restarts <= control.terms.max_restarts
+    participants = control.table.participants
+    assert all(rank == participant.join_request.rank < MACHINES for rank, participant in participants.items())
+    assert len({participant.connection for participant in participants.values()}) == len(participants)
+    assert not {participant.connection for participant in participants.values()} & stage.closed, (
+        "a seat whose connection was closed"
+    )
+    assert control._progress.restarts <= control.settings.max_restarts
     assert (control.outcome is not None) == (control.phase == "ended")
     if control.phase == "running":
         assert 0 in control.table.in_round(), "a round without its master"

@@ -1,4 +1,4 @@
-"""Members and the lobby over real sockets: joining, tokens, strangers, silence, the end."""
+"""Members and the rendezvous over real sockets: joining, tokens, unauthenticated connections, silence, the end."""
 
 from __future__ import annotations
 
@@ -18,18 +18,33 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.yolo_launch.rendezvous.connections import OpenLobby, knock, opened, soon, stranger, wait_for
-from tests.yolo_launch.rendezvous.simulation import DATA, make_claim
+from tests.yolo_launch.rendezvous.connections import (
+    OpenRendezvous,
+    connect_raw,
+    opened,
+    soon,
+    unauthenticated,
+    wait_for,
+)
+from tests.yolo_launch.rendezvous.simulation import DATA, make_join_request
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.ports import free_port
 from yolo_launch.nodes import session as node_seat
-from yolo_launch.nodes.session import Seat
-from yolo_launch.nodes.status_line import NodeLine
+from yolo_launch.nodes.session import NodeSession
+from yolo_launch.nodes.status_line import StatusLine
 from yolo_launch.rendezvous import client as member_module
-from yolo_launch.rendezvous.client import Door, MasterGone, Member, NoLobby, claim_rank, dial, greet
-from yolo_launch.rendezvous.framing import PROTOCOL, Seal
-from yolo_launch.rendezvous.messages import Beat, End, Leave, Report, Roster, Round, Stop, Store, StoreOpen
-from yolo_launch.rendezvous.server import MOST_STRANGERS
+from yolo_launch.rendezvous.client import (
+    MasterGone,
+    NoRendezvous,
+    RendezvousClient,
+    RendezvousEndpoint,
+    dial,
+    greet,
+    request_rank,
+)
+from yolo_launch.rendezvous.framing import PROTOCOL, MessageAuthenticator
+from yolo_launch.rendezvous.messages import End, Leave, NodeHeartbeat, Report, Roster, Round, Stop, Store, StoreReady
+from yolo_launch.rendezvous.server import MOST_UNAUTHENTICATED
 from yolo_launch.spec import Outcome
 
 PROJECT_DIR = Path(__file__).resolve().parents[3]
@@ -56,7 +71,7 @@ def test_a_job_from_the_first_knock_to_the_end(token):
         starts = [wait_for(member, Round) for member in (first, second)]
         assert starts[0] == starts[1]
         assert starts[0].members == ((0, 2), (1, 2))
-        first.send(StoreOpen(round=1, port=4711))
+        first.send(StoreReady(round=1, port=4711))
         assert wait_for(second, Store).port == 4711
         for member in (second, first):
             member.send(Report(round=1, kind="done"))
@@ -68,9 +83,9 @@ def test_a_job_from_the_first_knock_to_the_end(token):
 
 def test_the_job_is_handed_out_with_the_seat():
     with opened(2) as it:
-        channel = dial(it.door, 5, lambda problem: None)
-        assert greet(channel, it.door) == "this-lobby"
-        assert claim_rank(channel, it.door, make_claim(1)) == {"config": {"epochs": 3}}
+        channel = dial(it.endpoint, 5, lambda problem: None)
+        assert greet(channel, it.endpoint) == "this-rendezvous"
+        assert request_rank(channel, it.endpoint, make_join_request(1)) == {"config": {"epochs": 3}}
         channel.close()
 
 
@@ -94,7 +109,7 @@ def test_a_refusal_reaches_both_sides():
     with opened(2) as it:
         first = it.sit(0)
         with pytest.raises(LaunchError, match="different versions of torch") as caught:
-            knock(it.door, 1, torch="2.13.1")
+            connect_raw(it.endpoint, 1, torch="2.13.1")
         assert caught.value.seen == "2.13.1 on gpu-b, 2.15.0 on gpu-a"
         assert caught.value.exit_code == ExitCode.ENVIRONMENT
         assert it.heard("refused 1 gpu-b (10.0.0.2, 2x A100): gpu-b and gpu-a have different versions of torch.")
@@ -113,12 +128,12 @@ def test_a_refusal_reaches_both_sides():
 def test_a_token_that_does_not_fit_is_refused_on_both_sides(lobby_token, own, seen, master_sees):
     with opened(2, token=lobby_token) as it:
         with pytest.raises(LaunchError, match=WRONG) as caught:
-            knock(Door("127.0.0.1", it.door.port, own), 1)
+            connect_raw(RendezvousEndpoint("127.0.0.1", it.endpoint.port, own), 1)
         assert caught.value.seen == seen
         assert caught.value.exit_code == ExitCode.NOT_JOINED
         assert it.heard(master_sees)
         assert it.heard("127.0.0.1:")
-        assert not it.control.table.seats
+        assert not it.control.table.participants
 
 
 def test_a_lobby_that_only_pretends_to_know_the_token_is_found_out():
@@ -128,14 +143,16 @@ def test_a_lobby_that_only_pretends_to_know_the_token_is_found_out():
         def pretend():
             connection, _ = server.accept()
             with connection:
-                connection.sendall(Seal().pack({"lobby": "x", "protocol": PROTOCOL, "nonce": "n", "token": True}))
+                connection.sendall(
+                    MessageAuthenticator().pack({"rendezvous": "x", "protocol": PROTOCOL, "nonce": "n", "token": True})
+                )
                 connection.recv(4096)
-                connection.sendall(Seal().pack({"proof": "0" * 64}))
+                connection.sendall(MessageAuthenticator().pack({"proof": "0" * 64}))
                 connection.recv(4096)
 
         threading.Thread(target=pretend, daemon=True).start()
         with pytest.raises(LaunchError, match=WRONG):
-            knock(Door("127.0.0.1", server.getsockname()[1], "a secret"), 1)
+            connect_raw(RendezvousEndpoint("127.0.0.1", server.getsockname()[1], "a secret"), 1)
 
 
 def serve_once(answer):
@@ -157,68 +174,71 @@ def serve_once(answer):
     [
         (b"SSH-2.0-OpenSSH_9.6\r\n", "a frame of 1397966893 bytes"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "a frame of"),
-        (Seal().pack({"lobby": "x", "protocol": 99, "nonce": "n"}), f"protocol 99, this one speaks {PROTOCOL}"),
-        (Seal().pack({"protocol": PROTOCOL}), "protocol"),
+        (
+            MessageAuthenticator().pack({"rendezvous": "x", "protocol": 99, "nonce": "n"}),
+            f"protocol 99, this one speaks {PROTOCOL}",
+        ),
+        (MessageAuthenticator().pack({"protocol": PROTOCOL}), "protocol"),
         (struct.pack(">I", 5) + b"12345", "not an object"),
     ],
     ids=["ssh", "http", "another version", "no nonce", "no object"],
 )
 def test_another_program_on_the_port_is_no_lobby(answer, seen):
     with serve_once(answer) as server:
-        with pytest.raises(LaunchError, match="is no lobby of this yolo-launch") as caught:
-            knock(Door("127.0.0.1", server.getsockname()[1]), 1)
+        with pytest.raises(LaunchError, match="is no rendezvous of this yolo-launch") as caught:
+            connect_raw(RendezvousEndpoint("127.0.0.1", server.getsockname()[1]), 1)
         assert seen in caught.value.seen
 
 
 def test_a_server_that_says_nothing_is_not_waited_for_long():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        door = Door("127.0.0.1", server.getsockname()[1])
-        channel = dial(door, 5, lambda problem: None)
+        endpoint = RendezvousEndpoint("127.0.0.1", server.getsockname()[1])
+        channel = dial(endpoint, 5, lambda problem: None)
         began_at = time.monotonic()
-        with pytest.raises(LaunchError, match="no lobby"):
-            greet(channel, door, 0.5)
+        with pytest.raises(LaunchError, match="no rendezvous"):
+            greet(channel, endpoint, 0.5)
         assert time.monotonic() - began_at < 2
         channel.close()
 
 
 def test_a_connection_that_is_cut_without_a_word_may_be_tried_again():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        door = Door("127.0.0.1", server.getsockname()[1])
-        channel = dial(door, 5, lambda problem: None)
+        endpoint = RendezvousEndpoint("127.0.0.1", server.getsockname()[1])
+        channel = dial(endpoint, 5, lambda problem: None)
         server.accept()[0].close()
-        with pytest.raises(NoLobby, match="cut the connection"):
-            greet(channel, door)
+        with pytest.raises(NoRendezvous, match="cut the connection"):
+            greet(channel, endpoint)
         channel.close()
 
 
 def test_a_master_that_starts_later_is_found_and_the_wait_explained():
     port, problems = free_port(), []
-    lobbies: list[OpenLobby] = []
-    threading.Timer(0.7, lambda: lobbies.append(OpenLobby(2, port=port))).start()
-    channel = dial(Door("127.0.0.1", port), 10, problems.append)
-    assert greet(channel, Door("127.0.0.1", port)) == "this-lobby"
+    servers: list[OpenRendezvous] = []
+    threading.Timer(0.7, lambda: servers.append(OpenRendezvous(2, port=port))).start()
+    channel = dial(RendezvousEndpoint("127.0.0.1", port), 10, problems.append)
+    assert greet(channel, RendezvousEndpoint("127.0.0.1", port)) == "this-rendezvous"
     assert set(problems) == {f"nothing listens on 127.0.0.1:{port} yet: is the master started, with this --port?"}
     channel.close()
-    lobbies[0].lobby.end(Outcome("done", 0))
-    lobbies[0].lobby.close(0.5)
+    servers[0].rendezvous.end(Outcome("done", 0))
+    servers[0].rendezvous.close(0.5)
 
 
 def test_nobody_there_is_said_when_the_time_is_up():
     began_at = time.monotonic()
-    with pytest.raises(NoLobby, match="nothing listens"):
-        dial(Door("127.0.0.1", free_port()), 0.6, lambda problem: None)
+    with pytest.raises(NoRendezvous, match="nothing listens"):
+        dial(RendezvousEndpoint("127.0.0.1", free_port()), 0.6, lambda problem: None)
     assert 0.5 < time.monotonic() - began_at < 3
 
 
 def test_a_busy_port_names_who_holds_it():
     with opened(2) as it:
-        with pytest.raises(LaunchError, match="cannot listen") as caught, opened(2, port=it.door.port):
+        with pytest.raises(LaunchError, match="cannot listen") as caught, opened(2, port=it.endpoint.port):
             pass
         assert f"PID {os.getpid()} (" in caught.value.seen
         assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
-# ---- strangers
+# ---- unauthenticated connections
 
 
 class Bomb:
@@ -233,19 +253,20 @@ class Bomb:
 
 def garbage(bomb: bytes) -> list[bytes]:
     hello = {"protocol": PROTOCOL, "nonce": "n", "proof": ""}
-    odd = Seal().pack(hello) + struct.pack(">I", len(bomb)) + bomb
+    odd = MessageAuthenticator().pack(hello) + struct.pack(">I", len(bomb)) + bomb
     return [
         os.urandom(4096),
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\0\0\0\0",
         b"\0\0\0\x05hello",
         struct.pack(">I", 1 << 19),
-        Seal().pack({"protocol": PROTOCOL, "nonce": "\ud800", "proof": "\ud800"}),
-        Seal().pack({"protocol": PROTOCOL, "nonce": 7}),
-        Seal().pack({"protocol": [PROTOCOL]}),
-        Seal().pack(hello) + Seal().pack({"type": "Beat"}),
-        Seal().pack(hello) + Seal().pack({"type": "Claim", "rank": "x"}),
-        Seal().pack(hello) + Seal().pack({"type": "End", "outcome": {"kind": "done", "exit_code": 0}}),
+        MessageAuthenticator().pack({"protocol": PROTOCOL, "nonce": "\ud800", "proof": "\ud800"}),
+        MessageAuthenticator().pack({"protocol": PROTOCOL, "nonce": 7}),
+        MessageAuthenticator().pack({"protocol": [PROTOCOL]}),
+        MessageAuthenticator().pack(hello) + MessageAuthenticator().pack({"type": "NodeHeartbeat"}),
+        MessageAuthenticator().pack(hello) + MessageAuthenticator().pack({"type": "JoinRequest", "rank": "x"}),
+        MessageAuthenticator().pack(hello)
+        + MessageAuthenticator().pack({"type": "End", "outcome": {"kind": "done", "exit_code": 0}}),
         struct.pack(">I", len(bomb)) + bomb,
         odd,
         bomb,
@@ -259,12 +280,12 @@ def test_garbage_disturbs_neither_a_waiting_nor_a_running_job(token, tmp_path, c
     with opened(2, token=token) as it:
         first = it.sit(0)
         for text in garbage(pickle.dumps(Bomb(fuse))) * 3:
-            with stranger(it.door) as connection:
+            with unauthenticated(it.endpoint) as connection:
                 connection.sendall(text)
         second = it.sit(1)
         wait_for(first, Round)
         for text in garbage(pickle.dumps(Bomb(fuse))) * 3:
-            connection = stranger(it.door)
+            connection = unauthenticated(it.endpoint)
             connection.sendall(text)
             connection.shutdown(socket.SHUT_WR)
         time.sleep(0.5)
@@ -272,7 +293,7 @@ def test_garbage_disturbs_neither_a_waiting_nor_a_running_job(token, tmp_path, c
         second.send(Report(round=1, kind="done"))
         assert wait_for(second, End).outcome.kind == "done"
         assert not fuse.exists()
-        assert it.heard("a stranger at the lobby's port was turned away: 127.0.0.1:")
+        assert it.heard("an unauthenticated connection to the rendezvous port was refused: 127.0.0.1:")
         assert len([line for line in it.said if "turned away" in line]) == 1, "a flood is one line"
         close_all(first, second)
     assert "Traceback" not in capfd.readouterr().err
@@ -308,10 +329,10 @@ def test_a_thousand_held_connections_disturb_nobody(monkeypatch):
         listener.start()
         held = []
         for number in range(1000):
-            held.append(stranger(it.door))
+            held.append(unauthenticated(it.endpoint))
             if number % 3 == 0:
                 held[-1].sendall(b"\0\0")  # half a length
-        assert len(it.lobby._strangers) <= MOST_STRANGERS
+        assert len(it.rendezvous._unauthenticated) <= MOST_UNAUTHENTICATED
         began_at = time.monotonic()
         second = it.sit(1)
         assert time.monotonic() - began_at < 5
@@ -333,7 +354,7 @@ def test_a_thousand_held_connections_disturb_nobody(monkeypatch):
 def test_strangers_that_say_nothing_are_sent_away(monkeypatch):
     monkeypatch.setattr("yolo_launch.rendezvous.server.HELLO_S", 0.3)
     with opened(2) as it:
-        connection = stranger(it.door)
+        connection = unauthenticated(it.endpoint)
         connection.settimeout(5)
         while connection.recv(4096):
             pass
@@ -344,10 +365,10 @@ def test_strangers_that_say_nothing_are_sent_away(monkeypatch):
 def test_a_member_that_takes_nothing_does_not_hold_up_the_others():
     with opened(3, 2, join_grace_s=0.1, silent_s=1.5) as it:
         first, second = it.sit(0), it.sit(1)
-        deaf = stranger(it.door)
+        deaf = unauthenticated(it.endpoint)
         deaf.recv(4096)
-        deaf.sendall(Seal().pack({"protocol": PROTOCOL, "nonce": "n", "proof": ""}))
-        deaf.sendall(Seal().pack(make_claim(2).pack()))
+        deaf.sendall(MessageAuthenticator().pack({"protocol": PROTOCOL, "nonce": "n", "proof": ""}))
+        deaf.sendall(MessageAuthenticator().pack(make_join_request(2).pack()))
         assert it.heard("machine 2 gpu-c (10.0.0.3, 2x A100) joined")
         assert it.heard("no word from it for 1.5 s")
         assert wait_for(second, Round)
@@ -360,7 +381,7 @@ def test_a_handler_that_fails_does_not_end_the_lobby_and_one_that_always_fails_e
     with opened(2) as it:
         first = it.sit(0)
         monkeypatch.setattr(it.control, "tick", lambda now: 1 / 0)
-        assert wait_for(first, End).outcome.detail == "the lobby itself failed"
+        assert wait_for(first, End).outcome.detail == "the rendezvous itself failed"
         assert "ZeroDivisionError" in caplog.text
         close_all(first)
 
@@ -381,13 +402,13 @@ def test_the_end_reaches_everybody_and_the_port_is_free_afterwards():
         members = [it.sit(rank) for rank in range(3)]
         for member in members:
             wait_for(member, Round)
-        it.lobby.end(Outcome("interrupted", 130))
+        it.rendezvous.end(Outcome("interrupted", 130))
         assert [wait_for(member, End).outcome.exit_code for member in members] == [130] * 3
         close_all(*members)
         began_at = time.monotonic()
-        it.lobby.close()
+        it.rendezvous.close()
         assert time.monotonic() - began_at < 2
-        port = it.door.port
+        port = it.endpoint.port
     with opened(2, port=port):
         pass
 
@@ -395,8 +416,8 @@ def test_the_end_reaches_everybody_and_the_port_is_free_afterwards():
 def test_a_lobby_that_closes_is_noticed_at_once():
     with opened(2) as it:
         first = it.sit(0)
-        it.lobby.end(Outcome("done", 0))
-        it.lobby.close(0.2)
+        it.rendezvous.end(Outcome("done", 0))
+        it.rendezvous.close(0.2)
         assert wait_for(first, MasterGone, 3).reason
         first.close()
 
@@ -410,12 +431,12 @@ def test_a_member_whose_threads_fail_says_so_instead_of_going_deaf():
             if isinstance(message, Stop):
                 raise RuntimeError("no")
 
-        def odd() -> Beat:
+        def odd() -> NodeHeartbeat:
             raise ValueError("half a heartbeat file")
 
         second.beat, first.on_stop = odd, fail
         time.sleep(1.5)
-        assert sorted(it.control.table.seats) == [0, 1]
+        assert sorted(it.control.table.participants) == [0, 1]
         second.close()
         assert soon(lambda: first.gone)
         assert "could not be followed: no" in first.gone
@@ -440,17 +461,17 @@ def test_a_master_that_is_stopped_is_given_up_within_ten_seconds(monkeypatch, sc
     command = [sys.executable, "-c", STOPPED_LOBBY]
     server = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=subprocess.PIPE, text=True)
     try:
-        door = Door("127.0.0.1", int(server.stdout.readline()))
+        endpoint = RendezvousEndpoint("127.0.0.1", int(server.stdout.readline()))
         shown = io.StringIO()
-        seat = Seat(SimpleNamespace(line=NodeLine(shown)), make_claim(1), door)
-        assert seat.take(10) == {"config": {"epochs": 3}}
-        seat.ready(DATA)
-        wait_for(seat.member, Roster)
+        session = NodeSession(SimpleNamespace(line=StatusLine(shown)), make_join_request(1), endpoint)
+        assert session.take(10) == {"config": {"epochs": 3}}
+        session.ready(DATA)
+        wait_for(session.member, Roster)
         server.send_signal(signal.SIGSTOP)
         began_at = time.monotonic()
-        reason = wait_for(seat.member, MasterGone, 10).reason
+        reason = wait_for(session.member, MasterGone, 10).reason
         assert reason == f"no word from the master for {silent_s:g} s"
-        assert seat._reconnect(reason) is None
+        assert session._reconnect(reason) is None
         assert silent_s - 1.5 < time.monotonic() - began_at < lost_s + 1
         assert lost_s / scale + 1 <= 10
         assert f"{reason}; looking for it" in shown.getvalue()
@@ -465,24 +486,24 @@ def test_a_seat_is_taken_again_at_the_same_lobby_and_at_no_other(monkeypatch):
     shown = io.StringIO()
     with opened(2) as it:
         first = it.sit(0)
-        seat = Seat(SimpleNamespace(line=NodeLine(shown)), make_claim(1), it.door)
-        seat.take(5)
-        seat.ready(DATA)
+        session = NodeSession(SimpleNamespace(line=StatusLine(shown)), make_join_request(1), it.endpoint)
+        session.take(5)
+        session.ready(DATA)
         assert wait_for(first, Round).number == 1
-        seat.member.channel.connection.shutdown(socket.SHUT_RDWR)
-        reason = wait_for(seat.member, MasterGone).reason
-        again = seat._reconnect(reason)
+        session.member.channel.connection.shutdown(socket.SHUT_RDWR)
+        reason = wait_for(session.member, MasterGone).reason
+        again = session._reconnect(reason)
         first.send(Report(round=1, kind="ended"))
-        assert again is seat.member
+        assert again is session.member
         assert wait_for(again, Round).number == 2
         assert shown.getvalue().endswith("the master answers again\n")
-        port = it.door.port
+        port = it.endpoint.port
         again.close()
         close_all(first)
     with opened(2, port=port) as it:
-        it.lobby._id = "another lobby"
-        assert seat._reconnect("gone") is None
-        assert not it.control.table.seats
+        it.rendezvous._id = "another rendezvous"
+        assert session._reconnect("gone") is None
+        assert not it.control.table.participants
 
 
 def test_a_seat_is_waited_for_at_a_port_that_cuts_connections_until_the_lobby_is_up():
@@ -490,7 +511,9 @@ def test_a_seat_is_waited_for_at_a_port_that_cuts_connections_until_the_lobby_is
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         port = proxy.getsockname()[1]
         shown = io.StringIO()
-        seat = Seat(SimpleNamespace(line=NodeLine(shown)), make_claim(1), Door("127.0.0.1", port))
+        session = NodeSession(
+            SimpleNamespace(line=StatusLine(shown)), make_join_request(1), RendezvousEndpoint("127.0.0.1", port)
+        )
 
         def cut():
             with contextlib.suppress(OSError):
@@ -499,7 +522,7 @@ def test_a_seat_is_waited_for_at_a_port_that_cuts_connections_until_the_lobby_is
 
         threading.Thread(target=cut, daemon=True).start()
         with pytest.raises(LaunchError, match=r"The master did not answer within 0.7 s\.") as caught:
-            seat.take(0.7)
+            session.take(0.7)
         assert "cut the connection" in caught.value.seen
         assert "cut the connection" in shown.getvalue()
 
@@ -509,10 +532,10 @@ def test_a_member_that_slept_does_not_blame_the_master(monkeypatch):
     monkeypatch.setattr("yolo_launch.rendezvous.client.ASLEEP_S", 0.6)
     monkeypatch.setattr("yolo_launch.rendezvous.coordinator.PULSE_S", 0.2)
     with opened(2) as it:
-        channel = dial(it.door, 5, lambda problem: None)
-        greet(channel, it.door)
-        claim_rank(channel, it.door, make_claim(1))
-        member, receive, calls = Member(channel), channel.receive, []
+        channel = dial(it.endpoint, 5, lambda problem: None)
+        greet(channel, it.endpoint)
+        request_rank(channel, it.endpoint, make_join_request(1))
+        member, receive, calls = RendezvousClient(channel), channel.receive, []
 
         def sleepy(timeout_s: float, *more):
             calls.append(time.monotonic())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from yolo_launch.errors import LaunchError
 from yolo_launch.request.command_line import retype, without_value
-from yolo_launch.request.yolov5_arguments import NEWEST_RUN, REFUSED, normalise_arguments
+from yolo_launch.request.yolov5_arguments import NEWEST_RUN, REFUSED, normalize_arguments
 
 
 @pytest.mark.parametrize(
@@ -37,30 +37,30 @@ from yolo_launch.request.yolov5_arguments import NEWEST_RUN, REFUSED, normalise_
     ],
 )
 def test_typed_arguments_become_what_the_parser_knows(typed, parsed):
-    assert normalise_arguments(typed.split(" ")) == parsed.split(" ")
+    assert normalize_arguments(typed.split(" ")) == parsed.split(" ")
 
 
 def test_an_empty_value_stays_empty():
-    assert normalise_arguments(["--weights", "", "--data="]) == ["--weights", "", "--data", ""]
+    assert normalize_arguments(["--weights", "", "--data="]) == ["--weights", "", "--data", ""]
 
 
 @pytest.mark.parametrize("flag", sorted(REFUSED))
 def test_options_of_yolov5_alone_are_refused_by_name(flag):
     for spelling in (flag, flag.replace("_", "-"), f"{flag}=3"):
         with pytest.raises(LaunchError, match=f"{flag} is an option of YOLOv5 that yolo-launch does not have: "):
-            normalise_arguments(["--epochs", "3", spelling])
+            normalize_arguments(["--epochs", "3", spelling])
 
 
 def test_a_hyperparameter_typed_as_an_option_is_explained():
     with pytest.raises(LaunchError, match="lr0 is a hyperparameter") as caught:
-        normalise_arguments(["--lr0", "0.1"])
+        normalize_arguments(["--lr0", "0.1"])
     assert caught.value.expected == "--set lr0=VALUE"
 
 
 @given(st.lists(st.sampled_from(["--epochs", "3", "--cache", "ram", "--freeze", "1", "--resume", "x", "--rect"])))
 def test_normal_arguments_stay_normal(words):
-    once = normalise_arguments(words)
-    assert normalise_arguments(once) == once
+    once = normalize_arguments(words)
+    assert normalize_arguments(once) == once
 
 
 @pytest.mark.parametrize(

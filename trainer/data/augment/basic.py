@@ -1,4 +1,4 @@
-"""Augmentations that keep an image whole: letterbox, flips, colour, blending. Each is one ``Sample -> Sample`` step.
+"""Augmentations that keep an image whole: letterbox, flips, color, blending. Each is one ``Sample -> Sample`` step.
 
 As YOLOv5 publishes them and under its hyperparameters' names. Randomness comes from the generator passed in, nothing
 else. ``mosaic`` and ``warp`` hold those that move pixels between images and places.
@@ -87,7 +87,7 @@ def fit_letterbox(
 
 
 def letterbox(image: np.ndarray, box: Letterbox) -> np.ndarray:
-    """The image in its canvas, grey around it."""
+    """The image in its canvas, gray around it."""
     height, width = box.resized_hw
     if image.shape[:2] != (height, width):
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -98,7 +98,7 @@ def letterbox(image: np.ndarray, box: Letterbox) -> np.ndarray:
     return cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(FILL, FILL, FILL))
 
 
-def jitter_colour(sample: Sample, settings: AugmentationSettings, generator: np.random.Generator) -> Sample:
+def jitter_color(sample: Sample, settings: AugmentationSettings, generator: np.random.Generator) -> Sample:
     """Scales hue, saturation and brightness by factors from 1 - gain to 1 + gain."""
     gains = np.array((settings.hsv_h, settings.hsv_s, settings.hsv_v))
     factors = generator.uniform(-1.0, 1.0, 3) * gains + 1.0

@@ -22,8 +22,8 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A grey canvas with images on it, none over another, and the objects of all of them."""
+class Canvas:
+    """A gray canvas with images on it, none over another, and the objects of all of them."""
 
     tiles: tuple[Tile, ...]
     canvas_hw: tuple[int, int]
@@ -58,7 +58,7 @@ class Scene:
         return left >= 0 and top >= 0 and right <= self.canvas_hw[1] and bottom <= self.canvas_hw[0]
 
 
-def place(samples: Sequence[Sample], left_tops: Sequence[tuple[int, int]], canvas_hw: tuple[int, int]) -> Scene:
+def place(samples: Sequence[Sample], left_tops: Sequence[tuple[int, int]], canvas_hw: tuple[int, int]) -> Canvas:
     """Samples at places of a canvas; objects are cut at its border."""
     boxes, moved = [], []
     limits = np.array((canvas_hw[1], canvas_hw[0]), np.float32)
@@ -75,10 +75,10 @@ def place(samples: Sequence[Sample], left_tops: Sequence[tuple[int, int]], canva
             )
         )
     tiles = tuple(Tile(sample.image, *left_top) for sample, left_top in zip(samples, left_tops, strict=True))
-    return Scene(tiles, canvas_hw, np.concatenate(boxes), join_segments(moved))
+    return Canvas(tiles, canvas_hw, np.concatenate(boxes), join_segments(moved))
 
 
-def letterboxed(sample: Sample, canvas_hw: tuple[int, int]) -> Scene:
+def letterboxed(sample: Sample, canvas_hw: tuple[int, int]) -> Canvas:
     """A sample in the middle of a canvas that it fits in."""
     fit = fit_letterbox(sample.shape_hw, canvas_hw, scaleup=False)
     assert fit.resized_hw == sample.shape_hw, "the image is larger than its canvas"

@@ -8,52 +8,52 @@ import cv2
 import numpy as np
 
 from trainer.data.augment.basic import Sample
-from trainer.data.augment.canvas import Scene, Tile, place
+from trainer.data.augment.canvas import Canvas, Tile, place
 
 _MAX_COVERED = 0.30
 """An object is not pasted where it would hide this share of another, or more."""
 
 
-def mosaic(samples: Sequence[Sample], image_size: int, generator: np.random.Generator) -> Scene:
-    """Four samples around a random centre of a canvas twice ``image_size`` wide and high.
+def mosaic(samples: Sequence[Sample], image_size: int, generator: np.random.Generator) -> Canvas:
+    """Four samples around a random center of a canvas twice ``image_size`` wide and high.
 
-    The samples come to lie upper left, upper right, lower left, lower right, each touching the centre, which is
+    The samples come to lie upper left, upper right, lower left, lower right, each touching the center, which is
     drawn from 0.5 to 1.5 times ``image_size``. What reaches beyond the canvas is cut off.
     """
-    centre_y, centre_x = (int(value) for value in generator.uniform(0.5 * image_size, 1.5 * image_size, 2))
+    center_y, center_x = (int(value) for value in generator.uniform(0.5 * image_size, 1.5 * image_size, 2))
     left_tops = [
         (
-            centre_x - sample.shape_hw[1] if corner in (0, 2) else centre_x,
-            centre_y - sample.shape_hw[0] if corner in (0, 1) else centre_y,
+            center_x - sample.shape_hw[1] if corner in (0, 2) else center_x,
+            center_y - sample.shape_hw[0] if corner in (0, 1) else center_y,
         )
         for corner, sample in enumerate(samples)
     ]
     return place(samples, left_tops, (2 * image_size, 2 * image_size))
 
 
-def copy_paste(scene: Scene, probability: float, generator: np.random.Generator) -> Scene:
+def copy_paste(canvas: Canvas, probability: float, generator: np.random.Generator) -> Canvas:
     """Each object that has a polygon is pasted, mirrored, in its mirror place with ``probability``.
 
     Not where it would cover 30 % or more of an object (Ghiasi et al., "Simple copy-paste", 2021, as in YOLOv5).
     """
-    candidates = [at for at, polygon in enumerate(scene.segments) if len(polygon)]
+    candidates = [at for at, polygon in enumerate(canvas.segments) if len(polygon)]
     if probability <= 0 or not candidates:
-        return scene
+        return canvas
     chosen = generator.permutation(len(candidates))[: round(probability * len(candidates))]
-    height, width = scene.canvas_hw
-    source = scene.paint(0, 0, width, height)
-    image, boxes, segments = source.copy(), scene.boxes, list(scene.segments)
+    height, width = canvas.canvas_hw
+    source = canvas.paint(0, 0, width, height)
+    image, boxes, segments = source.copy(), canvas.boxes, list(canvas.segments)
     for at in chosen:
         row = candidates[int(at)]
-        class_index, left, top, right, bottom = scene.boxes[row]
+        class_index, left, top, right, bottom = canvas.boxes[row]
         mirrored = np.array((class_index, width - right, top, width - left, bottom), np.float32)
         if (_covered_share(mirrored[1:], boxes[:, 1:]) >= _MAX_COVERED).any():
             continue
-        polygon = scene.segments[row]
+        polygon = canvas.segments[row]
         _paste_mirrored(image, source, polygon)
         boxes = np.concatenate((boxes, mirrored[None]))
         segments.append(np.stack((width - polygon[:, 0], polygon[:, 1]), axis=1))
-    return Scene((Tile(image, 0, 0),), scene.canvas_hw, boxes, segments)
+    return Canvas((Tile(image, 0, 0),), canvas.canvas_hw, boxes, segments)
 
 
 def _covered_share(box_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) 
     if x2 <= x1 or y2 <= y1:
         return
     mask = np.zeros((y2 - y1, x2 - x1), np.uint8)
-    # A pixel's centre is half a pixel from its index; polygons are in the coordinates of its edges.
+    # A pixel's center is half a pixel from its index; polygons are in the coordinates of its edges.
     corners = np.round(polygon - 0.5).astype(np.int32) - np.array((x1, y1), np.int32)
     cv2.fillPoly(mask, [corners], (1,))
     inside = mask[:, ::-1].astype(bool)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from trainer.data.augment.basic import AugmentationSettings, Sample
-from trainer.data.augment.canvas import Scene
+from trainer.data.augment.canvas import Canvas
 from trainer.data.augment.polygons import bounds_xyxy, clip_polygon
 from trainer.data.images import FILL
 
@@ -19,17 +19,17 @@ _MIN_AREA_SHARE_POLYGON = 0.01
 
 
 def random_warp(
-    scene: Scene, settings: AugmentationSettings, generator: np.random.Generator, output_hw: tuple[int, int]
+    canvas: Canvas, settings: AugmentationSettings, generator: np.random.Generator, output_hw: tuple[int, int]
 ) -> Sample:
-    """Rotates, scales, shears, shifts and tilts a scene around its centre into an image of ``output_hw``.
+    """Rotates, scales, shears, shifts and tilts a scene around its center into an image of ``output_hw``.
 
     Objects are cut at the output's border and dropped where too little is left of them. Polygons are used up: each
     becomes the box around what can be seen of it.
     """
-    matrix, scale = draw_matrix(settings, generator, scene.canvas_hw, output_hw)
+    matrix, scale = draw_matrix(settings, generator, canvas.canvas_hw, output_hw)
     is_upright = not matrix[[0, 1, 2, 2], [1, 0, 0, 1]].any()
-    image, matrix = _crop_upright(scene, matrix, output_hw) if is_upright else _warp(scene, matrix, output_hw)
-    return Sample(image, _warp_objects(scene, matrix, scale, output_hw))
+    image, matrix = _crop_upright(canvas, matrix, output_hw) if is_upright else _warp(canvas, matrix, output_hw)
+    return Sample(image, _warp_objects(canvas, matrix, scale, output_hw))
 
 
 def draw_matrix(
@@ -43,7 +43,7 @@ def draw_matrix(
     Always draws eight numbers, so that one setting does not change what another draws.
     """
     tilt_x, tilt_y, turn, grow, shear_x, shear_y, move_x, move_y = generator.uniform(-1.0, 1.0, 8)
-    centre = _shift(-canvas_hw[1] / 2, -canvas_hw[0] / 2)
+    center = _shift(-canvas_hw[1] / 2, -canvas_hw[0] / 2)
     perspective = np.eye(3)
     perspective[2, :2] = tilt_x * settings.perspective, tilt_y * settings.perspective
     scale = max(1.0 + grow * settings.scale, 0.01)
@@ -55,7 +55,7 @@ def draw_matrix(
     place = _shift(
         (0.5 + move_x * settings.translate) * output_hw[1], (0.5 + move_y * settings.translate) * output_hw[0]
     )
-    return place @ shear @ rotation @ perspective @ centre, scale
+    return place @ shear @ rotation @ perspective @ center, scale
 
 
 def _shift(x: float, y: float) -> np.ndarray:
@@ -64,7 +64,7 @@ def _shift(x: float, y: float) -> np.ndarray:
     return matrix
 
 
-def _crop_upright(scene: Scene, matrix: np.ndarray, output_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _crop_upright(canvas: Canvas, matrix: np.ndarray, output_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """The output of a matrix that only scales and shifts, and the matrix it was rounded to.
 
     The window that the output shows is rounded to whole pixels, by which the scale changes by a thousandth; then it
@@ -76,26 +76,26 @@ def _crop_upright(scene: Scene, matrix: np.ndarray, output_hw: tuple[int, int]) 
         for scale, shift, size in ((matrix[0, 0], matrix[0, 2], width), (matrix[1, 1], matrix[1, 2], height))
     )
     right, bottom = max(right, left + 1), max(bottom, top + 1)
-    window = scene.paint(left, top, right, bottom)
+    window = canvas.paint(left, top, right, bottom)
     if window.shape[:2] != output_hw:
         window = cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR)
     rounded = np.diag((width / (right - left), height / (bottom - top), 1.0))
     return window, rounded @ _shift(-left, -top)
 
 
-def _warp(scene: Scene, matrix: np.ndarray, output_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The output of any matrix, and that matrix. What lies outside the canvas is grey."""
+def _warp(canvas: Canvas, matrix: np.ndarray, output_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The output of any matrix, and that matrix. What lies outside the canvas is gray."""
     height, width = output_hw
-    canvas = scene.paint(0, 0, scene.canvas_hw[1], scene.canvas_hw[0])
-    # OpenCV's coordinates are those of pixel centres, ours those of edges.
-    centred = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
-    warp, used = (cv2.warpPerspective, centred) if matrix[2, :2].any() else (cv2.warpAffine, centred[:2])
-    return warp(canvas, used, (width, height), borderValue=(FILL, FILL, FILL)), matrix
+    painted = canvas.paint(0, 0, canvas.canvas_hw[1], canvas.canvas_hw[0])
+    # OpenCV's coordinates are those of pixel centers, ours those of edges.
+    centerd = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
+    warp, used = (cv2.warpPerspective, centerd) if matrix[2, :2].any() else (cv2.warpAffine, centerd[:2])
+    return warp(painted, used, (width, height), borderValue=(FILL, FILL, FILL)), matrix
 
 
-def _warp_objects(scene: Scene, matrix: np.ndarray, scale: float, output_hw: tuple[int, int]) -> np.ndarray:
+def _warp_objects(canvas: Canvas, matrix: np.ndarray, scale: float, output_hw: tuple[int, int]) -> np.ndarray:
     """The boxes (m, 5) that can still be seen, cut at the border."""
-    before = scene.boxes
+    before = canvas.boxes
     if not len(before):
         return np.zeros((0, 5), np.float32)
     height, width = output_hw
@@ -106,7 +106,7 @@ def _warp_objects(scene: Scene, matrix: np.ndarray, scale: float, output_hw: tup
     after[:, 0::2] = np.clip(after[:, 0::2], 0, width)
     after[:, 1::2] = np.clip(after[:, 1::2], 0, height)
     min_share = np.full(len(before), _MIN_AREA_SHARE)
-    for at, polygon in enumerate(scene.segments):
+    for at, polygon in enumerate(canvas.segments):
         if len(polygon):
             points, in_front = _warp_points(polygon, matrix)
             visible[at] = bool(in_front.all())

@@ -252,7 +252,7 @@ def _write_dataset(folder: Path) -> None:
 
 
 def _label_rows(scene: Scene) -> str:
-    """YOLO label rows: class, centre x, centre y, width, height as shares of the picture."""
+    """YOLO label rows: class, center x, center y, width, height as shares of the picture."""
     size = scene.image.shape[0]
     rows = []
     for class_index, left, top, right, bottom in scene.boxes.tolist():

@@ -1,7 +1,7 @@
 """What the embedded data set draws: five kinds of things, and the textured surfaces they lie on.
 
 Things are drawn in unit coordinates, x to the right and y down, inside the circle of radius 1, so that any rotation
-fits the canvas. Colours are BGR. Every choice comes from the generator that is handed in.
+fits the canvas. Colors are BGR. Every choice comes from the generator that is handed in.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import MappingProxyType
 import cv2
 import numpy as np
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Point = tuple[float, float]
 
 CANVAS_SIZE = 128
@@ -26,47 +26,47 @@ class Pen:
     """Draws on a transparent square canvas in unit coordinates.
 
     ``pixels`` is uint8 (CANVAS_SIZE, CANVAS_SIZE, 4), BGR and alpha. Anti-aliased drawing over transparent black
-    leaves colours multiplied by alpha, which is the form that compositing needs.
+    leaves colors multiplied by alpha, which is the form that compositing needs.
     """
 
     def __init__(self) -> None:
         self.pixels = np.zeros((CANVAS_SIZE, CANVAS_SIZE, 4), np.uint8)
 
-    def polygon(self, points: Sequence[Point] | np.ndarray, colour: Colour) -> None:
+    def polygon(self, points: Sequence[Point] | np.ndarray, color: Color) -> None:
         """A filled polygon."""
-        cv2.fillPoly(self.pixels, [self._fixed(points)], (*colour, 255), cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.fillPoly(self.pixels, [self._fixed(points)], (*color, 255), cv2.LINE_AA, _SUBPIXEL_BITS)
 
-    def line(self, points: Sequence[Point], colour: Colour, width: float) -> None:
+    def line(self, points: Sequence[Point], color: Color, width: float) -> None:
         """An open line of the given width in units."""
-        self._polyline(points, colour, width, is_closed=False)
+        self._polyline(points, color, width, is_closed=False)
 
-    def _polyline(self, points: Sequence[Point] | np.ndarray, colour: Colour, width: float, is_closed: bool) -> None:
+    def _polyline(self, points: Sequence[Point] | np.ndarray, color: Color, width: float, is_closed: bool) -> None:
         thickness = max(1, round(width * CANVAS_SIZE / 2))
         cv2.polylines(
-            self.pixels, [self._fixed(points)], is_closed, (*colour, 255), thickness, cv2.LINE_AA, _SUBPIXEL_BITS
+            self.pixels, [self._fixed(points)], is_closed, (*color, 255), thickness, cv2.LINE_AA, _SUBPIXEL_BITS
         )
 
-    def ellipse(self, centre: Point, radii: Point, colour: Colour) -> None:
+    def ellipse(self, center: Point, radii: Point, color: Color) -> None:
         """A filled ellipse with its axes along x and y."""
-        self.polygon(ellipse_points(centre, radii), colour)
+        self.polygon(ellipse_points(center, radii), color)
 
-    def ring(self, centre: Point, radii: Point, colour: Colour, width: float) -> None:
+    def ring(self, center: Point, radii: Point, color: Color, width: float) -> None:
         """The outline of an ellipse; what it encloses stays as it was."""
-        self._polyline(ellipse_points(centre, radii), colour, width, is_closed=True)
+        self._polyline(ellipse_points(center, radii), color, width, is_closed=True)
 
-    def text(self, text: str, height: float, colour: Colour) -> None:
-        """Bold text around the centre, of the given height in units."""
+    def text(self, text: str, height: float, color: Color) -> None:
+        """Bold text around the center, of the given height in units."""
         scale = height * CANVAS_SIZE / 2 / 21  # Hershey capitals are 21 pixels high at scale 1
         (width_px, height_px), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 4)
         origin = ((CANVAS_SIZE - width_px) // 2, (CANVAS_SIZE + height_px) // 2)
-        cv2.putText(self.pixels, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (*colour, 255), 4, cv2.LINE_AA)
+        cv2.putText(self.pixels, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (*color, 255), 4, cv2.LINE_AA)
 
     def shade(self, brightness: np.ndarray) -> None:
-        """Multiply the colours by a field that broadcasts to (CANVAS_SIZE, CANVAS_SIZE); alpha stays."""
+        """Multiply the colors by a field that broadcasts to (CANVAS_SIZE, CANVAS_SIZE); alpha stays."""
         field = np.broadcast_to(brightness, (CANVAS_SIZE, CANVAS_SIZE)).astype(np.float32)
-        colours = cv2.multiply(self.pixels[..., :3], cv2.merge([field] * 3), dtype=cv2.CV_8U)
-        # A colour above its alpha would glow through soft edges.
-        self.pixels[..., :3] = np.minimum(colours, self.pixels[..., 3:])
+        colors = cv2.multiply(self.pixels[..., :3], cv2.merge([field] * 3), dtype=cv2.CV_8U)
+        # A color above its alpha would glow through soft edges.
+        self.pixels[..., :3] = np.minimum(colors, self.pixels[..., 3:])
 
     @staticmethod
     def _fixed(points: Sequence[Point] | np.ndarray) -> np.ndarray:
@@ -74,114 +74,114 @@ class Pen:
         return np.round(pixels * (1 << _SUBPIXEL_BITS)).astype(np.int32)
 
 
-def ellipse_points(centre: Point, radii: Point) -> np.ndarray:
+def ellipse_points(center: Point, radii: Point) -> np.ndarray:
     """Points around an ellipse, (48, 2)."""
-    return np.add(centre, _CIRCLE * radii)
+    return np.add(center, _CIRCLE * radii)
 
 
-def random_colour(
+def random_color(
     generator: np.random.Generator,
     hue: tuple[float, float] = (0, 180),
     saturation: tuple[float, float] = (90, 255),
     value: tuple[float, float] = (90, 245),
-) -> Colour:
-    """A colour from ranges of OpenCV's hue (0 to 180), saturation and value (0 to 255)."""
+) -> Color:
+    """A color from ranges of OpenCV's hue (0 to 180), saturation and value (0 to 255)."""
     hsv = [generator.uniform(*hue) % 180, generator.uniform(*saturation), generator.uniform(*value)]
     blue, green, red = cv2.cvtColor(np.array([[hsv]]).astype(np.uint8), cv2.COLOR_HSV2BGR)[0, 0].tolist()
     return blue, green, red
 
 
-def mixed(colour: Colour, other: Colour, share: float) -> Colour:
-    """``colour`` with the given share of ``other`` in it."""
-    blue, green, red = (a + (b - a) * share for a, b in zip(colour, other, strict=True))
+def mixed(color: Color, other: Color, share: float) -> Color:
+    """``color`` with the given share of ``other`` in it."""
+    blue, green, red = (a + (b - a) * share for a, b in zip(color, other, strict=True))
     return blue, green, red
 
 
-BLACK: Colour = (20, 20, 20)
-WHITE: Colour = (245, 245, 245)
+BLACK: Color = (20, 20, 20)
+WHITE: Color = (245, 245, 245)
 _CANVAS_X = (np.arange(CANVAS_SIZE, dtype=np.float32) + 0.5) * (2 / CANVAS_SIZE) - 1
 
 
 def draw_mug(pen: Pen, generator: np.random.Generator) -> None:
     """A mug of pale ceramic with a handle, seen slightly from above."""
-    colour = random_colour(generator, saturation=(5, 75), value=(185, 245))
-    pen.ring((0.42, 0.06), (0.34, 0.34), mixed(colour, BLACK, 0.25), 0.17)
+    color = random_color(generator, saturation=(5, 75), value=(185, 245))
+    pen.ring((0.42, 0.06), (0.34, 0.34), mixed(color, BLACK, 0.25), 0.17)
     bottom = generator.uniform(0.40, 0.52)
     lower_edge = [(-0.1 + bottom * np.cos(a), 0.66 + 0.14 * np.sin(a)) for a in np.linspace(0, np.pi, 16)]
-    pen.polygon([(-0.64, -0.55), (0.44, -0.55), *lower_edge], colour)
+    pen.polygon([(-0.64, -0.55), (0.44, -0.55), *lower_edge], color)
     if generator.random() < 0.6:
-        accent = random_colour(generator)
+        accent = random_color(generator)
         if generator.random() < 0.5:
             pen.line([(-0.54, 0.1), (-0.1, 0.2), (0.34, 0.1)], accent, generator.uniform(0.12, 0.3))
         else:
             pen.ellipse((-0.1, 0.1), (0.24, 0.24), accent)
-    # A round wall is brightest towards the light and falls off to both sides.
+    # A round wall is brightest toward the light and falls off to both sides.
     light = generator.uniform(-0.4, 0.2)
     pen.shade(1.12 - 0.55 * np.square(_CANVAS_X - light)[None, :])
-    pen.ellipse((-0.1, -0.56), (0.54, 0.17), mixed(colour, WHITE, 0.55))
-    pen.ellipse((-0.1, -0.55), (0.45, 0.115), random_colour(generator, (5, 20), (60, 200), (30, 90)))
+    pen.ellipse((-0.1, -0.56), (0.54, 0.17), mixed(color, WHITE, 0.55))
+    pen.ellipse((-0.1, -0.55), (0.45, 0.115), random_color(generator, (5, 20), (60, 200), (30, 90)))
 
 
 def draw_fish(pen: Pen, generator: np.random.Generator) -> None:
     """A green to blue fish with tail, fins, eye and sometimes stripes."""
-    colour = random_colour(generator, (45, 105), (110, 240), (120, 240))
-    fin = mixed(colour, random_colour(generator), 0.4)
+    color = random_color(generator, (45, 105), (110, 240), (120, 240))
+    fin = mixed(color, random_color(generator), 0.4)
     height = generator.uniform(0.30, 0.44)
     spread = generator.uniform(0.30, 0.42)
     pen.polygon([(0.38, 0), (0.88, -spread), (0.74, 0), (0.88, spread)], fin)
     pen.polygon([(-0.32, -height * 0.8), (0.05, -height - 0.25), (0.36, -height * 0.6)], fin)
     pen.polygon([(0.0, height * 0.85), (0.25, height + 0.18), (0.28, height * 0.7)], fin)
-    pen.ellipse((-0.12, 0), (0.70, height), colour)
+    pen.ellipse((-0.12, 0), (0.70, height), color)
     if generator.random() < 0.6:
-        stripe = mixed(colour, WHITE if generator.random() < 0.5 else BLACK, 0.6)
+        stripe = mixed(color, WHITE if generator.random() < 0.5 else BLACK, 0.6)
         for x in (-0.28, 0.0, 0.28):
             reach = height * 0.88 * float(np.sqrt(1 - ((x + 0.12) / 0.70) ** 2))
             pen.line([(x, -reach), (x + 0.07, 0), (x, reach)], stripe, 0.09)
     pen.shade(1.15 - 0.4 * (_CANVAS_X[:, None] + 0.4))
     pen.polygon([(-0.12, 0.05), (0.16, 0.16), (0.12, -0.06)], fin)
-    pen.line([(-0.80, 0.06), (-0.66, 0.10)], mixed(colour, BLACK, 0.7), 0.04)
+    pen.line([(-0.80, 0.06), (-0.66, 0.10)], mixed(color, BLACK, 0.7), 0.04)
     pen.ellipse((-0.56, -0.08), (0.095, 0.095), WHITE)
     pen.ellipse((-0.57, -0.08), (0.05, 0.05), BLACK)
 
 
 def draw_star(pen: Pen, generator: np.random.Generator) -> None:
     """A yellow to orange five-pointed star, flat with a rim or cut in facets."""
-    colour = random_colour(generator, (10, 30), (170, 255), (170, 250))
+    color = random_color(generator, (10, 30), (170, 255), (170, 250))
     inner = generator.uniform(0.36, 0.46)
     angles = np.arange(10) * (np.pi / 5) - np.pi / 2
     radii = np.where(np.arange(10) % 2 == 0, 0.92, inner)
     tips = [(float(r * np.cos(a)), float(r * np.sin(a))) for r, a in zip(radii, angles, strict=True)]
-    pen.polygon(tips, colour)
+    pen.polygon(tips, color)
     if generator.random() < 0.5:
         for i in range(0, 10, 2):
-            pen.polygon([(0, 0), tips[i], tips[i + 1]], mixed(colour, BLACK, 0.4))
-            pen.polygon([(0, 0), tips[i], tips[i - 1]], mixed(colour, WHITE, 0.25))
+            pen.polygon([(0, 0), tips[i], tips[i + 1]], mixed(color, BLACK, 0.4))
+            pen.polygon([(0, 0), tips[i], tips[i - 1]], mixed(color, WHITE, 0.25))
     else:
         core = [(0.72 * x, 0.72 * y) for x, y in tips]
-        pen.polygon(core, mixed(colour, random_colour(generator), 0.5))
+        pen.polygon(core, mixed(color, random_color(generator), 0.5))
 
 
 def draw_apple(pen: Pen, generator: np.random.Generator) -> None:
     """An apple with a stalk, a leaf and a highlight."""
-    colour = random_colour(generator, (168, 182), (170, 250), (120, 215))
+    color = random_color(generator, (168, 182), (170, 250), (120, 215))
     angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     # A cardioid's dent at the top, blended with a circle, is an apple's outline.
     reach = 0.74 - 0.20 * np.exp(-8 * np.square(np.sin((angles + np.pi / 2) / 2)))
     wide = generator.uniform(0.95, 1.12)
-    pen.polygon(np.stack([wide * reach * np.cos(angles), 0.12 + reach * np.sin(angles)], axis=1), colour)
-    blush = random_colour(generator, (12, 40), (120, 220), (150, 230))
-    pen.ellipse((generator.uniform(-0.3, 0.3), 0.25), (0.34, 0.42), mixed(colour, blush, generator.uniform(0.1, 0.6)))
+    pen.polygon(np.stack([wide * reach * np.cos(angles), 0.12 + reach * np.sin(angles)], axis=1), color)
+    blush = random_color(generator, (12, 40), (120, 220), (150, 230))
+    pen.ellipse((generator.uniform(-0.3, 0.3), 0.25), (0.34, 0.42), mixed(color, blush, generator.uniform(0.1, 0.6)))
     pen.shade(1.1 - 0.35 * (np.square(_CANVAS_X)[None, :] + np.square(_CANVAS_X)[:, None]))
-    pen.line([(0.0, -0.36), (0.03, -0.6), (0.12, -0.85)], random_colour(generator, (8, 16), (90, 180), (40, 90)), 0.09)
-    leaf = random_colour(generator, (38, 62), (120, 230), (90, 190))
+    pen.line([(0.0, -0.36), (0.03, -0.6), (0.12, -0.85)], random_color(generator, (8, 16), (90, 180), (40, 90)), 0.09)
+    leaf = random_color(generator, (38, 62), (120, 230), (90, 190))
     pen.polygon([(0.06, -0.58), (0.24, -0.84), (0.6, -0.86), (0.4, -0.6)], leaf)
-    pen.ellipse((-0.32, -0.16), (0.12, 0.15), mixed(colour, WHITE, 0.75))
+    pen.ellipse((-0.32, -0.16), (0.12, 0.15), mixed(color, WHITE, 0.75))
 
 
 def draw_sign(pen: Pen, generator: np.random.Generator) -> None:
     """A round traffic sign: a limit, no entry, or an arrow to follow."""
-    red = random_colour(generator, (172, 184), (190, 255), (150, 225))
-    blue = random_colour(generator, (102, 114), (180, 250), (130, 215))
+    red = random_color(generator, (172, 184), (190, 255), (150, 225))
+    blue = random_color(generator, (102, 114), (180, 250), (130, 215))
     kind = int(generator.integers(4))
     pen.ellipse((0, 0), (0.93, 0.93), mixed(WHITE, BLACK, generator.uniform(0, 0.3)))
     if kind == 0:
@@ -247,13 +247,13 @@ def _plaster(generator: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_surface(generator: np.random.Generator, size: int) -> np.ndarray:
-    """A textured background between two colours: wood, checked cloth, pebbles or plaster. uint8 BGR (size, size, 3)."""
+    """A textured background between two colors: wood, checked cloth, pebbles or plaster. uint8 BGR (size, size, 3)."""
     textures = (_wood, _cloth, _pebbles, _plaster)
     field = textures[int(generator.integers(len(textures)))](generator, size)
     low, high = np.percentile(field, (1, 99)).tolist()
     field = np.clip((field - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
-    first = random_colour(generator, saturation=(10, 150), value=(40, 200))
-    second = mixed(first, random_colour(generator, saturation=(10, 150)), generator.uniform(0.5, 0.9))
+    first = random_color(generator, saturation=(10, 150), value=(40, 200))
+    second = mixed(first, random_color(generator, saturation=(10, 150)), generator.uniform(0.5, 0.9))
     layers = [start + (end - start) * field for start, end in zip(first, second, strict=True)]
     return cv2.merge(layers).astype(np.uint8)
 
@@ -262,23 +262,23 @@ def draw_clutter(generator: np.random.Generator, surface: np.ndarray) -> None:
     """Draw shapes that belong to no class onto ``surface`` in place: scraps, twigs, rings, coins, letters."""
     size = surface.shape[0]
     for _ in range(int(generator.integers(3, 10))):
-        colour = random_colour(generator, saturation=(20, 230), value=(40, 240))
-        centre = generator.uniform(0, size, 2)
+        color = random_color(generator, saturation=(20, 230), value=(40, 240))
+        center = generator.uniform(0, size, 2)
         radius = generator.uniform(0.02, 0.13) * size
-        position = (int(centre[0]), int(centre[1]))
+        position = (int(center[0]), int(center[1]))
         width = int(generator.integers(1, 5))
         kind = int(generator.integers(5))
         if kind == 0:
-            corners = centre + generator.uniform(-1, 1, (int(generator.integers(3, 6)), 2)) * radius
-            cv2.fillPoly(surface, [corners.astype(np.int32)], colour, cv2.LINE_AA)
+            corners = center + generator.uniform(-1, 1, (int(generator.integers(3, 6)), 2)) * radius
+            cv2.fillPoly(surface, [corners.astype(np.int32)], color, cv2.LINE_AA)
         elif kind == 1:
             steps = np.cumsum(generator.uniform(-1, 1, (5, 2)) * radius * 1.5, axis=0)
-            cv2.polylines(surface, [(centre + steps).astype(np.int32)], False, colour, width, cv2.LINE_AA)
+            cv2.polylines(surface, [(center + steps).astype(np.int32)], False, color, width, cv2.LINE_AA)
         elif kind == 2:
-            cv2.circle(surface, position, int(radius), colour, width, cv2.LINE_AA)
+            cv2.circle(surface, position, int(radius), color, width, cv2.LINE_AA)
         elif kind == 3:
             axes = (int(radius), int(radius * generator.uniform(0.4, 1)))
-            cv2.ellipse(surface, position, axes, generator.uniform(0, 180), 0, 360, colour, -1, cv2.LINE_AA)
+            cv2.ellipse(surface, position, axes, generator.uniform(0, 180), 0, 360, color, -1, cv2.LINE_AA)
         else:
             letter = chr(ord("A") + int(generator.integers(26)))
-            cv2.putText(surface, letter, position, cv2.FONT_HERSHEY_SIMPLEX, radius / 12, colour, width, cv2.LINE_AA)
+            cv2.putText(surface, letter, position, cv2.FONT_HERSHEY_SIMPLEX, radius / 12, color, width, cv2.LINE_AA)

@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """The usable images of a split, in path order."""
 
     paths: list[Path]
     shapes_hw: np.ndarray
     """int32 (n, 2): rows and columns as shown, after EXIF orientation."""
     boxes: list[np.ndarray]
-    """Per image float32 (k, 5): class, cx, cy, w, h; normalised."""
+    """Per image float32 (k, 5): class, cx, cy, w, h; normalized."""
     segments: list[list[np.ndarray]]
-    """Per image one normalised float32 (points, 2) a box, empty for plain boxes; no entries without any polygon."""
+    """Per image one normalized float32 (points, 2) a box, empty for plain boxes; no entries without any polygon."""
     key: str
     """A hash of the files' paths, sizes and times."""
 
@@ -36,7 +36,7 @@ class LabelledImages:
         return len(self.paths)
 
 
-def read_label_cache(path: Path, key: str, all_paths: Sequence[Path]) -> tuple[LabelledImages, ScanReport] | None:
+def read_label_cache(path: Path, key: str, all_paths: Sequence[Path]) -> tuple[LabeledImages, ScanReport] | None:
     """What an earlier scan of the same files found, or None."""
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -50,7 +50,7 @@ def read_label_cache(path: Path, key: str, all_paths: Sequence[Path]) -> tuple[L
                 row = polygons[at : at + count]
                 segments.append(row if any(len(polygon) for polygon in row) else [])
                 at += count
-            images = LabelledImages(
+            images = LabeledImages(
                 [all_paths[index] for index in stored["kept"]], stored["shapes_hw"], boxes, segments, key
             )
             return images, ScanReport.from_json(str(stored["report"]))
@@ -61,7 +61,7 @@ def read_label_cache(path: Path, key: str, all_paths: Sequence[Path]) -> tuple[L
         return None
 
 
-def write_label_cache(path: Path, images: LabelledImages, report: ScanReport, all_paths: Sequence[Path]) -> None:
+def write_label_cache(path: Path, images: LabeledImages, report: ScanReport, all_paths: Sequence[Path]) -> None:
     """Keeps a scan for the next start, all of it or nothing; a folder that cannot be written costs a warning."""
     position = {str(file): index for index, file in enumerate(all_paths)}
     polygons = [

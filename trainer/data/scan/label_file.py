@@ -27,9 +27,9 @@ class LabelRows:
     """The rows of a label file that can be trained on, and what was left out."""
 
     boxes: np.ndarray
-    """float32 (k, 5): class, cx, cy, w, h; normalised to the image."""
+    """float32 (k, 5): class, cx, cy, w, h; normalized to the image."""
     polygons: list[np.ndarray]
-    """float32 (points, 2) per row, normalised, empty for rows that are boxes; an empty list if all rows are boxes."""
+    """float32 (points, 2) per row, normalized, empty for rows that are boxes; an empty list if all rows are boxes."""
     lines: list[int]
     """The line of each row in the file, from 1."""
     duplicates: list[int] = field(default_factory=list)

@@ -19,7 +19,7 @@ import numpy as np
 from trainer.data.dataset import DatasetFile, find_images, label_path_for, relative_name
 from trainer.data.images import ImageReadError
 from trainer.data.scan.image_header import ImageHeader, read_header
-from trainer.data.scan.label_cache import LabelledImages, read_label_cache, write_label_cache
+from trainer.data.scan.label_cache import LabeledImages, read_label_cache, write_label_cache
 from trainer.data.scan.label_file import LabelError, LabelRows, read_label_file
 from trainer.data.scan.report import MAX_EXAMPLES, ScanReport, tally
 from trainer.errors import DataError
@@ -46,7 +46,7 @@ def scan_split(
     workers: int = 8,
     writer: bool = True,
     on_progress: Progress | None = None,
-) -> tuple[LabelledImages, ScanReport]:
+) -> tuple[LabeledImages, ScanReport]:
     """The usable images of a split and what was found, from the cache where it is current.
 
     ``single_cls`` makes every label class 0. ``workers`` threads read files; ``writer`` says who may write the cache.
@@ -107,12 +107,12 @@ def _map_files(
             on_progress(done, len(items))
 
 
-def _assemble(paths: Sequence[Path], scans: Sequence[_FileScan], key: str) -> tuple[LabelledImages, ScanReport]:
+def _assemble(paths: Sequence[Path], scans: Sequence[_FileScan], key: str) -> tuple[LabeledImages, ScanReport]:
     """The usable images and the report, from each file's scan."""
     good = [(path, scan) for path, scan in zip(paths, scans, strict=True) if scan.header and not scan.label_error]
     no_rows = LabelRows(np.zeros((0, 5), np.float32), [], [])
     rows = [scan.rows or no_rows for _, scan in good]
-    images = LabelledImages(
+    images = LabeledImages(
         paths=[path for path, _ in good],
         shapes_hw=np.array([(s.header.height, s.header.width) for _, s in good if s.header], np.int32).reshape(-1, 2),
         boxes=[row.boxes for row in rows],
@@ -164,7 +164,7 @@ def _find_repeats(digests: Iterable[tuple[Path, bytes]]) -> Iterator[str]:
 
 
 def _check_classes(
-    images: LabelledImages, scans: Sequence[_FileScan], num_classes: int, single_cls: bool, dataset: DatasetFile
+    images: LabeledImages, scans: Sequence[_FileScan], num_classes: int, single_cls: bool, dataset: DatasetFile
 ) -> None:
     """Raises DataError where a label's class has no name."""
     if single_cls:
@@ -186,7 +186,7 @@ def _check_classes(
 
 
 def _check_usable(
-    dataset: DatasetFile, split: str, images: LabelledImages, report: ScanReport, paths: Sequence[Path]
+    dataset: DatasetFile, split: str, images: LabeledImages, report: ScanReport, paths: Sequence[Path]
 ) -> None:
     """Raises DataError for a split that is mostly bad, or one to train on that has no labels."""
     if report.skipped > max(1, MOSTLY_BAD * report.images) or not len(images):

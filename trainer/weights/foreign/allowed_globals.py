@@ -1,6 +1,6 @@
 """The names that a foreign checkpoint may use and the inert values that stand for them.
 
-Classes of a project become ``StandIn`` objects that hold their attributes and can do nothing, tensors become
+Classes of a project become ``PlaceholderObject`` objects that hold their attributes and can do nothing, tensors become
 ``TensorRef`` objects that say where their numbers lie. Any name outside the tables is refused.
 """
 
@@ -52,7 +52,7 @@ class Symbol:
     path: str
 
 
-class StandIn:
+class PlaceholderObject:
     """An object of a class that is not loaded: its class's dotted name and its attributes."""
 
     __slots__ = ("path", "state")
@@ -116,11 +116,11 @@ class CheckpointVocabulary:
             return "/".join(part for part in arguments if type(part) is str).replace("//", "/")
         if _is_stand_in(function.path):
             self.class_names.add(function.path)
-            return StandIn(function.path)
+            return PlaceholderObject(function.path)
         raise PickleError(f"a call of {function.path}")
 
     def set_state(self, target: Any, state: Any) -> int:
-        if isinstance(target, StandIn):
+        if isinstance(target, PlaceholderObject):
             parts = state if type(state) is tuple else (state,)  # (attributes, slots)
             for part in parts:
                 if part is not None and type(part) is not dict:
@@ -247,8 +247,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "builtins.frozenset": lambda *arguments: frozenset(_items(*arguments)),
     "_codecs.encode": _encode,
     "builtins.bytes": lambda *_: b"",  # how protocol 2 writes empty bytes
-    "argparse.Namespace": lambda *_: StandIn("argparse.Namespace"),
-    "copyreg._reconstructor": lambda kind, *_: StandIn(kind.path if isinstance(kind, Symbol) else "object"),
+    "argparse.Namespace": lambda *_: PlaceholderObject("argparse.Namespace"),
+    "copyreg._reconstructor": lambda kind, *_: PlaceholderObject(kind.path if isinstance(kind, Symbol) else "object"),
     "numpy.dtype": new_numpy_type,
     **{f"numpy.{core}.multiarray.scalar": numpy_scalar for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: NumpyArray() for core in ("core", "_core")},

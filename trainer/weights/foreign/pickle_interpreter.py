@@ -46,7 +46,7 @@ def check_key(value: Any) -> Any:
     return value
 
 
-class PickleMachine:
+class PickleInterpreter:
     """One pickle in ``data`` from ``start``; ``position`` is where it ended."""
 
     def __init__(self, data: bytes, vocabulary: Vocabulary, start: int = 0) -> None:
@@ -237,13 +237,13 @@ def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
     return [(check_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True)]
 
 
-def _sized(method: Callable[[PickleMachine, int], None], layout: str) -> Callable[[PickleMachine], None]:
+def _sized(method: Callable[[PickleInterpreter, int], None], layout: str) -> Callable[[PickleInterpreter], None]:
     """An opcode whose number (a length or a memo slot) follows in the given layout."""
     return lambda machine: method(machine, machine._take_number(layout))
 
 
-_M = PickleMachine
-_ACTIONS: dict[bytes, Callable[[PickleMachine], None]] = {
+_M = PickleInterpreter
+_ACTIONS: dict[bytes, Callable[[PickleInterpreter], None]] = {
     b"\x80": _M._protocol,
     b"\x95": lambda m: m._take_number("<Q"),  # a frame is a hint for reading ahead
     b"(": _M._mark,

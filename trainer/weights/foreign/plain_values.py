@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from trainer.weights.foreign.allowed_globals import StandIn, Symbol
+from trainer.weights.foreign.allowed_globals import PlaceholderObject, Symbol
 from trainer.weights.foreign.numpy_values import NumpyArray
 
 _MAX_ITEMS = 200_000
@@ -32,7 +32,7 @@ def _copy(value: Any, budget: list[int], depth: int) -> Any:
         return {str(key): _copy(item, budget, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_copy(item, budget, depth + 1) for item in value]
-    if isinstance(value, StandIn) and value.path == "argparse.Namespace":
+    if isinstance(value, PlaceholderObject) and value.path == "argparse.Namespace":
         return _copy(value.state, budget, depth + 1)
     if isinstance(value, NumpyArray):
         return _copy(value.values[0] if len(value.values) == 1 else value.values, budget, depth + 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from trainer.errors import WeightsError
 from trainer.weights.foreign.allowed_globals import CheckpointVocabulary, RefusedNameError, StorageRef, TensorRef
 from trainer.weights.foreign.file_kinds import describe_foreign_file, describe_foreign_names, truncated_file
-from trainer.weights.foreign.pickle_interpreter import PickleError, PickleMachine
+from trainer.weights.foreign.pickle_interpreter import PickleError, PickleInterpreter
 
 MAX_PICKLE_BYTES = 16 * 2**20
 """The largest YOLOv5 file with its optimizer has about 2 MiB beside its tensors."""
@@ -112,7 +112,7 @@ def damaged(path: Path, why: str) -> WeightsError:
 def _read_pickle(path: Path, data: bytes) -> tuple[Any, set[str]]:
     vocabulary = CheckpointVocabulary()
     try:
-        return PickleMachine(data, vocabulary).run(), vocabulary.class_names
+        return PickleInterpreter(data, vocabulary).run(), vocabulary.class_names
     except RefusedNameError as error:
         raise describe_foreign_names(path, error.name, data) from None
     except PickleError as error:
@@ -233,7 +233,7 @@ def _open_legacy(path: Path, file: BinaryIO, size_bytes: int) -> TorchFile:
     parts = []
     try:
         for _ in range(5):
-            machine = PickleMachine(data, vocabulary, position)
+            machine = PickleInterpreter(data, vocabulary, position)
             parts.append(machine.run())
             position = machine.position
     except RefusedNameError as error:

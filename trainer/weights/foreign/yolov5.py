@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import WeightsError
-from trainer.weights.foreign.allowed_globals import StandIn, TensorRef
+from trainer.weights.foreign.allowed_globals import PlaceholderObject, TensorRef
 from trainer.weights.foreign.plain_values import plain_value
 from trainer.weights.foreign.torch_archive import TorchFile, damaged
 
@@ -108,16 +108,16 @@ def _no_model_error(file: TorchFile, top: dict[Any, Any]) -> WeightsError:
     if isinstance(file.content, dict):
         seen = ", ".join(str(key)[:40] for key in list(file.content)[:8]) or "nothing"
     else:
-        seen = file.content.path if isinstance(file.content, StandIn) else type(file.content).__name__
+        seen = file.content.path if isinstance(file.content, PlaceholderObject) else type(file.content).__name__
     return WeightsError(f"{name} holds no detection model of YOLOv5", seen=f"{path}: {seen}", expected=expected)
 
 
-def _find_model(value: Any) -> StandIn | None:
+def _find_model(value: Any) -> PlaceholderObject | None:
     """The detector in a value: itself, the first of a pair (v3 and v4 averages), or inside wrappers."""
     if isinstance(value, (tuple, list)) and value:
         value = value[0]
     for _ in range(5):
-        if not isinstance(value, StandIn):
+        if not isinstance(value, PlaceholderObject):
             return None
         if isinstance(value.state.get("yaml"), dict):
             return value
@@ -127,12 +127,12 @@ def _find_model(value: Any) -> StandIn | None:
 
 
 def _children(module: Any) -> dict[str, Any]:
-    return module.entries("_modules") if isinstance(module, StandIn) else {}
+    return module.entries("_modules") if isinstance(module, PlaceholderObject) else {}
 
 
-def _entries(file: TorchFile, model: StandIn) -> Iterator[tuple[str, TensorRef]]:
+def _entries(file: TorchFile, model: PlaceholderObject) -> Iterator[tuple[str, TensorRef]]:
     """Names and tensors in the order of ``state_dict``: a module's parameters, its buffers, then its children's."""
-    waiting: list[tuple[str, StandIn]] = [("", model)]
+    waiting: list[tuple[str, PlaceholderObject]] = [("", model)]
     visited = 0
     while waiting:
         prefix, module = waiting.pop()
@@ -148,11 +148,11 @@ def _entries(file: TorchFile, model: StandIn) -> Iterator[tuple[str, TensorRef]]
                     yield f"{prefix}{name}", tensor
                 elif tensor is not None:
                     raise damaged(file.path, f"{prefix}{name} is a {type(tensor).__name__} instead of a tensor")
-        children = [(name, child) for name, child in _children(module).items() if isinstance(child, StandIn)]
+        children = [(name, child) for name, child in _children(module).items() if isinstance(child, PlaceholderObject)]
         waiting.extend((f"{prefix}{name}.", child) for name, child in reversed(children))
 
 
-def _definition(file: TorchFile, model: StandIn) -> dict[str, Any]:
+def _definition(file: TorchFile, model: PlaceholderObject) -> dict[str, Any]:
     try:
         definition = plain_value(model.state["yaml"])
     except ValueError as error:
@@ -164,9 +164,9 @@ def _definition(file: TorchFile, model: StandIn) -> dict[str, Any]:
     return {**definition, "source": yaml_file if isinstance(yaml_file, str) else file.path.name}
 
 
-def _strides(file: TorchFile, model: StandIn, head: Any) -> tuple[int, ...]:
+def _strides(file: TorchFile, model: PlaceholderObject, head: Any) -> tuple[int, ...]:
     for module in (model, _children(model.entries("_modules").get("model")).get(head) if head else None):
-        reference = module.state.get("stride") if isinstance(module, StandIn) else None
+        reference = module.state.get("stride") if isinstance(module, PlaceholderObject) else None
         if isinstance(reference, TensorRef) and 0 < reference.numel <= 8:
             values = file.tensor(reference).flatten().tolist()
             if all(1 <= value <= 1024 for value in values):
@@ -174,7 +174,7 @@ def _strides(file: TorchFile, model: StandIn, head: Any) -> tuple[int, ...]:
     raise damaged(file.path, "a model without strides")
 
 
-def _names(model: StandIn, definition: dict[str, Any], notes: list[str]) -> tuple[str, ...]:
+def _names(model: PlaceholderObject, definition: dict[str, Any], notes: list[str]) -> tuple[str, ...]:
     """Class names by number, from a list (to v6.1) or a dictionary (since)."""
     count = definition.get("nc")
     found = model.state.get("names")
@@ -200,18 +200,18 @@ def _take_anchors(
     definition["anchors"] = [[round(side, 4) for side in level.flatten().tolist()] for level in pixels]
 
 
-def _take_activation(definition: dict[str, Any], model: StandIn, notes: list[str]) -> None:
+def _take_activation(definition: dict[str, Any], model: PlaceholderObject, notes: list[str]) -> None:
     """The activation of the first block that has one, where the definition does not tell: files differ from v6.2 on."""
     if definition.get("activation"):
         return
     first = next(iter(_children(model.entries("_modules").get("model")).values()), None)
     inner = _children(first)
-    block = inner["conv"] if isinstance(inner.get("conv"), StandIn) and "act" not in inner else first
+    block = inner["conv"] if isinstance(inner.get("conv"), PlaceholderObject) and "act" not in inner else first
     activation = _children(block).get("act")
-    name = activation.path.rpartition(".")[2] if isinstance(activation, StandIn) else _DEFAULT_ACTIVATION
+    name = activation.path.rpartition(".")[2] if isinstance(activation, PlaceholderObject) else _DEFAULT_ACTIVATION
     if name == _DEFAULT_ACTIVATION:
         return
-    assert isinstance(activation, StandIn)
+    assert isinstance(activation, PlaceholderObject)
     arguments = [activation.state[key] for key in _ACTIVATION_ARGUMENTS if key in activation.state]
     numbers = [float(value) for value in arguments if type(value) in (int, float)]
     definition["activation"] = f"nn.{name}({', '.join(map(str, numbers))})"
@@ -231,7 +231,7 @@ def _unfold_batch_norm(state: dict[str, Tensor]) -> list[str]:
     return [f"{len(folded)} batch norms were folded into their convolutions"] if folded else []
 
 
-def _facts(top: dict[Any, Any], model: StandIn) -> dict[str, Any]:
+def _facts(top: dict[Any, Any], model: PlaceholderObject) -> dict[str, Any]:
     """Plain values that a run left in its file; what is missing or odd is left out."""
     found = {
         "epoch": top.get("epoch"),

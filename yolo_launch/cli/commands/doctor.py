@@ -19,12 +19,18 @@ from yolo_launch.cli.typed_command import TrainCommand, typed_in
 from yolo_launch.cli.typer_options import with_options
 from yolo_launch.cli.views import show_findings, show_host
 from yolo_launch.cluster_check import check as node_checkup
-from yolo_launch.cluster_check import findings as checkup
+from yolo_launch.cluster_check import findings as cluster_check
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.inventory import inspect_host
-from yolo_launch.nodes.identity import Place, describe_place, find_place, scheduled_devices, socket_variables
-from yolo_launch.nodes.session import Machine
-from yolo_launch.nodes.status_line import NodeLine
+from yolo_launch.nodes.identity import (
+    NodeIdentity,
+    describe_identity,
+    find_identity,
+    scheduled_devices,
+    socket_variables,
+)
+from yolo_launch.nodes.session import NodeContext
+from yolo_launch.nodes.status_line import StatusLine
 from yolo_launch.planning.plan import make_plan
 from yolo_launch.probes.deep_checks import run_probes
 from yolo_launch.request.command_line import without_value
@@ -33,7 +39,7 @@ from yolo_launch.request.options import BATCH, DEBUG, GPUS, IMGSZ, JSON, LAUNCH,
 from yolo_launch.spec import Finding, Host, LaunchPlan
 
 TOGETHER = ("rank", "master", "nodes", "join_timeout", "token", "token_file")
-"""Options of a check-up of several machines, from those of ``node``."""
+"""Options of a cluster check, from those of ``node``."""
 DOCTOR_OPTIONS = (
     Option("data", ("--data",), "a data-set YAML to check as well", str, LAUNCH, metavar="FILE"),
     GPUS,
@@ -41,7 +47,14 @@ DOCTOR_OPTIONS = (
     BATCH,
     IMGSZ,
     WORKERS,
-    Option("port", ("--port",), "a port to check; with --master, the lobby's", int, LAUNCH, "none; with --master 1234"),
+    Option(
+        "port",
+        ("--port",),
+        "a port to check; with --master, the rendezvous port",
+        int,
+        LAUNCH,
+        "none; with --master 1234",
+    ),
     Option("project", ("--project",), "folder of runs, whose disk is checked", str, LAUNCH, "runs/train"),
     Option("deep", ("--deep",), "the slower checks too, which start processes: GPUs, links, disk, data", bool),
     *(option for option in NODE_OPTIONS if option.name in TOGETHER),
@@ -62,9 +75,9 @@ def doctor(ctx: typer.Context, **values: Any) -> None:
     console = Console(json_mode=bool(values["json"]))
     typed, host = without_value(typed_in(ctx), "--token"), inspect_host()
     together = any(values[name] is not None for name in ("rank", "master", "nodes"))
-    place = find_place(values, typed, host, os.environ, console.note) if together else None
-    values = scheduled_devices(values, place, host) if place is not None else values
-    plan, findings = _planned(values, host, typed, place)
+    identity = find_identity(values, typed, host, os.environ, console.note) if together else None
+    values = scheduled_devices(values, identity, host) if identity is not None else values
+    plan, findings = _planned(values, host, typed, identity)
     config = make_config({"data": values["data"], "imgsz": values["imgsz"] or 640}) if values["data"] else None
     run_dir = Path(values["project"] or "runs/train") / "exp"
     context = Context(host, plan, config, run_dir)
@@ -78,11 +91,13 @@ def doctor(ctx: typer.Context, **values: Any) -> None:
         if not console.json_mode:
             show_findings(deeper, console)
     exit_code = int(ExitCode.ENVIRONMENT if any(found.level == "failure" for found in findings) else ExitCode.DONE)
-    if place is not None:
-        variables = socket_variables(place, os.environ)
-        console.note(describe_place(place, variables))
-        line = NodeLine(shows_progress=place.rank > 0)
-        more, found_together = _together(Machine(values, typed, host, place, variables, console, line), findings, plan)
+    if identity is not None:
+        variables = socket_variables(identity, os.environ)
+        console.note(describe_identity(identity, variables))
+        line = StatusLine(shows_progress=identity.rank > 0)
+        more, found_together = _together(
+            NodeContext(values, typed, host, identity, variables, console, line), findings, plan
+        )
         exit_code = found_together or exit_code
         if not console.json_mode:
             show_findings(more, console)
@@ -103,30 +118,30 @@ def _verdict(findings: list[Finding], *, is_deep: bool) -> str:
     return told + ("" if is_deep else "; --deep looks at GPUs, links, disk and data at work")
 
 
-def _together(machine: Machine, own: Sequence[Finding], plan: LaunchPlan | None) -> tuple[list[Finding], int]:
+def _together(machine: NodeContext, own: Sequence[Finding], plan: LaunchPlan | None) -> tuple[list[Finding], int]:
     """What several machines find with one another; that this one cannot take part is a finding too."""
     if plan is None:
         text = "this machine does not take part, because of the failures above: the others will wait for it"
-        return [Finding(checkup.CHECK, "warning", text)], ExitCode.DONE
+        return [Finding(cluster_check.CHECK, "warning", text)], ExitCode.DONE
     try:
-        return node_checkup.check_machines(machine, own)
+        return node_checkup.check_nodes(machine, own)
     except LaunchError as error:
         advice = error.next_command or error.expected
         if advice.startswith("yolo-launch doctor"):  # that is what did not work
-            port = machine.place.port
-            advice = f"start the check-up on the master too (--rank 0), and open TCP port {port} towards it"
-        return [Finding(checkup.CHECK, "failure", f"{error.what}\n{error.seen}".strip(), advice)], error.exit_code
+            port = machine.identity.port
+            advice = f"start the cluster check on the master too (--rank 0), and open TCP port {port} toward it"
+        return [Finding(cluster_check.CHECK, "failure", f"{error.what}\n{error.seen}".strip(), advice)], error.exit_code
 
 
 def _planned(
-    values: dict[str, Any], host: Host, typed: tuple[str, ...], place: Place | None
+    values: dict[str, Any], host: Host, typed: tuple[str, ...], identity: NodeIdentity | None
 ) -> tuple[LaunchPlan | None, list[Finding]]:
     """The plan of what was asked for; a plan that is refused is a finding here."""
     facts: dict[str, Any] = {}
-    if place is not None:
+    if identity is not None:
         values = {**values, "port": None}
         # How the batch divides is known once all workers are.
-        facts = {"nnodes": place.nodes[1] if place.nodes else 2, "uneven_batch_ok": True}
+        facts = {"nnodes": identity.nodes[1] if identity.nodes else 2, "uneven_batch_ok": True}
     batch = values["batch_size"]
     request = launch_request(
         values,
@@ -141,4 +156,4 @@ def _planned(
         plan = make_plan(request, host)
     except LaunchError as error:
         return None, [Finding("plan", "failure", error.what, error.next_command or error.expected)]
-    return plan, [found for found in plan.findings if place is None or found.check != "batch"]
+    return plan, [found for found in plan.findings if identity is None or found.check != "batch"]

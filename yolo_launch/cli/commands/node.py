@@ -26,10 +26,16 @@ from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.training_job import make_job, opened, with_data
 from yolo_launch.nodes import master as node_master
 from yolo_launch.nodes import member as node_member
-from yolo_launch.nodes.agent import refuse_part
-from yolo_launch.nodes.identity import describe_place, find_place, make_claim, scheduled_devices, socket_variables
-from yolo_launch.nodes.session import Machine, Seat
-from yolo_launch.nodes.status_line import NodeLine
+from yolo_launch.nodes.agent import refuse_job
+from yolo_launch.nodes.identity import (
+    describe_identity,
+    find_identity,
+    make_join_request,
+    scheduled_devices,
+    socket_variables,
+)
+from yolo_launch.nodes.session import NodeContext, NodeSession
+from yolo_launch.nodes.status_line import StatusLine
 from yolo_launch.planning.plan import make_plan
 from yolo_launch.rendezvous.admission import JOIN_TIMEOUT_S
 from yolo_launch.rendezvous.messages import Round
@@ -46,7 +52,7 @@ NODE_OPTIONS = (
     Option("master", ("--master",), "address of the machine with rank 0", str, MACHINES, "the scheduler's"),
     Option("nodes", ("--nodes",), "machines, or MIN:MAX for a job that may run with fewer", str, MACHINES,
            "the master's"),
-    Option("port", ("--port",), "the lobby's port on the master", int, MACHINES, "1234, or the scheduler's"),
+    Option("port", ("--port",), "the rendezvous port on the master", int, MACHINES, "1234, or the scheduler's"),
     Option("join_timeout", ("--join-timeout",), "seconds that machines wait for one another", float, MACHINES, "600"),
     Option("rejoin_timeout", ("--rejoin-timeout",), "seconds that a lost machine is waited for", float, MACHINES,
            "300"),
@@ -74,21 +80,23 @@ def node(ctx: typer.Context, **values: Any) -> None:
     """Find this machine's place, take part, and leave with the job's exit code."""
     console = Console(json_mode=bool(values["json"]))
     typed, host = without_value(typed_in(ctx), "--token"), inspect_host()
-    place = find_place(values, typed, host, os.environ, console.note)
-    values = scheduled_devices(values, place, host)
-    variables = socket_variables(place, os.environ)
-    console.note(describe_place(place, variables))
-    machine = Machine(values, typed, host, place, variables, console, NodeLine(shows_progress=place.rank > 0))
-    if place.rank == 0:
+    identity = find_identity(values, typed, host, os.environ, console.note)
+    values = scheduled_devices(values, identity, host)
+    variables = socket_variables(identity, os.environ)
+    console.note(describe_identity(identity, variables))
+    machine = NodeContext(
+        values, typed, host, identity, variables, console, StatusLine(shows_progress=identity.rank > 0)
+    )
+    if identity.rank == 0:
         lead(machine)
     else:
         follow(machine)
 
 
-def lead(machine: Machine) -> None:
-    """The master: make the job, open the lobby, take part."""
-    console, place, values = machine.console, machine.place, machine.values
-    most = place.nodes[1] if place.nodes else 1
+def lead(machine: NodeContext) -> None:
+    """The master: make the job, open the rendezvous, take part."""
+    console, identity, values = machine.console, machine.identity, machine.values
+    most = identity.nodes[1] if identity.nodes else 1
     job = make_job({**values, "port": None}, machine.typed, machine.host, nnodes=most)
     if job.plan.batch_is_auto:
         raise LaunchError("--batch auto measures the GPUs of one machine.", expected="--batch with the total of all")
@@ -98,10 +106,10 @@ def lead(machine: Machine) -> None:
     show_differences(job.differences, console)
     refuse_failures(job.findings)
     show_findings(node_member.warnings_of(job.findings), console)
-    terms = node_master.make_terms(values, place, job.request.max_restarts)
-    claim = make_claim(place, job.plan, machine.host)
-    if not is_local_address(place.address, machine.host.addresses):
-        Seat(machine, claim, place.door).refuse_second_master()
+    settings = node_master.make_settings(values, identity, job.request.max_restarts)
+    join_request = make_join_request(identity, job.plan, machine.host)
+    if not is_local_address(identity.address, machine.host.addresses):
+        NodeSession(machine, join_request, identity.endpoint).refuse_second_master()
     with opened(with_data(job)) as job:
         config = job.config
         console.line(f"{config.model_name} at {config.imgsz}, {config.epochs} epochs -> {job.run_dir}")
@@ -115,37 +123,39 @@ def lead(machine: Machine) -> None:
             return source_of_restart(job.run_dir)
 
         fingerprint = fingerprint_of(config)
-        with node_master.lobby_of(job, place, claim, terms, fingerprint, source, machine.line.over) as lobby:
-            seat = Seat(machine, claim, replace(place.door, address=lobby.own_address))
-            seat.take(patience_s=10.0)
-            seat.ready(fingerprint)
+        with node_master.rendezvous_of(
+            job, identity, join_request, settings, fingerprint, source, machine.line.over
+        ) as rendezvous:
+            session = NodeSession(machine, join_request, replace(identity.endpoint, address=rendezvous.own_address))
+            session.take(patience_s=10.0)
+            session.ready(fingerprint)
             try:
-                outcome = seat.play(make_runner)
+                outcome = session.play(make_runner)
             except UserError as error:
-                lobby.end(refused(error))
+                rendezvous.end(refused(error))
                 raise
     command = retype(machine.typed, {"--resume": str(job.run_dir)}, without=("--config",))
     finish(outcome, machine, job.plan, job.run_dir, command, is_demo=job.is_demo)
 
 
-def follow(machine: Machine) -> None:
-    """Any other machine: take the job from the lobby, check it here, take part."""
-    place, values = machine.place, machine.values
+def follow(machine: NodeContext) -> None:
+    """Any other machine: take the job from the rendezvous, check it here, take part."""
+    identity, values = machine.identity, machine.values
     draft = node_member.draft_request(values, machine.typed)
     plan = make_plan(draft, machine.host)
     if values["dry_run"]:
         raise LaunchError(
             "--dry-run shows the job's plan, which only the master knows.",
-            seen=f"--rank {place.rank} --dry-run",
+            seen=f"--rank {identity.rank} --dry-run",
             expected="--dry-run on the machine with --rank 0",
         )
-    seat = Seat(machine, make_claim(place, plan, machine.host), place.door)
+    session = NodeSession(machine, make_join_request(identity, plan, machine.host), identity.endpoint)
     patience_s = JOIN_TIMEOUT_S if values["join_timeout"] is None else values["join_timeout"]
     try:
-        description = seat.take(patience_s)
-        config, request, run_dir = check_job(machine, draft, description, seat)
+        description = session.take(patience_s)
+        config, request, run_dir = check_job(machine, draft, description, session)
     except KeyboardInterrupt:
-        seat.leave("it left (Ctrl-C)")
+        session.leave("it left (Ctrl-C)")
         machine.console.note("stopped by Ctrl-C")
         raise typer.Exit(128 + signal.SIGINT) from None
 
@@ -153,26 +163,26 @@ def follow(machine: Machine) -> None:
         nonlocal plan
         plan = machine.plan(request, start)
         settled = config.model_copy(update={"batch_size": start.batch_size, "workers": plan.workers_per_rank})
-        command = node_member.member_command(settled, run_dir, place.rank)
+        command = node_member.member_command(settled, run_dir, identity.rank)
         return machine.runner(plan, command, run_dir)
 
-    outcome = seat.play(make_runner)
+    outcome = session.play(make_runner)
     finish(outcome, machine, plan, run_dir, shlex.join(machine.typed))
 
 
 def check_job(
-    machine: Machine, draft: LaunchRequest, description: dict[str, Any], seat: Seat
+    machine: NodeContext, draft: LaunchRequest, description: dict[str, Any], session: NodeSession
 ) -> tuple[TrainConfig, LaunchRequest, Path]:
-    """What this machine makes of the job. A reason why it cannot take part is told to the lobby and raised."""
-    values, rank = machine.values, machine.place.rank
+    """What this machine makes of the job. A reason why it cannot take part is told to the rendezvous and raised."""
+    values, rank = machine.values, machine.identity.rank
     try:
         config = node_member.job_config(description, values)
         request = node_member.member_request(draft, config, description)
         run_dir = node_member.own_run_dir(description, rank, values["project"])
-        warnings = node_member.check_machine(machine.host, request, config, run_dir)
-        seat.ready(fingerprint_of(config))
+        warnings = node_member.check_node(machine.host, request, config, run_dir)
+        session.ready(fingerprint_of(config))
     except UserError as error:
-        refuse_part(seat.member, error)
+        refuse_job(session.member, error)
         raise
     show_findings(warnings, machine.console)
     return config, request, run_dir
@@ -186,10 +196,10 @@ def fingerprint_of(config: TrainConfig) -> str:
 
 
 def finish(
-    outcome: Outcome, machine: Machine, plan: LaunchPlan, run_dir: Path, next_command: str, *, is_demo: bool = False
+    outcome: Outcome, machine: NodeContext, plan: LaunchPlan, run_dir: Path, next_command: str, *, is_demo: bool = False
 ) -> None:
     """Say what came of the job and leave with its exit code."""
-    console, is_master = machine.console, machine.place.rank == 0
+    console, is_master = machine.console, machine.identity.rank == 0
     if outcome.kind == "done" and is_master:
         summary = run_directory.read_summary(run_dir)
         if console.json_mode:

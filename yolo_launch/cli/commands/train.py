@@ -18,7 +18,7 @@ from yolo_launch.cli.views import show_differences, show_outcome, show_plan, sho
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs import run_directory
-from yolo_launch.jobs.training_job import Job, make_job, opened, with_data, with_measured_batch
+from yolo_launch.jobs.training_job import TrainingJob, make_job, opened, with_data, with_measured_batch
 from yolo_launch.planning.plan import plan_facts
 from yolo_launch.request.options import train_options
 from yolo_launch.spec import Outcome
@@ -48,7 +48,7 @@ def train(ctx: typer.Context, **values: Any) -> None:
     finish(outcome, started, console)
 
 
-def show_dry_run(job: Job, console: Console) -> None:
+def show_dry_run(job: TrainingJob, console: Console) -> None:
     """Print the plan and what the checks found; nothing is made. The exit code is that of a start."""
     plan = replace(job.plan, findings=tuple(job.findings))
     if console.json_mode:
@@ -65,7 +65,7 @@ def show_dry_run(job: Job, console: Console) -> None:
         raise typer.Exit(exit_code)
 
 
-def start(job: Job, console: Console, *, inline: bool) -> tuple[Outcome, Job]:
+def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome, TrainingJob]:
     """Make the run directory, write what will run, and run it to its end; the outcome and the job as started."""
     if inline and job.plan.world_size > 1:
         raise LaunchError("--inline trains with one worker.", seen=f"{job.plan.world_size}", expected="--nproc 1")
@@ -80,7 +80,7 @@ def start(job: Job, console: Console, *, inline: bool) -> tuple[Outcome, Job]:
     return outcome, job
 
 
-def finish(outcome: Outcome, job: Job, console: Console) -> None:
+def finish(outcome: Outcome, job: TrainingJob, console: Console) -> None:
     """Say what came of a run and leave with its exit code."""
     if outcome.kind == "done":
         summary = run_directory.read_summary(job.run_dir)

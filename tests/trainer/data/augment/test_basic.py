@@ -14,41 +14,41 @@ from trainer.data.augment.basic import (
     fit_letterbox,
     flip,
     flip_randomly,
-    jitter_colour,
+    jitter_color,
     letterbox,
     mixup,
 )
-from trainer.data.augment.canvas import Scene, Tile, letterboxed, place
+from trainer.data.augment.canvas import Canvas, Tile, letterboxed, place
 from trainer.data.augment.mosaic import copy_paste, mosaic
 from trainer.data.augment.polygons import bounds_xyxy, clip_polygon
 from trainer.data.augment.warp import draw_matrix, random_warp
 
-COLOURS = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 0))
+COLORS = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 0))
 BRIGHT = 110
-"""Grey is 114 in every channel; an object's own channel is 255, at least one other 0."""
+"""Gray is 114 in every channel; an object's own channel is 255, at least one other 0."""
 
 
 def sample_of(*boxes: tuple[int, int, int, int], height: int = 120, width: int = 160, polygons: bool = False) -> Sample:
-    """Black, with a rectangle in a colour of its own for each box; polygons are lozenges within them."""
+    """Black, with a rectangle in a color of its own for each box; polygons are lozenges within them."""
     image = np.zeros((height, width, 3), np.uint8)
     segments = []
-    for colour, (x1, y1, x2, y2) in zip(COLOURS, boxes, strict=False):
+    for color, (x1, y1, x2, y2) in zip(COLORS, boxes, strict=False):
         if polygons:
             xm, ym = (x1 + x2) / 2, (y1 + y2) / 2
             lozenge = np.array([(xm, y1), (x2, ym), (xm, y2), (x1, ym)], np.float32)
             yy, xx = np.mgrid[:height, :width] + 0.5
             inside = abs(xx - xm) / (x2 - x1) + abs(yy - ym) / (y2 - y1) <= 0.5
-            image[inside] = colour
+            image[inside] = color
             segments.append(lozenge)
         else:
-            image[y1:y2, x1:x2] = colour
+            image[y1:y2, x1:x2] = color
     rows = [(index, *box) for index, box in enumerate(boxes)]
     return Sample(image, np.array(rows, np.float32).reshape(-1, 5), segments)
 
 
 def find(image: np.ndarray, class_index: int) -> np.ndarray | None:
-    """The bounds of the pixels in a class's colour."""
-    wanted = np.array(COLOURS[class_index])
+    """The bounds of the pixels in a class's color."""
+    wanted = np.array(COLORS[class_index])
     away = np.abs(image.astype(int) - wanted).max(axis=2)
     rows, columns = np.nonzero(away < BRIGHT)
     if not len(rows):
@@ -103,12 +103,12 @@ def test_flips_come_as_often_as_asked():
     assert (boxes[:, 1] != 20).mean() == pytest.approx(0.1, abs=0.03)
 
 
-def test_colour_jitter_is_that_of_the_formula():
+def test_color_jitter_is_that_of_the_formula():
     rng = np.random.default_rng(3)
     image = cv2.GaussianBlur(rng.integers(0, 256, (150, 90, 3), np.uint8), (0, 0), 2)
     sample = Sample(image, np.zeros((0, 5), np.float32))
     settings = settings_with(hsv_h=0.4, hsv_s=0.7, hsv_v=0.4)
-    result = jitter_colour(sample, settings, np.random.default_rng(5)).image
+    result = jitter_color(sample, settings, np.random.default_rng(5)).image
     hue, saturation, value = np.random.default_rng(5).uniform(-1, 1, 3) * (0.4, 0.7, 0.4) + 1
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV).astype(float)
     hsv *= (hue, saturation, value)
@@ -116,7 +116,7 @@ def test_colour_jitter_is_that_of_the_formula():
     expected = cv2.cvtColor(np.clip(hsv, 0, 255).astype(np.uint8), cv2.COLOR_HSV2BGR)
     np.testing.assert_array_equal(result, expected)
     assert (result != image).mean() > 0.5
-    assert jitter_colour(sample, settings_with(), np.random.default_rng(5)) is sample
+    assert jitter_color(sample, settings_with(), np.random.default_rng(5)) is sample
 
 
 def test_mixup_blends_and_keeps_all_objects():
@@ -134,8 +134,8 @@ def test_mixup_blends_and_keeps_all_objects():
     assert np.std(shares) == pytest.approx(0.062, abs=0.01)
 
 
-def test_mosaic_places_four_around_a_centre():
-    # Objects touch the corner that comes to lie at the centre.
+def test_mosaic_places_four_around_a_center():
+    # Objects touch the corner that comes to lie at the center.
     sizes = [(60, 80), (80, 50), (80, 80), (30, 80)]
     corners = [(1, 1), (0, 1), (1, 0), (0, 0)]
     samples = []
@@ -143,12 +143,12 @@ def test_mosaic_places_four_around_a_centre():
         x, y = (width - 20 if right else 0), (height - 20 if bottom else 0)
         sample = sample_of((x, y, x + 20, y + 20), height=height, width=width)
         sample.boxes[:, 0] = at
-        sample.image[sample.image[..., 2] == 255] = COLOURS[at]
+        sample.image[sample.image[..., 2] == 255] = COLORS[at]
         samples.append(sample)
-    centres = []
+    centers = []
     for seed in range(50):
-        scene = mosaic(samples, 80, np.random.default_rng(seed))
-        whole = scene.paint_all()
+        canvas = mosaic(samples, 80, np.random.default_rng(seed))
+        whole = canvas.paint_all()
         assert whole.image.shape == (160, 160, 3)
         assert len(whole.boxes) == 4
         assert_boxes_follow_pixels(whole, 0)
@@ -159,25 +159,25 @@ def test_mosaic_places_four_around_a_centre():
             [x - 20, y, x, y + 20],
             [x, y, x + 20, y + 20],
         ]
-        centres.append((x, y))
-        grey = np.full((160, 160), True)
-        for tile in scene.tiles:
+        centers.append((x, y))
+        gray = np.full((160, 160), True)
+        for tile in canvas.tiles:
             height, width = tile.image.shape[:2]
-            grey[max(tile.top, 0) : tile.top + height, max(tile.left, 0) : tile.left + width] = False
-        assert ((whole.image == 114).all(axis=2) == grey).all()
-    assert np.min(centres) >= 40
-    assert np.max(centres) < 120
-    assert np.ptp(centres) > 60
+            gray[max(tile.top, 0) : tile.top + height, max(tile.left, 0) : tile.left + width] = False
+        assert ((whole.image == 114).all(axis=2) == gray).all()
+    assert np.min(centers) >= 40
+    assert np.max(centers) < 120
+    assert np.ptp(centers) > 60
 
 
 def test_windows_of_a_scene_are_parts_of_the_whole():
     rng = np.random.default_rng(0)
     samples = [Sample(rng.integers(0, 256, (70, 80, 3), np.uint8), np.zeros((0, 5), np.float32)) for _ in range(4)]
-    scene = mosaic(samples, 80, rng)
-    padded = cv2.copyMakeBorder(scene.paint_all().image, 50, 50, 50, 50, cv2.BORDER_CONSTANT, value=(114,) * 3)
+    canvas = mosaic(samples, 80, rng)
+    padded = cv2.copyMakeBorder(canvas.paint_all().image, 50, 50, 50, 50, cv2.BORDER_CONSTANT, value=(114,) * 3)
     for _ in range(100):
         (left, right), (top, bottom) = np.sort(rng.integers(-50, 210, (2, 2)), axis=1) + np.array((0, 1))
-        window = scene.paint(left, top, right, bottom)
+        window = canvas.paint(left, top, right, bottom)
         np.testing.assert_array_equal(window, padded[top + 50 : bottom + 50, left + 50 : right + 50])
     single = letterboxed(samples[0], (96, 96))
     assert np.shares_memory(single.paint(10, 20, 80, 80), samples[0].image)
@@ -188,11 +188,11 @@ def test_windows_of_a_scene_are_parts_of_the_whole():
 
 def test_what_reaches_beyond_the_canvas_is_cut_with_its_objects():
     sample = sample_of((10, 10, 150, 110), polygons=True)
-    scene = place([sample], [(-60, -40)], (60, 70))
-    whole = scene.paint_all()
+    canvas = place([sample], [(-60, -40)], (60, 70))
+    whole = canvas.paint_all()
     found = find(whole.image, 0)
     # The box is cut as a box; the polygon's own bounds are those of what is left of the lozenge.
-    np.testing.assert_allclose(bounds_xyxy(scene.segments[0]), found, atol=1)
+    np.testing.assert_allclose(bounds_xyxy(canvas.segments[0]), found, atol=1)
     np.testing.assert_array_equal(whole.boxes[0, 1:], [0, 0, 70, 60])
 
 
@@ -210,8 +210,8 @@ def test_warped_polygons_bound_their_pixels(space):
     sample = sample_of((70, 50, 130, 100), (20, 20, 60, 50), polygons=True)
     kept = 0
     for seed in range(60):
-        scene = letterboxed(sample, (160, 160))
-        warped = random_warp(scene, settings_with(**SPACES[space]), np.random.default_rng(seed), (160, 160))
+        canvas = letterboxed(sample, (160, 160))
+        warped = random_warp(canvas, settings_with(**SPACES[space]), np.random.default_rng(seed), (160, 160))
         assert warped.image.shape == (160, 160, 3)
         assert warped.segments == []
         assert_boxes_follow_pixels(warped, 2.5)
@@ -223,8 +223,8 @@ def test_warped_polygons_bound_their_pixels(space):
 def test_warped_boxes_bound_their_pixels(space):
     sample = sample_of((70, 50, 130, 100), (20, 20, 60, 50))
     for seed in range(60):
-        scene = letterboxed(sample, (160, 160))
-        warped = random_warp(scene, settings_with(**SPACES[space]), np.random.default_rng(seed), (160, 160))
+        canvas = letterboxed(sample, (160, 160))
+        warped = random_warp(canvas, settings_with(**SPACES[space]), np.random.default_rng(seed), (160, 160))
         if space == "scale and shift":
             assert_boxes_follow_pixels(warped, 1.0)
         for row in warped.boxes:
@@ -237,13 +237,13 @@ def test_warped_boxes_bound_their_pixels(space):
 def test_upright_and_general_warp_agree():
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(0, 256, (320, 320, 3), np.uint8), (0, 0), 4)
-    scene = letterboxed(Sample(image, np.array([[0, 60, 60, 260, 260]], np.float32)), (320, 320))
+    canvas = letterboxed(Sample(image, np.array([[0, 60, 60, 260, 260]], np.float32)), (320, 320))
     for seed in range(20):
         settings = settings_with(scale=0.3, translate=0.1)
-        upright = random_warp(scene, settings, np.random.default_rng(seed), (320, 320))
+        upright = random_warp(canvas, settings, np.random.default_rng(seed), (320, 320))
         # A millionth of a degree takes the other way.
         turned = random_warp(
-            scene, settings_with(scale=0.3, translate=0.1, degrees=1e-6), np.random.default_rng(seed), (320, 320)
+            canvas, settings_with(scale=0.3, translate=0.1, degrees=1e-6), np.random.default_rng(seed), (320, 320)
         )
         inner = (slice(60, -60), slice(60, -60))
         difference = np.abs(upright.image[inner].astype(int) - turned.image[inner].astype(int))
@@ -251,7 +251,7 @@ def test_upright_and_general_warp_agree():
         np.testing.assert_allclose(upright.boxes, turned.boxes, atol=1.0)
 
 
-def test_matrix_has_the_range_of_the_settings_and_keeps_the_centre():
+def test_matrix_has_the_range_of_the_settings_and_keeps_the_center():
     settings = settings_with(scale=0.5, degrees=30, translate=0.1)
     scales, turns, shifts = [], [], []
     for seed in range(500):
@@ -259,8 +259,8 @@ def test_matrix_has_the_range_of_the_settings_and_keeps_the_centre():
         np.testing.assert_allclose(np.linalg.det(matrix[:2, :2]), scale**2)
         scales.append(scale)
         turns.append(np.degrees(np.arctan2(matrix[0, 1], matrix[0, 0])))
-        centre = matrix @ (640, 640, 1)
-        shifts.append(centre[:2] / 640 - 0.5)
+        center = matrix @ (640, 640, 1)
+        shifts.append(center[:2] / 640 - 0.5)
     for values, limit in ((np.array(scales) - 1, 0.5), (turns, 30), (shifts, 0.1)):
         assert np.abs(values).max() <= limit
         assert np.abs(values).max() > 0.95 * limit
@@ -292,30 +292,30 @@ def test_without_settings_nothing_is_touched():
 )
 def test_only_objects_that_can_be_seen_are_kept(box, kept):
     tile = Tile(np.zeros((120, 160, 3), np.uint8), 0, 0)
-    scene = Scene((tile,), (120, 160), np.array([[0, *box]], np.float32), [])
-    warped = random_warp(scene, settings_with(), np.random.default_rng(0), (120, 160))
+    canvas = Canvas((tile,), (120, 160), np.array([[0, *box]], np.float32), [])
+    warped = random_warp(canvas, settings_with(), np.random.default_rng(0), (120, 160))
     assert len(warped.boxes) == kept
     if kept:
         assert (warped.boxes[:, 1:] >= 0).all()
 
 
 def test_objects_are_measured_against_themselves_at_their_new_size():
-    scene = letterboxed(sample_of((60, 60, 100, 100), height=160), (160, 160))
+    canvas = letterboxed(sample_of((60, 60, 100, 100), height=160), (160, 160))
     for seed in range(50):
-        assert len(random_warp(scene, settings_with(scale=0.9), np.random.default_rng(seed), (160, 160)).boxes) == 1
+        assert len(random_warp(canvas, settings_with(scale=0.9), np.random.default_rng(seed), (160, 160)).boxes) == 1
 
 
 def test_slivers_are_dropped():
     tile = Tile(np.zeros((500, 500, 3), np.uint8), 0, 0)
     boxes = np.array([[0, 0, 50, 400, 53.9], [1, 0, 50, 290, 53]], np.float32)
-    warped = random_warp(Scene((tile,), (500, 500), boxes, []), settings_with(), np.random.default_rng(0), (500, 500))
+    warped = random_warp(Canvas((tile,), (500, 500), boxes, []), settings_with(), np.random.default_rng(0), (500, 500))
     assert warped.boxes[:, 0].tolist() == [1]
 
 
 def test_copy_paste_pastes_mirrored_objects_where_there_is_room():
     sample = sample_of((10, 20, 50, 80), (20, 85, 60, 115), polygons=True)
-    scene = place([sample], [(0, 0)], sample.shape_hw)
-    pasted = copy_paste(scene, 1.0, np.random.default_rng(0)).paint_all()
+    canvas = place([sample], [(0, 0)], sample.shape_hw)
+    pasted = copy_paste(canvas, 1.0, np.random.default_rng(0)).paint_all()
     assert sorted(pasted.boxes[2:].tolist()) == [[0, 110, 20, 150, 80], [1, 100, 85, 140, 115]]
     mirrored = Sample(pasted.image[:, 80:], pasted.boxes[2:] - np.array((0, 80, 0, 80, 0)))
     assert_boxes_follow_pixels(mirrored, 1.5)
@@ -324,7 +324,7 @@ def test_copy_paste_pastes_mirrored_objects_where_there_is_room():
     assert both.mean() < 0.02
     for polygon, row in zip(pasted.segments, pasted.boxes, strict=True):
         np.testing.assert_allclose(bounds_xyxy(polygon), row[1:])
-    assert len(copy_paste(scene, 0.5, np.random.default_rng(0)).boxes) == 3
+    assert len(copy_paste(canvas, 0.5, np.random.default_rng(0)).boxes) == 3
 
 
 def test_pasted_pixels_are_the_mirror_image():
@@ -338,8 +338,8 @@ def test_pasted_pixels_are_the_mirror_image():
 
 def test_copy_paste_hides_nothing_and_needs_polygons():
     middle = sample_of((60, 20, 100, 80), polygons=True)
-    scene = place([middle], [(0, 0)], middle.shape_hw)
-    assert len(copy_paste(scene, 1.0, np.random.default_rng(0)).boxes) == 1
+    canvas = place([middle], [(0, 0)], middle.shape_hw)
+    assert len(copy_paste(canvas, 1.0, np.random.default_rng(0)).boxes) == 1
     plain = place([sample_of((10, 20, 50, 80))], [(0, 0)], (120, 160))
     assert copy_paste(plain, 1.0, np.random.default_rng(0)) is plain
 
@@ -368,8 +368,8 @@ def test_inputs_are_never_changed():
         array.flags.writeable = False
     generator = np.random.default_rng(0)
     everything = settings_with(**SPACES["all"], hsv_h=0.1, hsv_s=0.5, hsv_v=0.5, flipud=1, fliplr=1)
-    scene = copy_paste(mosaic([sample] * 4, 160, generator), 1.0, generator)
-    warped = random_warp(scene, everything, generator, (160, 160))
+    canvas = copy_paste(mosaic([sample] * 4, 160, generator), 1.0, generator)
+    warped = random_warp(canvas, everything, generator, (160, 160))
     random_warp(letterboxed(sample, (160, 160)), everything, generator, (160, 160))
     mixup(flip_randomly(sample, everything, generator), warped, generator)
-    jitter_colour(sample, everything, generator)
+    jitter_color(sample, everything, generator)

@@ -122,14 +122,14 @@ def test_labels_give_back_the_scene_boxes(tmp_path):
             scene = demo.render_scene(np.random.Generator(np.random.Philox(key=key)))
             text = Path(str(path).replace("/images/", "/labels/")).with_suffix(".txt").read_text()
             rows = np.array(text.split(), float).reshape(-1, 5)
-            centre, extent = rows[:, 1:3] * demo.IMAGE_SIZE, rows[:, 3:] * demo.IMAGE_SIZE
-            restored = np.hstack([rows[:, :1], centre - extent / 2, centre + extent / 2])
+            center, extent = rows[:, 1:3] * demo.IMAGE_SIZE, rows[:, 3:] * demo.IMAGE_SIZE
+            restored = np.hstack([rows[:, :1], center - extent / 2, center + extent / 2])
             assert np.array_equal(restored.round(3), scene.boxes)
             assert np.abs(cv2.imread(str(path)).astype(int) - scene.image).mean() < 12
 
 
 def test_full_set_takes_seconds_once(tmp_path):
-    started_at = time.process_time()  # a busy neighbour must not fail this
+    started_at = time.process_time()  # a busy neighbor must not fail this
     path = demo.ensure_demo_dataset(tmp_path)
     assert time.process_time() - started_at < 10
     before = contents(path.parent)

@@ -1,8 +1,8 @@
-"""How long N machines take to be seated in the lobby and to be told to start: real sockets, members as threads.
+"""How long N machines take to be seated in the rendezvous and to be told to start: real sockets, members as threads.
 
-    python benchmarks/lobby.py [2 8 32 64]
+    python benchmarks/rendezvous.py [2 8 32 64]
 
-The members run in up to four processes on this machine, so they share its cores with the lobby.
+The members run in up to four processes on this machine, so they share its cores with the rendezvous.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT_DIR))
 
-from tests.yolo_launch.rendezvous.connections import OpenLobby, soon  # noqa: E402
+from tests.yolo_launch.rendezvous.connections import OpenRendezvous, soon  # noqa: E402
 from yolo_launch.spec import Outcome  # noqa: E402
 
 PROCESSES = 4
@@ -24,7 +24,7 @@ PROCESSES = 4
 
 def measure(members: int) -> dict[str, float]:
     """Seconds from the word to begin until the last machine has its seat, and until the last hears the round."""
-    lobby = OpenLobby(members)
+    rendezvous = OpenRendezvous(members)
     counts = [len(range(number, members, PROCESSES)) for number in range(PROCESSES)]
     crowds, first = [], 0
     for count in counts:
@@ -33,7 +33,7 @@ def measure(members: int) -> dict[str, float]:
                 sys.executable,
                 "-m",
                 "tests.yolo_launch.rendezvous.many_nodes",
-                str(lobby.door.port),
+                str(rendezvous.endpoint.port),
                 str(first),
                 str(count),
             ]
@@ -52,10 +52,10 @@ def measure(members: int) -> dict[str, float]:
     time.sleep(5)
     running_cpu = (time.process_time() - used) / 5
     ended_at = time.monotonic()
-    lobby.lobby.end(Outcome("done", 0))
-    soon(lambda: lobby.control.is_over, 20)
+    rendezvous.rendezvous.end(Outcome("done", 0))
+    soon(lambda: rendezvous.local_requests.is_over, 20)
     left_s = time.monotonic() - ended_at
-    lobby.lobby.close(1)
+    rendezvous.rendezvous.close(1)
     for crowd in crowds:
         crowd.wait(20)
     return {
@@ -69,9 +69,7 @@ def measure(members: int) -> dict[str, float]:
 
 def main() -> None:
     """One row for each number of machines."""
-    print(
-        "| machines | all seated, s | all told to start, s | lobby's CPU until then, s | CPU while training | left, s |"
-    )
+    print("| machines | all seated, s | all told to start, s | CPU until then, s | CPU while training | left, s |")
     print("|---|---|---|---|---|---|")
     for members in [int(text) for text in sys.argv[1:]] or [2, 8, 32, 64]:
         found = measure(members)
