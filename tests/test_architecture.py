@@ -1,20 +1,41 @@
-"""The floors of the house: who may import whom, sizes, types, and what must not load torch."""
+"""The rules of docs/architecture.md: imports, sizes, words, names that must resolve, and what loads torch."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 PACKAGES = ("yolo_launch", "trainer")
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 60
-FORBIDDEN_NAMES = {"utils", "util", "misc", "general", "helpers", "common"}
-
+TESTED = ("tests", "benchmarks")
+PAGE = (PROJECT_DIR / "docs" / "architecture.md").read_text(encoding="utf-8")
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_MODULES, MAX_ROOT_MODULES = 300, 60, 13, 4
+FACE_OF_TRAINER = {
+    "trainer.protocol",
+    "trainer.errors",
+    "trainer.config",
+    "trainer.data.dataset",
+    "trainer.data.demo",
+    "trainer.model.definition",
+    "trainer.runtime.process_guard",
+}
+"""What the launcher may import of the trainer; none of it loads torch."""
+LOADS_TORCH = {
+    "yolo_launch.workers.elastic_agent": "runs torch's agent",
+    "yolo_launch.workers.rendezvous_handler": "is called by torch's agent",
+    "yolo_launch.probes.child": "measures with torch in a process of its own",
+}
+"""Modules of the launcher that load torch, with the reason."""
+MAY_PRINT = {"rich": ("yolo_launch.cli", "trainer.runtime.reporter"), "typer": ("yolo_launch.cli",)}
 FILES = sorted(path for package in PACKAGES for path in (PROJECT_DIR / package).rglob("*.py"))
+FOLDERS = sorted({path.parent for path in FILES})
 
 
 def module_name(path: Path) -> str:
@@ -22,110 +43,231 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it, as dotted names."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+MODULES = {module_name(path): path for path in FILES}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    """Every name that a file imports, wherever in it: modules, and names of modules or packages."""
+    found: set[str] = set()
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+    return frozenset(found)
 
 
-def offenders(package: str, forbidden: tuple[str, ...], allowed_files: tuple[str, ...] = ()) -> list[str]:
-    found = []
-    for path in FILES:
-        name = module_name(path)
-        if not name.startswith(package) or name in allowed_files:
+def module_of(imported: str) -> str:
+    """The module that an imported name stands in."""
+    return imported if imported in MODULES else imported.rpartition(".")[0]
+
+
+def floors(package: str) -> dict[str, int]:
+    """Floor of each room of a package, from the page's tree."""
+    (block,) = re.findall(rf"```\n{package}\n(.*?)```", PAGE, re.DOTALL)
+    return {f"{package}.{name}": int(floor) for floor, name in re.findall(r"^(\d) (\w+) ", block, re.MULTILINE)}
+
+
+FLOORS = {**floors("yolo_launch"), **floors("trainer")}
+
+
+def room_of(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def inner_imports() -> list[tuple[str, str]]:
+    """(module, imported name) of both packages, for names of both packages."""
+    return [
+        (name, imported)
+        for name, path in MODULES.items()
+        for imported in sorted(imports_of(path))
+        if imported.split(".")[0] in PACKAGES
+    ]
+
+
+def test_the_page_names_exactly_the_rooms():
+    rooms = {room_of(name) for name in MODULES if "." in name and not name.endswith("__main__")}
+    assert rooms == set(FLOORS)
+
+
+def test_imports_go_to_a_lower_floor():
+    wrong = []
+    for name, imported in inner_imports():
+        own, other = room_of(name), room_of(module_of(imported))
+        same_package = own.split(".")[0] == other.split(".")[0]
+        if not same_package or own == other or other in PACKAGES or name.endswith("__main__"):
             continue
-        bad = [used for used in imports_of(path) if any(used == f or used.startswith(f + ".") for f in forbidden)]
-        found += [f"{name} imports {used}" for used in sorted(bad)]
-    return found
+        if FLOORS[own] <= FLOORS[other]:
+            wrong.append(f"{name} (floor {FLOORS[own]}) imports {imported} (floor {FLOORS[other]})")
+    assert wrong == []
 
 
-def test_the_packages_are_found():
-    assert len(FILES) > 40
+def test_the_trainer_never_imports_the_launcher():
+    assert [pair for pair in inner_imports() if pair[0].startswith("trainer") and "yolo_launch" in pair[1]] == []
 
 
-def test_trainer_never_imports_the_launcher():
-    assert offenders("trainer", ("yolo_launch",)) == []
+def test_the_launcher_knows_only_the_face_of_the_trainer():
+    wrong = [
+        (name, imported)
+        for name, imported in inner_imports()
+        if name.startswith("yolo_launch") and imported.startswith("trainer.") and name != "yolo_launch.probes.child"
+        if not any(f"{imported}.".startswith(f"{allowed}.") for allowed in FACE_OF_TRAINER)
+    ]
+    assert wrong == []
 
 
-def test_launcher_knows_only_the_torch_free_part_of_the_trainer():
-    allowed = (
-        "trainer.config.train",
-        "trainer.config.hyperparameters",
-        "trainer.errors",
-        "trainer.runtime.process_guard",
-        "trainer.data.dataset",
-        "trainer.data.demo.dataset",
-        "trainer.model.definition",
-    )
-    used = {
-        node.module
-        for path in FILES
-        if module_name(path).startswith("yolo_launch")
-        and module_name(path) != "yolo_launch.probes.child"  # runs in a child of its own
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("trainer")
+def public_names(package: str) -> set[str]:
+    """``__all__`` of a package: its modules that others may import, and the names that it passes on."""
+    for node in tree_of(MODULES[package]).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def outside_imports(package: str) -> set[str]:
+    """What modules outside a package import of it: the name that follows the package's own."""
+    return {
+        imported[len(package) + 1 :].split(".")[0]
+        for name, imported in inner_imports()
+        if imported.startswith(f"{package}.") and not name.startswith(f"{package}.") and name != package
     }
-    assert used <= set(allowed)
-    code = f"import sys, {', '.join(allowed)}\nassert 'torch' not in sys.modules, 'torch was imported'"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT_DIR)
 
 
-@pytest.mark.parametrize("room", ["data", "model", "loss"])
-def test_data_model_and_loss_do_not_know_one_another(room):
-    others = tuple(f"trainer.{other}" for other in ("data", "model", "loss", "evaluation") if other != room)
-    assert offenders(f"trainer.{room}", others) == []
+SUBPACKAGES = [name for name, path in MODULES.items() if path.stem == "__init__" and "." in name]
 
 
-def test_configuration_stops_at_the_builder():
-    allowed = (
-        "trainer.config.train",
-        "trainer.training.worker",
-        "trainer.training.build",
-        "trainer.training.components",
-        "trainer.__main__",
-    )
-    assert offenders("trainer", ("trainer.config.train",), allowed) == []
+@pytest.mark.parametrize("package", SUBPACKAGES)
+def test_others_import_only_what_the_face_of_a_package_names(package):
+    docstring = ast.get_docstring(tree_of(MODULES[package])) or ""
+    assert re.fullmatch(r"[A-Z][^.\n]*(\.\w[^.\n]*)*\.", docstring), "one sentence"
+    assert outside_imports(package) <= public_names(package)
+    # A test or a program from outside (python -m) may be the only user of a public module.
+    unused = public_names(package) - outside_imports(package)
+    assert {name for name in unused if not is_named_elsewhere(f"{package}.{name}")} == set()
 
 
-def test_only_elastic_imports_torch_in_the_launcher():
-    allowed = (
-        "yolo_launch.workers.elastic_agent",
-        "yolo_launch.workers.rendezvous_handler",
-        "yolo_launch.probes.child",
-    )
-    assert offenders("yolo_launch", ("torch",), allowed) == []
+@cache
+def other_texts() -> str:
+    """Strings of both packages, and the imports and strings of tests and benchmarks."""
+    texts = [text for path in FILES for text in strings_of(path)]
+    for folder in TESTED:
+        texts += [path.read_text(encoding="utf-8") for path in (PROJECT_DIR / folder).rglob("*.py")]
+    return "\n".join([*texts, (PROJECT_DIR / "pyproject.toml").read_text(encoding="utf-8")])
 
 
-def test_boxes_and_errors_are_the_ground_floor():
-    assert offenders("trainer.boxes", ("trainer",)) == []
-    assert offenders("trainer.errors", ("trainer",)) == []
+def is_named_elsewhere(name: str) -> bool:
+    package, _, last = name.rpartition(".")
+    pattern = rf"(?<![\w.]){re.escape(name)}\b|from {re.escape(package)} import [^\n]*\b{last}\b"
+    return re.search(pattern, other_texts()) is not None
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(PROJECT_DIR)))
+def test_folders_have_few_modules(folder):
+    modules = [path for path in folder.glob("*.py") if path.stem not in ("__init__", "__main__")]
+    is_root = folder.parent == PROJECT_DIR
+    assert len(modules) <= (MAX_ROOT_MODULES if is_root else MAX_MODULES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_files_functions_and_signatures_keep_to_the_house_rules(path):
-    text = path.read_text(encoding="utf-8")
-    assert path.stem not in FORBIDDEN_NAMES
-    assert text.count("\n") <= MAX_FILE_LINES
-    for node in ast.walk(ast.parse(text)):
+def test_files_and_functions_are_short_and_typed(path):
+    assert path.read_text(encoding="utf-8").count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             size = node.end_lineno - node.lineno + 1
             assert size <= MAX_FUNCTION_LINES, f"{node.name} has {size} lines"
             assert node.returns is not None, f"{node.name} has no return type"
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import yolo_launch.cli.main",
-        "import yolo_launch.planning.plan, yolo_launch.checks.preflight, yolo_launch.host.inventory",
-    ],
-)
-def test_help_and_planning_leave_torch_unloaded(statement):
-    code = f"{statement}\nimport sys\nassert 'torch' not in sys.modules, 'torch was imported'"
+def words_of(name: str) -> set[str]:
+    """The words of a CamelCase or snake_case name."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
+def test_no_module_or_class_has_an_invented_word_for_a_name():
+    (sentence,) = re.findall(r"stand in no module or class name: (.*?)\.\n", PAGE, re.DOTALL)
+    banned = set(re.findall(r"`(\w+)`", sentence))
+    assert len(banned) > 15
+    names = [(name, name.rpartition(".")[2]) for name in MODULES]
+    for name, path in MODULES.items():
+        names += [(name, node.name) for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)]
+    allowed = {"StatusLine", "status_line", "command_line", "LogLine"}  # a line of text
+    wrong = [f"{where}: {name}" for where, name in names if name not in allowed and words_of(name) & banned]
+    assert wrong == []
+
+
+def strings_of(path: Path) -> list[str]:
+    nodes = ast.walk(tree_of(path))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a dotted name is a module, or a name that a module binds, as deep as its text can tell."""
+    module, rest = dotted, []
+    while importlib.util.find_spec(module.partition(".")[0]) and module not in all_modules() and "." in module:
+        module, _, last = module.rpartition(".")
+        rest.insert(0, last)
+    if module not in all_modules() or (module in PACKAGES and rest):
+        return False
+    text = all_modules()[module].read_text(encoding="utf-8")
+    return all(re.search(rf"\b{name}\b", text) for name in rest[:1])
+
+
+@cache
+def all_modules() -> dict[str, Path]:
+    tests = [path for folder in TESTED for path in (PROJECT_DIR / folder).rglob("*.py")]
+    folders = {".".join(path.parent.relative_to(PROJECT_DIR).parts): path for path in tests}
+    return {**folders, **{module_name(path): path for path in tests}, **MODULES}
+
+
+def test_dotted_names_in_strings_resolve():
+    dotted = re.compile(r"(?<![\w./-])(?:yolo_launch|trainer|tests)(?:\.[A-Za-z_]\w*)+(?![\w/(-])")
+    wrong = []
+    for name, path in all_modules().items():
+        if path.stem == "__init__" or name == "tests.test_architecture":
+            continue
+        for text in strings_of(path):
+            wrong += [f"{name}: {found}" for found in dotted.findall(text) if not resolves(found)]
+    assert [text for text in wrong if not re.search(r"\.(kubeflow|yaml|json|py|md|toml)\b", text)] == []
+
+
+def test_tests_have_the_folders_of_the_packages():
+    for package in PACKAGES:
+        tests = {
+            path.parent.relative_to(PROJECT_DIR / "tests") for path in (PROJECT_DIR / "tests" / package).rglob("*.py")
+        }
+        folders = {
+            folder.relative_to(PROJECT_DIR) for folder in FOLDERS if folder.is_relative_to(PROJECT_DIR / package)
+        }
+        empty = {folder for folder in folders if not has_code(PROJECT_DIR / folder)}
+        assert tests - folders == set()
+        assert folders - tests - empty == set()
+
+
+def has_code(folder: Path) -> bool:
+    return any(path.stem not in ("__init__", "__main__") for path in folder.glob("*.py"))
+
+
+def run_python(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT_DIR)
+
+
+def test_the_launcher_loads_without_torch():
+    names = [name for name in MODULES if name.startswith("yolo_launch") and not name.endswith("__main__")]
+    wanted = [name for name in names if name not in LOADS_TORCH]
+    face = [name for name in MODULES if any(f"{name}.".startswith(f"{allowed}.") for allowed in FACE_OF_TRAINER)]
+    assert len(wanted) > 60
+    assert len(face) >= 6
+    check = "assert 'torch' not in sys.modules, name + ' loads torch'"
+    run_python(f"import sys, importlib\nfor name in {wanted + face}:\n    importlib.import_module(name)\n    {check}")
+
+
+@pytest.mark.parametrize(("library", "allowed"), MAY_PRINT.items())
+def test_only_the_face_of_the_program_draws(library, allowed):
+    users = {name for name, path in MODULES.items() if any(i.split(".")[0] == library for i in imports_of(path))}
+    assert {name for name in users if not name.startswith(allowed)} == set()

@@ -1,1 +1,3 @@
 """Validates the configuration of a run."""
+
+__all__ = ["hyperparameters", "train"]

@@ -1,1 +1,3 @@
-"""From files to batches, one stage a file, in the order that a batch meets them."""
+"""Turns files into batches, one stage a module."""
+
+__all__ = ["augment", "collate", "dataset", "demo", "epoch_loader", "image_cache", "images", "loader", "sampler", "scan", "shared_scan"]

@@ -1,1 +1,3 @@
-"""How good a model is: matching, average precision, the validation over ranks, and its pictures."""
+"""Measures how good a model is: matching, average precision, validation over ranks, and its pictures."""
+
+__all__ = ["evaluator", "metrics", "plot_boxes", "plots", "validator"]

@@ -15,7 +15,7 @@ from trainer.data.collate import Batch
 from trainer.evaluation.confusion import ConfusionMatrix
 from trainer.evaluation.matching import IOU_THRESHOLDS, match_detections
 from trainer.evaluation.metrics import ImageResult, Metrics, RankPart, join_parts, summarize
-from trainer.loss.detection import DetectionLoss
+from trainer.loss import DetectionLoss
 from trainer.model.postprocess import non_max_suppression
 
 __all__ = ["Evaluator", "Metrics"]

@@ -1,1 +1,3 @@
-"""Using a trained detector: loading it, reading pictures and films, writing what was found, exporting."""
+"""Uses a trained detector: val, predict and export."""
+
+__all__ = ["export", "predict", "val"]

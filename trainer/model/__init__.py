@@ -1,1 +1,3 @@
-"""The network: layers, the graph built from a YAML definition, the head, anchors and non-maximum suppression."""
+"""Builds the network and reads its output: layers, graph, head, anchors and non-maximum suppression."""
+
+__all__ = ["anchors", "definition", "detect", "graph", "postprocess"]

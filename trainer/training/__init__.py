@@ -1,1 +1,3 @@
 """Trains one model, from its parts to its end."""
+
+__all__ = ["build", "loop", "run", "worker"]

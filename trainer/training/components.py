@@ -25,7 +25,7 @@ from trainer.data.scan.label_cache import LabeledImages
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.validator import Validator
-from trainer.loss.detection import DetectionLoss, scaled_gains
+from trainer.loss import DetectionLoss, scaled_gains
 from trainer.model.graph import DetectionModel
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer

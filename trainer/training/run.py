@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer.data.epoch_loader import EpochLoader
 from trainer.evaluation.validator import Validator
-from trainer.loss.detection import DetectionLoss
+from trainer.loss import DetectionLoss
 from trainer.optim.schedule import Schedule
 from trainer.runtime.distributed import Collectives
 from trainer.runtime.heartbeat import Heartbeat

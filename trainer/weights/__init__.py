@@ -1,1 +1,3 @@
 """Reads and writes weights of every kind."""
+
+__all__ = ["checkpoint", "inspect", "load"]

@@ -136,7 +136,9 @@ def run_job(
     # Only now is torch loaded, so that everything that can be refused was refused at once.
     from yolo_launch.supervision.supervisor import launch
 
-    outcome = launch(plan, command, run_dir, console_json=console.json_mode and not worker_owns_stdout)
+    outcome = launch(
+        plan, command, run_dir, console_json=console.json_mode and not worker_owns_stdout, say=console.note
+    )
     if outcome.kind == "done":
         return run_directory.read_summary(run_dir)
     show_outcome(outcome, plan, run_dir, shlex.join(typed), console)

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 from yolo_launch.errors import LaunchError
 from yolo_launch.request.yolov5_arguments import normalize_arguments
 
-_TYPED = "yolo_launch.typed"
+_TYPED = "words as typed"
 
 
 class TypedCommand(TyperCommand):

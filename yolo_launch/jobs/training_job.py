@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -169,13 +169,13 @@ def _check(job: TrainingJob) -> list[Finding]:
     return [*job.plan.findings, *run_checks(context)]
 
 
-def with_measured_batch(job: TrainingJob) -> TrainingJob:
-    """The job with ``--batch auto`` measured on its devices."""
+def with_measured_batch(job: TrainingJob, say: Callable[[str], None]) -> TrainingJob:
+    """The job with ``--batch auto`` measured on its devices; ``say`` gets what was found."""
     if not job.plan.batch_is_auto:
         return job
     from yolo_launch.probes.batch_size import measure_batch
 
-    batch = measure_batch(job.plan, job.config)
+    batch = measure_batch(job.plan, job.config, say=say)
     plan = make_plan(replace(job.request, global_batch_size=batch), job.host)
     return replace(job, plan=plan, config=_settled(job.config, plan))
 

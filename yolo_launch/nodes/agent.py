@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.errors import EXIT_USAGE, UserError
-from yolo_launch.cli import report
 from yolo_launch.diagnosis.heartbeat_monitor import read_heartbeat
 from yolo_launch.diagnosis.restart_policy import stopped_by
 from yolo_launch.errors import ExitCode
 from yolo_launch.nodes.identity import quiet_variables
 from yolo_launch.nodes.status_line import StatusLine
+from yolo_launch.planning.devices import device_text
 from yolo_launch.rendezvous.client import MasterGone, RendezvousClient, refusal_error
 from yolo_launch.rendezvous.messages import (
     End,
@@ -232,7 +232,7 @@ class NodeAgent:
             failure,
             message=clipped(failure.message),
             traceback=clipped(failure.traceback),
-            device=failure.device or report.device_text(runner.plan, failure.local_rank),
+            device=failure.device or device_text(runner.plan, failure.local_rank),
             host=socket.gethostname(),
         )
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config.train import TrainConfig, rounded_image_size
-from yolo_launch.cli.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.planning.devices import describe_device
 from yolo_launch.probes.batch_search import round_down
@@ -25,16 +24,13 @@ LARGEST_SCALE = 1.5
 EVEN_STRIDE = 64
 
 
-def measure_batch(
-    plan: LaunchPlan, config: TrainConfig, *, say: Callable[[str], None] | None = None, budget_bytes: int = 0
-) -> int:
+def measure_batch(plan: LaunchPlan, config: TrainConfig, *, say: Callable[[str], None], budget_bytes: int = 0) -> int:
     """The total batch for ``--batch auto``: what the device with the least room takes, times the devices.
 
     Every chosen device is tried at the same time, in a process of its own, with real steps in the precision of the
     training; 85 % of its free memory may be used, or ``budget_bytes``. ``say`` gets a line a device and the choice.
     Raises LaunchError where a device cannot be measured or does not take one image.
     """
-    say = say or Console().note
     if plan.devices[0].kind == "mps":
         raise _cannot("an Apple GPU tells nobody how much memory is free", plan.devices[0])
     shares = len(plan.devices) * plan.nnodes

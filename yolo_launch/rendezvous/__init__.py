@@ -1,1 +1,3 @@
-"""How the machines of a job find each other before training and keep in touch while it runs."""
+"""Lets nodes find each other, agree on one job and keep in touch; nothing is unpickled."""
+
+__all__ = ["admission", "client", "coordinator", "framing", "messages", "round_outcome", "server"]

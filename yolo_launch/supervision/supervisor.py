@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.runtime.process_guard import PARENT_VARIABLE
-from yolo_launch.cli.console import Console
 from yolo_launch.diagnosis.hangs import stall_failure
 from yolo_launch.diagnosis.restart_policy import Progress, decide, stopped_by
 from yolo_launch.errors import ExitCode, LaunchError
@@ -33,7 +32,7 @@ def launch(
     *,
     console_json: bool = False,
     inline: bool = False,
-    say: Say | None = None,
+    say: Say,
     limits: Limits | None = None,
 ) -> Outcome:
     """Run the plan's workers until they are done, failed or stopped. Call it in the main thread.
@@ -49,7 +48,7 @@ def launch(
     runner = AttemptRunner(plan, command, WorkerFiles(run_dir.absolute()), console_json=console_json)
     if inline:
         return run_inline(runner)
-    job = Supervisor(runner, say or Console(json_mode=console_json).note)
+    job = Supervisor(runner, say)
     with monitoring(command, limits or Limits(), job.say) as monitor:
         return job.run(monitor)
 

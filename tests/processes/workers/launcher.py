@@ -50,7 +50,12 @@ def main() -> int:
     plan = make_plan(options.nproc, options.max_restarts, options.stall_s, options.port)
     command = WorkerCommand(tuple(options.worker), foreign=options.foreign)
     outcome = launch(
-        plan, command, options.run_dir, console_json=options.json, limits=Limits(**json.loads(options.limits))
+        plan,
+        command,
+        options.run_dir,
+        console_json=options.json,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+        limits=Limits(**json.loads(options.limits)),
     )
     facts = {**asdict(outcome), "torch_loaded": "torch" in sys.modules}
     (options.run_dir / "outcome.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -54,7 +54,7 @@ WRONG = "does not take this machine's token"
 @pytest.fixture(autouse=True)
 def no_torch(monkeypatch):
     """A seat that is ready loads torch in a child; nobody here needs it."""
-    monkeypatch.setattr("yolo_launch.nodes.session.WarmTorch", object)
+    monkeypatch.setattr("yolo_launch.nodes.session.TorchPreload", object)
 
 
 def close_all(*members):

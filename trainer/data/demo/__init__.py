@@ -1,1 +1,3 @@
 """Makes the embedded data set."""
+
+__all__ = ["dataset"]

@@ -1,4 +1,4 @@
-"""The embedded data set: drawn scenes that a small detector learns in minutes, so that `train` works with nothing else.
+"""The embedded data set: drawn pictures that a small detector learns in minutes, so that `train` works with nothing else.
 
 The set is a function of its version alone. It is written once into a cache folder, all at once, and read from there.
 """
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Scene:
+class Picture:
     """One drawn picture and what is in it.
 
     ``image`` is uint8 BGR (size, size, 3). ``boxes`` is int64 (n, 5): class and xyxy pixels, the extent of each
@@ -87,7 +87,7 @@ def ensure_demo_dataset(cache_dir: Path) -> Path:
     return yaml_path
 
 
-def render_scene(generator: np.random.Generator, size: int = IMAGE_SIZE) -> Scene:
+def render_scene(generator: np.random.Generator, size: int = IMAGE_SIZE) -> Picture:
     """Draw one picture: a textured, cluttered surface and up to seven things, some overlapping or cut by the border."""
     surface = draw_surface(generator, size)
     draw_clutter(generator, surface)
@@ -113,7 +113,7 @@ def render_scene(generator: np.random.Generator, size: int = IMAGE_SIZE) -> Scen
         classes.append(class_index)
         areas.append(area)
     boxes = np.array([[c, *_extent(owner == row)] for row, c in enumerate(classes)], np.int64).reshape(-1, 5)
-    return Scene(_photographed(pixels, generator), boxes, owner)
+    return Picture(_photographed(pixels, generator), boxes, owner)
 
 
 def _draw_sprite(class_index: int, side: int, generator: np.random.Generator) -> np.ndarray:
@@ -192,7 +192,7 @@ def _composite(pixels: np.ndarray, sprite: np.ndarray, left: int, top: int, gene
 
 
 def _photographed(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """What a camera makes of a scene: uneven light, a little blur, noise. uint8."""
+    """What a camera makes of a picture: uneven light, a little blur, noise. uint8."""
     lit = pixels * _light(pixels.shape[0], generator, (0.7, 1.15))
     noise = generator.standard_normal(pixels.shape, np.float32) * generator.uniform(1, 7)
     pixels = cv2.GaussianBlur(lit, (0, 0), generator.uniform(0.3, 1.0)) + noise
@@ -233,11 +233,11 @@ def _write_dataset(folder: Path) -> None:
         (folder / "labels" / split).mkdir(parents=True)
         for index in range(count):
             generator = np.random.Generator(np.random.Philox(key=[_SEED + VERSION, (split_index << 32) | index]))
-            scene = render_scene(generator)
-            _, encoded = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+            picture = render_scene(generator)
+            _, encoded = cv2.imencode(".jpg", picture.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
             for name, content in (
                 (f"images/{split}/{index:04d}.jpg", encoded.tobytes()),
-                (f"labels/{split}/{index:04d}.txt", _label_rows(scene).encode()),
+                (f"labels/{split}/{index:04d}.txt", _label_rows(picture).encode()),
             ):
                 (folder / name).write_bytes(content)
                 names.append(name)
@@ -251,11 +251,11 @@ def _write_dataset(folder: Path) -> None:
     (folder / _MANIFEST_NAME).write_text(sizes)
 
 
-def _label_rows(scene: Scene) -> str:
+def _label_rows(picture: Picture) -> str:
     """YOLO label rows: class, center x, center y, width, height as shares of the picture."""
-    size = scene.image.shape[0]
+    size = picture.image.shape[0]
     rows = []
-    for class_index, left, top, right, bottom in scene.boxes.tolist():
+    for class_index, left, top, right, bottom in picture.boxes.tolist():
         values = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
         rows.append(f"{class_index} " + " ".join(f"{value / size:.6f}" for value in values) + "\n")
     return "".join(rows)

@@ -1,1 +1,3 @@
-"""The commands, one file each: a body turns options into a request and hands on. Each has ``register(app)``."""
+"""Holds the commands, one file each; each has ``register(app)``."""
+
+__all__ = ["doctor", "export", "node", "plan", "predict", "run", "train", "val", "weights"]

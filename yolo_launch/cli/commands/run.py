@@ -89,7 +89,7 @@ def _start(plan: LaunchPlan, command: WorkerCommand, run_dir: Path, console: Con
 
     with run_directory.writing_to(run_dir):
         (run_dir / "logs").mkdir(exist_ok=True)
-    outcome = launch(plan, command, run_dir, console_json=console.json_mode)
+    outcome = launch(plan, command, run_dir, console_json=console.json_mode, say=console.note)
     if outcome.kind != "done":
         show_outcome(outcome, plan, run_dir, shlex.join(typed), console)
     if console.json_mode:

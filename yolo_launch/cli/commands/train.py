@@ -69,14 +69,16 @@ def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome,
     """Make the run directory, write what will run, and run it to its end; the outcome and the job as started."""
     if inline and job.plan.world_size > 1:
         raise LaunchError("--inline trains with one worker.", seen=f"{job.plan.world_size}", expected="--nproc 1")
-    with opened(with_data(with_measured_batch(job))) as job:
+    with opened(with_data(with_measured_batch(job, console.note))) as job:
         config = job.config
         size = f"{config.imgsz}, batch {config.batch_size}, {config.epochs} epochs"
         console.line(f"{config.model_name} at {size} -> {job.run_dir}")
         # Only now is torch loaded, so that everything that can be refused was refused at once.
         from yolo_launch.supervision.supervisor import launch
 
-        outcome = launch(job.plan, job.command, job.run_dir, console_json=console.json_mode, inline=inline)
+        outcome = launch(
+            job.plan, job.command, job.run_dir, console_json=console.json_mode, inline=inline, say=console.note
+        )
     return outcome, job
 
 

@@ -54,11 +54,11 @@ def mask_extent(mask):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_boxes_are_the_extents_of_the_visible_masks(seed):
-    scene = demo.render_scene(generator(seed))
-    assert set(np.unique(scene.owner)) - {-1} == set(range(len(scene.boxes)))
-    for row, (class_index, *box) in enumerate(scene.boxes.tolist()):
+    picture = demo.render_scene(generator(seed))
+    assert set(np.unique(picture.owner)) - {-1} == set(range(len(picture.boxes)))
+    for row, (class_index, *box) in enumerate(picture.boxes.tolist()):
         assert 0 <= class_index < len(demo.CLASS_NAMES)
-        assert box == mask_extent(scene.owner == row)
+        assert box == mask_extent(picture.owner == row)
 
 
 @pytest.mark.parametrize("seed", range(1, 9))
@@ -80,17 +80,17 @@ def test_masks_lie_where_the_things_are_painted(seed, monkeypatch):
 
 
 def test_scenes_vary_and_hold_every_class():
-    scenes = [demo.render_scene(generator(seed)) for seed in range(80)]
-    boxes = np.concatenate([scene.boxes for scene in scenes])
+    pictures = [demo.render_scene(generator(seed)) for seed in range(80)]
+    boxes = np.concatenate([picture.boxes for picture in pictures])
     sides = np.maximum(boxes[:, 3] - boxes[:, 1], boxes[:, 4] - boxes[:, 2])
     at_border = (boxes[:, 1:3] == 0).any(axis=1) | (boxes[:, 3:] == demo.IMAGE_SIZE).any(axis=1)
     assert len(demo.CLASS_NAMES) >= 4
     assert np.bincount(boxes[:, 0], minlength=len(demo.CLASS_NAMES)).min() > 0.1 * len(boxes)
     assert np.percentile(sides, 95) > 2.5 * np.percentile(sides, 5)
     assert 0.05 < at_border.mean() < 0.5
-    assert any(len(scene.boxes) == 0 for scene in scenes)
+    assert any(len(picture.boxes) == 0 for picture in pictures)
     assert min((boxes[:, 3:] - boxes[:, 1:3]).min(axis=1)) >= 2
-    assert any(overlapping(scene.boxes[:, 1:]) for scene in scenes)
+    assert any(overlapping(picture.boxes[:, 1:]) for picture in pictures)
 
 
 def overlapping(boxes):
@@ -119,13 +119,13 @@ def test_labels_give_back_the_scene_boxes(tmp_path):
         assert len(images) == count
         for index, path in enumerate(images):
             key = [demo._SEED + demo.VERSION, (split_index << 32) | index]
-            scene = demo.render_scene(np.random.Generator(np.random.Philox(key=key)))
+            picture = demo.render_scene(np.random.Generator(np.random.Philox(key=key)))
             text = Path(str(path).replace("/images/", "/labels/")).with_suffix(".txt").read_text()
             rows = np.array(text.split(), float).reshape(-1, 5)
             center, extent = rows[:, 1:3] * demo.IMAGE_SIZE, rows[:, 3:] * demo.IMAGE_SIZE
             restored = np.hstack([rows[:, :1], center - extent / 2, center + extent / 2])
-            assert np.array_equal(restored.round(3), scene.boxes)
-            assert np.abs(cv2.imread(str(path)).astype(int) - scene.image).mean() < 12
+            assert np.array_equal(restored.round(3), picture.boxes)
+            assert np.abs(cv2.imread(str(path)).astype(int) - picture.image).mean() < 12
 
 
 def test_full_set_takes_seconds_once(tmp_path):

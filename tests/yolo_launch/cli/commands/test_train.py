@@ -256,7 +256,7 @@ def test_auto_batch_on_gpus_is_measured_before_the_start_and_then_planned(
     monkeypatch.setattr("yolo_launch.cli.commands.train.inspect_host", lambda: make_host(2))
     asked = []
 
-    def measured(plan, config):
+    def measured(plan, config, say):
         asked.append((len(plan.devices), config.imgsz))
         return 48
 
