@@ -114,7 +114,7 @@ def check_nodes(machine: NodeContext, local: Sequence[Finding]) -> tuple[list[Fi
         part = ClusterCheck(
             machine, request, plan, told, Path(folder), (host.name, identity.own_address, echo_server.port)
         )
-        join_request = make_join_request(identity, plan, host).model_copy(update={"checkup_port": echo_server.port})
+        join_request = make_join_request(identity, plan, host).model_copy(update={"check_port": echo_server.port})
         try:
             outcome = lead(part, join_request) if identity.rank == 0 else follow(part, join_request)
         except KeyboardInterrupt:  # while the master was dialed; later the watcher hears it

@@ -39,8 +39,10 @@ def main() -> None:
     as_module = arguments[:1] == ["-m"]
     target, *rest = arguments[1:] if as_module else arguments
     sys.argv = [target, *rest]
-    # python -m put the working directory first; a script expects its own folder there.
-    sys.path[0] = os.getcwd() if as_module else str(Path(target).resolve().parent)
+    # python -m put the working directory first; a script expects its own folder there. With PYTHONSAFEPATH neither is
+    # there, and the first entry is the user's.
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = os.getcwd() if as_module else str(Path(target).resolve().parent)
     try:
         if as_module:
             runpy.run_module(target, run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""The embedded data set: drawn pictures that a small detector learns in minutes, so that `train` works with nothing else.
+"""Draws the embedded data set, which a small detector learns in minutes, so that `train` works with nothing else.
 
 The set is a function of its version alone. It is written once into a cache folder, all at once, and read from there.
 """

@@ -22,7 +22,7 @@ SMALL = {"train": 6, "val": 3}
 SMALL_WRITER = """
 import sys
 from pathlib import Path
-from trainer.data import demo
+from trainer.data.demo import dataset as demo
 demo.SPLIT_COUNTS = {"train": 6, "val": 3}
 print(demo.ensure_demo_dataset(Path(sys.argv[1])))
 """
