@@ -12,7 +12,7 @@ from collections import defaultdict
 
 import torch
 
-from trainer.loss.detection import DetectionLoss, scaled_gains
+from trainer.loss import DetectionLoss, LossGains, scaled_gains
 from trainer.model.graph import build_model, load_definition
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import clip_gradients, make_optimizer
@@ -28,7 +28,8 @@ def measure(cfg, image_size, batch, amp, steps):
     model = build_model(load_definition(cfg), num_classes=80).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(model, "SGD", lr=0.01, momentum=0.937, weight_decay=5e-4)
     ema = ModelEma(model, 0.9999, 2000.0)
-    gains = scaled_gains(box=0.05, obj=1.0, cls=0.5, num_classes=80, image_size=image_size, num_levels=3)
+    published = LossGains(box=0.05, obj=1.0, cls=0.5)
+    gains = scaled_gains(published, num_classes=80, image_size=image_size, num_levels=3)
     loss = DetectionLoss(model.detect.anchors, 80, gains)
     images = torch.randint(0, 256, (batch, 3, image_size, image_size), dtype=torch.uint8)
     targets = torch.rand(batch * 12, 6)

@@ -1,4 +1,4 @@
-"""Computes what training minimizes: who owns a target, one function a term, and their weighted sum."""
+"""Computes what training minimizes: target assignment, one function a term, and the weighted sum of the terms."""
 
 from trainer.loss.assign import match_targets
 from trainer.loss.detection import DetectionLoss, LossGains, scaled_gains

@@ -1,7 +1,7 @@
-"""Who owns a target: which anchors, in which grid cells, answer for which box.
+"""Assigns targets to anchors and grid cells.
 
-The assignment looks at targets and grid sizes alone, never at predictions. It can therefore run before the
-forward pass, on the loader's CPU tensors, and its counts can be summed over ranks meanwhile.
+The assignment reads targets and grid sizes, never predictions. It can therefore run before the forward pass, on the
+loader's CPU tensors, and its counts can be summed over ranks meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 # L = levels, A = anchors of a level, T = targets, M = matches of all levels, m = matches of one level
 
 _OFFSETS_XY = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))
-"""What is taken from a target's center to reach its own cell, then the left, upper, right and lower one."""
+"""Subtracted from a target's center to reach its own cell, then the left, upper, right and lower one."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LevelMatches:
     class_index: Tensor
     """(m,) int64."""
     last_row: Tensor
-    """(m,) int64: the last row that has this row's image, anchor and cell; its own number where none collide."""
+    """(m,) int64: the last row with the image, anchor and cell of this row; the row's own number if none collides."""
     boxes_cxcywh: Tensor
     """(m, 4) in grid units; the center is measured from the cell's corner."""
     anchors_wh: Tensor
@@ -51,14 +51,14 @@ def match_targets(
     *,
     device: torch.device | str | None = None,
 ) -> list[LevelMatches]:
-    """Give every target to each anchor of a similar shape, in its own cell and in up to two neighbors.
+    """Assigns every target to each anchor of a similar shape, in the target's own cell and in up to two neighbors.
 
-    A target suits an anchor where max(w ratio, 1 / w ratio, h ratio, 1 / h ratio) < ``anchor_threshold``. It
-    also takes the left (upper) cell when its center lies in the left (upper) half of its own, and the right
-    (lower) cell by the same rule from the far edge. ``targets``: (T, 6) image, class, cx, cy, w, h, normalized.
+    A target fits an anchor if max(w ratio, 1 / w ratio, h ratio, 1 / h ratio) < ``anchor_threshold``. A target whose
+    center lies in the left (upper) half of its own cell also takes the left (upper) neighbor; the right (lower)
+    neighbor follows the same rule from the far edge. ``targets``: (T, 6) image, class, cx, cy, w, h, normalized.
     ``anchors``: (L, A, 2) in grid units. ``grid_sizes``: (rows, columns) per level. The result is put on
-    ``device``, by default that of ``targets``. On CUDA targets this waits for the device twice; on CPU targets
-    it never does. Source: YOLOv5 architecture description, "Build Targets".
+    ``device``, by default that of ``targets``. With CUDA targets this call waits for the device twice; with CPU
+    targets it never does. Source: YOLOv5 architecture description, "Build Targets".
     """
     anchors = anchors.to(targets)
     sizes_xy = targets.new_tensor([(columns, rows) for rows, columns in grid_sizes])
@@ -91,7 +91,7 @@ def _level_matches(integers: Tensor, reals: Tensor) -> LevelMatches:
 
 
 def _reached_cells(centers: Tensor, sizes_xy: Tensor) -> Tensor:
-    """Which of its own cell and the four neighbors each target takes: bool (L, 5, T)."""
+    """Returns which of its own cell and the four neighbors each target takes: bool (L, 5, T)."""
     from_far_edge = sizes_xy[:, None] - centers
     takes_near = (centers % 1 < 0.5) & (centers > 1)
     takes_far = (from_far_edge % 1 < 0.5) & (from_far_edge > 1)
@@ -108,7 +108,7 @@ def _last_rows(
     grid_sizes: Sequence[tuple[int, int]],
     num_anchors: int,
 ) -> Tensor:
-    """For every match the last row, within its level, of those that share its cell and anchor: int64 (M,)."""
+    """Returns for every match the last row, within its level, of the matches with its cell and anchor: int64 (M,)."""
     rows, columns = max(size[0] for size in grid_sizes), max(size[1] for size in grid_sizes)
     cell = (image * len(grid_sizes) + level) * num_anchors + anchor
     cell = (cell * rows + grid_y) * columns + grid_x

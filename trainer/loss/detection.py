@@ -1,10 +1,10 @@
-"""The detection loss: box, objectness and class terms, weighted, and normalized by global counts."""
+"""Computes the detection loss: box, objectness and class terms, weighted, and normalized by global counts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ _BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)
 
 @dataclass(frozen=True, kw_only=True)
 class LossGains:
-    """The weights and constants of the loss, final: nothing rescales them afterwards."""
+    """The weights and constants of the loss. ``DetectionLoss`` uses them as they are, without scaling."""
 
     box: float
     obj: float
@@ -30,10 +30,10 @@ class LossGains:
     obj_pos_weight: float = 1.0
     cls_pos_weight: float = 1.0
     focal_gamma: float = 0.0
-    """0 turns the focal modulation off."""
+    """Exponent of the focal modulation; 0 turns the modulation off."""
     label_smoothing: float = 0.0
     anchor_threshold: float = 4.0
-    """A target and an anchor match when no side's ratio, either way, reaches this."""
+    """A target and an anchor match if the ratio of their widths and of their heights, either way, is below this."""
 
 
 @dataclass(frozen=True)
@@ -46,48 +46,34 @@ class LossTerms:
     """(3,), detached: box, obj and cls after gains."""
 
 
-def scaled_gains(
-    *,
-    box: float,
-    obj: float,
-    cls: float,
-    num_classes: int,
-    image_size: int,
-    num_levels: int,
-    obj_pos_weight: float = 1.0,
-    cls_pos_weight: float = 1.0,
-    focal_gamma: float = 0.0,
-    label_smoothing: float = 0.0,
-    anchor_threshold: float = 4.0,
-) -> LossGains:
-    """Fit gains that were tuned for COCO (80 classes, 640 pixels, 3 levels) to another model.
+def scaled_gains(gains: LossGains, *, num_classes: int, image_size: int, num_levels: int) -> LossGains:
+    """Scales box, obj and cls of ``gains`` tuned for COCO (80 classes, 640 pixels, 3 levels) to another model.
 
-    box 3 / levels; cls classes / 80 3 / levels; obj (image_size / 640)^2 3 / levels, as YOLOv5 scales them.
+    Factors: box 3 / levels; cls classes / 80 * 3 / levels; obj (image_size / 640)^2 * 3 / levels, as in YOLOv5.
     """
     per_level = 3 / num_levels
-    return LossGains(
-        box=box * per_level,
-        obj=obj * (image_size / 640) ** 2 * per_level,
-        cls=cls * num_classes / 80 * per_level,
-        obj_pos_weight=obj_pos_weight,
-        cls_pos_weight=cls_pos_weight,
-        focal_gamma=focal_gamma,
-        label_smoothing=label_smoothing,
-        anchor_threshold=anchor_threshold,
+    return replace(
+        gains,
+        box=gains.box * per_level,
+        obj=gains.obj * (image_size / 640) ** 2 * per_level,
+        cls=gains.cls * num_classes / 80 * per_level,
     )
 
 
 class DetectionLoss:
-    """The loss of raw predictions, in three steps so that ranks can add up their counts before the forward.
+    """The loss of raw predictions, in three steps so that ranks can sum their counts before the forward pass.
 
-    ``match`` assigns targets, ``counts`` says what a rank contributes, and calling it with the global counts
-    gives this rank's share. Nothing on that path waits for the device when targets are matched on the CPU.
+    ``match`` assigns targets, ``counts`` returns this rank's counts, and calling the loss with the global counts
+    returns this rank's share. None of the steps waits for the device if targets are matched on the CPU.
     """
 
     def __init__(
         self, anchors: Tensor, num_classes: int, gains: LossGains, balance: Sequence[float] | None = None
     ) -> None:
-        """``anchors``: (levels, A, 2) in grid units. ``balance``: objectness weight per level, finest first."""
+        """Takes ``anchors``, (levels, A, 2) in grid units, and ``balance``, objectness weights, finest level first.
+
+        Raises ValueError if ``balance`` has another number of levels than ``anchors``.
+        """
         default = _BALANCE_OF_THREE if len(anchors) == 3 else _BALANCE[: len(anchors)]
         self.anchors = anchors.detach().cpu().clone()
         self.num_classes = num_classes
@@ -102,25 +88,25 @@ class DetectionLoss:
         grid_sizes: Sequence[tuple[int, int]],
         device: torch.device | str | None = None,
     ) -> list[LevelMatches]:
-        """Assign ``targets`` (T, 6), best still on the CPU, and put the result on ``device``."""
+        """Assigns ``targets`` (T, 6), preferably still on the CPU, and puts the result on ``device``."""
         return match_targets(targets, self.anchors, grid_sizes, self.gains.anchor_threshold, device=device)
 
     def counts(self, matches: Sequence[LevelMatches], num_images: int) -> Tensor:
-        """Matches per level, then images: float64 (levels + 1,) on the CPU, where all of it is known.
+        """Returns the matches per level, then the images: float64 (levels + 1,) on the CPU, no device needed.
 
-        Their sum over ranks, or over the micro batches of a step, is what calling the loss needs.
+        Calling the loss takes the sum of these counts over ranks and over the micro batches of a step.
         """
         return torch.tensor([*map(len, matches), num_images], dtype=torch.float64)
 
     def __call__(self, predictions: Sequence[Tensor], matches: Sequence[LevelMatches], counts: Tensor) -> LossTerms:
-        """This rank's share of the loss.
+        """Returns this rank's share of the loss.
 
         ``predictions``: raw (B, A, rows, columns, 5 + C) per level; half precision is computed in float32.
         ``counts``: as from ``counts``, summed over everything that one optimizer step sees.
         """
         taken = [_TakeMatches.apply(level, found) for level, found in zip(predictions, matches, strict=True)]
         rows = torch.cat([matched for matched, _ in taken])
-        # A level that nobody has matches on divides an empty sum; 1 keeps that sum 0.
+        # A level without matches on any rank has an empty sum; dividing the sum by 1 keeps it 0.
         divisors = counts.to(rows.device, non_blocking=True).clamp(min=1)
         weights = torch.cat([(1 / divisors[i]).expand(len(found)) for i, found in enumerate(matches)]).to(rows)
         boxes = torch.cat([found.boxes_cxcywh for found in matches]).to(rows)
@@ -137,7 +123,7 @@ class DetectionLoss:
     def _objectness(
         self, logits: Sequence[Tensor], iou: Tensor, matches: Sequence[LevelMatches], num_images: Tensor
     ) -> Tensor:
-        """The mean over the cells of all images, per level, weighted by ``balance`` and summed."""
+        """Returns the mean over the cells of all images, per level, weighted by ``balance`` and summed."""
         loss = iou.new_zeros(())
         parts = zip(logits, iou.split([len(found) for found in matches]), matches, self.balance, strict=True)
         for level, level_iou, found, balance in parts:
@@ -151,7 +137,7 @@ class DetectionLoss:
         return loss / num_images.to(loss)
 
     def _classes(self, rows: Tensor, matches: Sequence[LevelMatches], weights: Tensor) -> Tensor:
-        """The class term after its gain; with one class there is nothing to tell apart."""
+        """Returns the class term after its gain; 0 for one class, which has no other to be told from."""
         if self.num_classes == 1:
             return rows.new_zeros(())
         return self.gains.cls * classification_term(
@@ -165,11 +151,11 @@ class DetectionLoss:
 
 
 class _TakeMatches(torch.autograd.Function):
-    """The matched rows (m, 5 + C) and all objectness logits (B, A, rows, columns) of one level, in float32.
+    """Takes the matched rows (m, 5 + C) and all objectness logits (B, A, rows, columns) of one level, in float32.
 
-    Autograd's own indexing would fill one zero tensor of the predictions' size per part and add them, and
-    would sum colliding rows in an order that changes from run to run. This fills one, in the predictions'
-    layout, and sums collisions in a fixed order (on CUDA when deterministic algorithms are asked for).
+    Autograd's own indexing would fill one zero tensor of the predictions' size per part and add these tensors, and
+    would sum colliding rows in an order that changes from run to run. This function fills one tensor, in the layout
+    of the predictions, and sums collisions in a fixed order (on CUDA if deterministic algorithms are asked for).
     """
 
     @staticmethod

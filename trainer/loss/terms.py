@@ -1,4 +1,4 @@
-"""The three terms of the loss, one function each. Every one returns a sum that its caller has weighted."""
+"""Computes the three terms of the loss, one function each; a term is a sum, weighted by its caller."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch.nn import functional
 from trainer.boxes import complete_iou
 
 FOCAL_ALPHA = 0.25
-"""Weight of the positive class where the focal loss is on; RetinaNet's value."""
+"""Weight of the positive class if the focal loss is on; RetinaNet's value."""
 
 # m = matches, C = classes
 
 
 def box_term(rows: Tensor, boxes_cxcywh: Tensor, anchors_wh: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted sum of 1 - CIoU, and the CIoU of each match, detached and at least 0.
+    """Returns the weighted sum of 1 - CIoU, and the CIoU of each match, detached and at least 0.
 
     ``rows``: (m, 4 or more) raw predictions. Boxes and anchors: (m, 4) and (m, 2) in grid units, centers
     measured from the cell. ``weights``: (m,). Decoding: xy = 2 sigmoid - 0.5, wh = (2 sigmoid)^2 anchor.
@@ -27,7 +27,7 @@ def box_term(rows: Tensor, boxes_cxcywh: Tensor, anchors_wh: Tensor, weights: Te
 
 
 def objectness_term(logits: Tensor, targets: Tensor, *, pos_weight: float, focal_gamma: float) -> Tensor:
-    """The sum over all cells of the cross entropy with soft ``targets``; both of one shape."""
+    """Returns the sum over all cells of the cross entropy of ``logits`` with soft ``targets``, both of one shape."""
     return _cross_entropy(logits, targets, pos_weight, focal_gamma).sum()
 
 
@@ -40,7 +40,7 @@ def classification_term(
     focal_gamma: float,
     label_smoothing: float,
 ) -> Tensor:
-    """The weighted sum over matches of their mean cross entropy over classes, which do not exclude each other.
+    """Returns the weighted sum over matches of the mean cross entropy over classes, which do not exclude each other.
 
     ``logits``: (m, C). ``class_index`` and ``weights``: (m,). With smoothing s, positives are 1 - s / 2 and
     negatives s / 2.
@@ -51,7 +51,7 @@ def classification_term(
 
 
 def focal_modulation(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
-    """What the focal loss multiplies a cross entropy by, element for element.
+    """Returns the factors that the focal loss multiplies a cross entropy by, element for element.
 
     Lin et al., "Focal Loss for Dense Object Detection" (2017), equations 4 and 5, here for soft targets.
     """

@@ -25,7 +25,7 @@ from trainer.data.scan.label_cache import LabeledImages
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.validator import Validator
-from trainer.loss import DetectionLoss, scaled_gains
+from trainer.loss import DetectionLoss, LossGains, scaled_gains
 from trainer.model.graph import DetectionModel
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
@@ -86,18 +86,21 @@ def make_loss(config: TrainConfig, model: DetectionModel, image_size: int, recip
     """The loss with the published gains scaled to the data and the model."""
     hyp = config.hyperparameters
     anchors = model.detect.anchors
-    gains = scaled_gains(
+    published = LossGains(
         box=hyp.box,
         obj=hyp.obj,
         cls=hyp.cls,
-        num_classes=max(model.num_classes, recipe.gain_classes),
-        image_size=max(image_size, recipe.gain_image_size),
-        num_levels=len(anchors),
         obj_pos_weight=hyp.obj_pw,
         cls_pos_weight=hyp.cls_pw,
         focal_gamma=hyp.fl_gamma,
         label_smoothing=config.label_smoothing,
         anchor_threshold=hyp.anchor_t,
+    )
+    gains = scaled_gains(
+        published,
+        num_classes=max(model.num_classes, recipe.gain_classes),
+        image_size=max(image_size, recipe.gain_image_size),
+        num_levels=len(anchors),
     )
     return DetectionLoss(anchors, model.num_classes, gains)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainer.data.collate import Batch, ImageGeometry
 from trainer.evaluation.evaluator import Evaluator, Metrics
-from trainer.loss import DetectionLoss, scaled_gains
+from trainer.loss import DetectionLoss, LossGains, scaled_gains
 from trainer.runtime.distributed import Collectives, DistEnv, process_group
 
 NUM_CLASSES = 4
@@ -95,7 +95,8 @@ def make_case(num_images: int = 11, batch_size: int = 3, *, noise: float = 3.0, 
                 geometry=tuple(geometry[n] for n in numbers),
             )
         )
-    gains = scaled_gains(box=0.05, obj=1.0, cls=0.5, num_classes=NUM_CLASSES, image_size=SIDE, num_levels=3)
+    published = LossGains(box=0.05, obj=1.0, cls=0.5)
+    gains = scaled_gains(published, num_classes=NUM_CLASSES, image_size=SIDE, num_levels=3)
     anchors = torch.tensor([[[1.0, 1.0], [2.0, 2.0], [1.0, 3.0]]] * 3)
     detector = KnownDetector(torch.from_numpy(decoded), [level.float() for level in raw])
     return Case(detector, batches, DetectionLoss(anchors, NUM_CLASSES, gains), labels)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.loss import DetectionLoss, scaled_gains
+from trainer.loss import DetectionLoss, LossGains, scaled_gains
 
 ANCHORS_PX = (
     (10, 13, 16, 30, 33, 23),
@@ -41,7 +41,8 @@ def make_loss(anchors: Tensor, golden_dir: Path) -> Callable[..., DetectionLoss]
             "focal_gamma": low["fl_gamma"],
             "anchor_threshold": low["anchor_t"],
         }
-        gains = scaled_gains(**(values | changes), num_classes=num_classes, image_size=image_size, num_levels=3)
+        published = LossGains(**(values | changes))
+        gains = scaled_gains(published, num_classes=num_classes, image_size=image_size, num_levels=3)
         return DetectionLoss(anchors, num_classes, gains)
 
     return make

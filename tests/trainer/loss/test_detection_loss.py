@@ -162,7 +162,7 @@ def test_the_last_of_colliding_rows_sets_the_objectness_target(anchors):
 
 
 def test_gains_scale_with_levels_classes_and_size():
-    gains = scaled_gains(box=0.05, obj=1.0, cls=0.5, num_classes=20, image_size=1280, num_levels=4)
+    gains = scaled_gains(LossGains(box=0.05, obj=1.0, cls=0.5), num_classes=20, image_size=1280, num_levels=4)
     assert gains.box == pytest.approx(0.0375)
     assert gains.obj == pytest.approx(3.0)
     assert gains.cls == pytest.approx(0.09375)
