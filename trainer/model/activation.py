@@ -1,4 +1,4 @@
-"""The ``activation`` line of a model definition: a table of names, so that nothing is evaluated as code."""
+"""Reads the ``activation`` line of a model definition by a table of names; nothing is evaluated as code."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _PLAIN: dict[str, type[nn.Module]] = {
 
 
 def parse_activation(text: str, source: str) -> Callable[[], nn.Module]:
-    """A factory for the activation written as ``nn.LeakyReLU(0.1)``, ``nn.ReLU()`` or ``ReLU``.
+    """Returns a factory for the activation written as ``nn.LeakyReLU(0.1)``, ``nn.ReLU()`` or ``ReLU``.
 
-    Arguments are literals. Raises ConfigError, which names ``source``, for anything else.
+    Arguments are literals. Raises ConfigError, which names ``source``, for any other text.
     """
     try:
         name, arguments, keywords = _split_call(text)
@@ -59,14 +59,14 @@ def parse_activation(text: str, source: str) -> Callable[[], nn.Module]:
 
 
 def set_activation(model: nn.Module, make: Callable[[], nn.Module]) -> None:
-    """Give every convolution that is followed by an activation a new one."""
+    """Replaces the activation behind every convolution that has one."""
     for module in model.modules():
         if isinstance(module, Conv) and not isinstance(module.act, nn.Identity):
             module.act = make()
 
 
 def _split_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Name, arguments and keywords of ``nn.Name(...)``; ValueError where it is anything else."""
+    """Returns name, arguments and keywords of ``nn.Name(...)``. Raises SyntaxError or ValueError for other text."""
     node = ast.parse(text.strip(), mode="eval").body
     arguments: list[Any] = []
     keywords: dict[str, Any] = {}

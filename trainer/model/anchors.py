@@ -1,7 +1,7 @@
-"""Anchor boxes: how well they cover a data set's boxes, and better ones when they do not. No torch here.
+"""Measures how well anchors cover a data set's boxes, and fits better anchors. Loads no torch.
 
-A box is covered where neither side differs from an anchor's by a factor of ``anchor_t`` or more, which is the rule
-by which training assigns boxes to anchors.
+A box is covered by an anchor if neither side differs from the anchor's by a factor of ``anchor_t`` or more, which is
+the rule by which training assigns boxes to anchors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CHUNK = 100_000
 
 
 def anchors_in_pixels(definition: Mapping[str, Any]) -> np.ndarray | None:
-    """A definition's anchors (levels, A, 2), width and height in pixels; None where it only gives their count."""
+    """Returns a definition's anchors (levels, A, 2), width and height in pixels; None if only a count is given."""
     anchors = definition.get("anchors", 0)
     if isinstance(anchors, int):
         return None
@@ -32,13 +32,13 @@ def anchors_in_pixels(definition: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def anchors_per_level(anchors_px: np.ndarray, num_levels: int) -> list[list[float]]:
-    """Anchors (levels * A, 2) by rising area to a definition's rows: per level w, h, w, h... in pixels."""
+    """Turns anchors (levels * A, 2) by rising area into a definition's rows: per level w, h, w, h... in pixels."""
     rows = np.asarray(anchors_px, dtype=np.float64).reshape(num_levels, -1)
     return [[round(float(side), 2) for side in row] for row in rows]
 
 
 def best_possible_recall(anchors_px: np.ndarray, sizes_px: np.ndarray, anchor_t: float) -> float:
-    """The share of boxes that at least one anchor covers, 0 to 1; 1 where there are no boxes.
+    """Returns the share of boxes that at least one anchor covers, 0 to 1; 1 if there are no boxes.
 
     ``anchors_px`` (k, 2) and ``sizes_px`` (n, 2) are widths and heights at the size of training.
     """
@@ -52,10 +52,10 @@ def best_possible_recall(anchors_px: np.ndarray, sizes_px: np.ndarray, anchor_t:
 
 
 def fit_anchors(sizes_px: np.ndarray, count: int, image_size: int, anchor_t: float, seed: int) -> np.ndarray:
-    """``count`` anchors (count, 2) for boxes of ``sizes_px`` (n, 2), by rising area; the same for the same seed.
+    """Fits ``count`` anchors (count, 2) to boxes of ``sizes_px`` (n, 2), by rising area; equal for equal seeds.
 
-    k-means over the sizes scaled to unit variance, then random changes that are kept when they improve the mean
-    closeness of the boxes to their best anchor (YOLOv5's criterion; boxes that none covers count 0).
+    Runs k-means over the sizes scaled to unit variance, then keeps random changes that improve the mean closeness of
+    the boxes to their best anchor (YOLOv5's criterion; boxes that no anchor covers count 0).
     """
     generator = np.random.default_rng(seed)
     sizes = np.asarray(sizes_px, dtype=np.float64).reshape(-1, 2)
@@ -72,15 +72,15 @@ def fit_anchors(sizes_px: np.ndarray, count: int, image_size: int, anchor_t: flo
 
 
 def _factors(anchors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(n, k): by which factor, at least 1, a box and an anchor differ in the side where they differ most."""
+    """Returns the factor, at least 1, between box and anchor in the side that differs most: (n, k)."""
     ratios = sizes[:, None] / anchors[None]
     return np.maximum(ratios, 1 / np.maximum(ratios, 1e-12)).max(axis=2)
 
 
 def _closeness(log_anchors: np.ndarray, log_sizes: np.ndarray, anchor_t: float) -> float:
-    """Mean over boxes of 1 / the factor to the best anchor, 0 where that is ``anchor_t`` or more.
+    """Returns the mean over boxes of 1 / the factor to the best anchor, 0 for a factor of ``anchor_t`` or more.
 
-    Both are logarithms: a factor becomes a difference, five times cheaper than ratios.
+    Anchors and sizes are logarithms: a factor becomes a difference, five times cheaper than ratios.
     """
     width = np.abs(log_anchors[:, 0, None] - log_sizes[None, :, 0])
     height = np.abs(log_anchors[:, 1, None] - log_sizes[None, :, 1])
@@ -89,14 +89,17 @@ def _closeness(log_anchors: np.ndarray, log_sizes: np.ndarray, anchor_t: float) 
 
 
 def _spread(sizes: np.ndarray, count: int, image_size: int) -> np.ndarray:
-    """Anchors for too few different boxes: squares by factors of 2 around their middle, or the image's eighth."""
+    """Returns anchors for too few distinct boxes: squares, by factors of 2, around the geometric mean of the sides.
+
+    Without boxes the squares lie around an eighth of ``image_size``.
+    """
     middle = np.exp(np.log(sizes).mean()) if len(sizes) else image_size / 8
     sides = middle * 2.0 ** (np.arange(count) - (count - 1) / 2)
     return np.repeat(np.clip(sides, MIN_SIDE_PX, image_size)[:, None], 2, axis=1)
 
 
 def _cluster(sizes: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """k-means from several seeded starts, the tightest result."""
+    """Runs k-means from several seeded starts and returns the centers of least distortion."""
     from scipy.cluster.vq import kmeans  # 0.3 s to import
 
     scale = np.maximum(sizes.std(axis=0), 1e-6)
@@ -115,7 +118,7 @@ def _cluster(sizes: np.ndarray, count: int, generator: np.random.Generator) -> n
 def _evolve(
     anchors: np.ndarray, sizes: np.ndarray, image_size: int, anchor_t: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """Random changes, each kept when the boxes come closer to their anchors."""
+    """Changes anchors at random and keeps each change that brings the boxes closer to their anchors."""
     log_sizes, current = np.log(sizes), np.log(anchors)
     low, high = np.log(MIN_SIDE_PX), np.log(image_size)
     fitness = _closeness(current, log_sizes, anchor_t)

@@ -1,7 +1,7 @@
-"""Model definitions: built-in or user's YAML in YOLOv5's schema, read and checked without torch.
+"""Reads and checks model definitions, built-in or a user's YAML in YOLOv5's schema, without torch.
 
 A definition is a mapping with ``nc``, ``depth_multiple``, ``width_multiple``, ``anchors``, ``backbone`` and ``head``.
-Each row of the last two is [from, number, layer, arguments]. Nothing in it is evaluated as code.
+Each row of ``backbone`` and ``head`` is [from, number, layer, arguments]. No part of a definition is evaluated as code.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class LayerRow:
     index: int
     """Position of the layer in the whole network, and so in the state-dict keys."""
     sources: tuple[int, ...]
-    """Layers whose outputs it takes, -1 for the image."""
+    """Layers whose outputs are this layer's inputs, -1 for the image."""
     repeats: int
-    """How often it is repeated, after scaling by ``depth_multiple``."""
+    """Number of repeats, after scaling by ``depth_multiple``."""
     name: str
     """Layer as written, without a leading ``nn.``."""
     arguments: tuple[Any, ...]
@@ -47,15 +47,15 @@ class LayerRow:
 
 
 def zoo_names() -> list[str]:
-    """Names of the built-in models, sorted."""
+    """Returns the names of the built-in models, sorted."""
     return sorted(path.stem for path in ZOO_DIR.glob("*.yaml"))
 
 
 def load_definition(name_or_path: str) -> dict[str, Any]:
-    """The definition called ``yolov5s``, ``yolov5s.yaml`` or by a file's path; an existing file comes first.
+    """Reads the definition called ``yolov5s``, ``yolov5s.yaml`` or by a file's path; an existing file comes first.
 
-    The result carries ``source``, the name as given. Raises ConfigError, with the nearest built-in name, where there
-    is neither, and where the file is no definition.
+    The result has a key ``source``, the name as given. Raises ConfigError if there is neither a file nor a built-in
+    model of that name (with the nearest built-in name), and if the file is no definition.
     """
     path = Path(name_or_path)
     if not path.is_file():
@@ -77,7 +77,7 @@ def load_definition(name_or_path: str) -> dict[str, Any]:
 
 def _built_in_path(name_or_path: str) -> Path:
     requested = Path(name_or_path)
-    # YOLOv5's users type `models/yolov5s.yaml`, the place in its repository.
+    # YOLOv5's users type `models/yolov5s.yaml`, the path in YOLOv5's repository.
     bare = requested.parent.as_posix() in (".", "models", "models/hub")
     stem = requested.name.removesuffix(".yaml").removesuffix(".yml")
     path = ZOO_DIR / f"{stem}.yaml"
@@ -95,7 +95,7 @@ def _built_in_path(name_or_path: str) -> Path:
 
 
 def check_definition(definition: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless the mapping has the schema's keys with usable values; rows are checked when parsed."""
+    """Raises ConfigError unless the mapping has the schema's keys with usable values; rows are checked when parsed."""
     source = source_of(definition)
     for key in ("backbone", "head"):
         if not isinstance(definition.get(key), list) or not definition[key]:
@@ -129,7 +129,7 @@ def check_definition(definition: Mapping[str, Any]) -> None:
 
 
 def check_anchors(anchors: Any, source: str) -> None:
-    """Raise ConfigError unless ``anchors`` is a count per level, or per level w, h, w, h... in pixels."""
+    """Raises ConfigError unless ``anchors`` is a count per level, or per level w, h, w, h... in pixels."""
     if isinstance(anchors, int) and not isinstance(anchors, bool) and anchors > 0:
         return
     good = isinstance(anchors, Sequence) and not isinstance(anchors, str) and len(anchors) > 0
@@ -147,12 +147,15 @@ def check_anchors(anchors: Any, source: str) -> None:
 
 
 def source_of(definition: Mapping[str, Any]) -> str:
-    """The name of a definition in messages."""
+    """Returns the name of a definition for messages."""
     return str(definition.get("source", "given as a mapping"))
 
 
 def parse_rows(definition: Mapping[str, Any]) -> list[LayerRow]:
-    """All rows in order, references made absolute and depth scaled; ConfigError names file and row of a bad one."""
+    """Returns all rows in order, references made absolute and depth scaled.
+
+    Raises ConfigError with file and row for a bad row.
+    """
     depth = float(definition.get("depth_multiple", 1.0))
     rows: list[LayerRow] = []
     for section in ("backbone", "head"):
@@ -206,10 +209,10 @@ def _absolute_sources(origin: Any, index: int, where: str) -> tuple[int, ...]:
 
 
 def row_error(where: str, problem: str, expected: str) -> ConfigError:
-    """The error of a bad row; ``where`` is the row's own."""
+    """Returns the error for a bad row; ``where`` is ``LayerRow.where``, file and row."""
     return ConfigError(f"Bad row in the model definition {where}", seen=problem, expected=expected)
 
 
 def scaled_width(channels: int, width_multiple: float) -> int:
-    """Channels scaled and rounded up to a multiple of 8."""
+    """Scales channels and rounds the product up to a multiple of 8."""
     return math.ceil(channels * width_multiple / CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE

@@ -1,4 +1,4 @@
-"""The anchor-based head: one 1x1 convolution per level, and the decoding of its output into boxes."""
+"""Holds the anchor-based head: one 1x1 convolution per level, and the decoding of the outputs into boxes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BOX_AND_OBJECTNESS = 5
 
 
 class Detect(nn.Module):
-    """Raw predictions per level in training mode, decoded ones besides in evaluation mode.
+    """The head: raw predictions per level in training mode, decoded and raw predictions in evaluation mode.
 
-    ``anchors`` (levels, A, 2) are in grid units, pixels divided by the level's stride, as YOLOv5 stores them;
-    ``stride`` (levels,) is in pixels and known from the graph, so it is not part of the state dict.
+    ``anchors`` (levels, A, 2) are in grid units, pixels divided by the level's stride, as in YOLOv5's files.
+    ``stride`` (levels,) is in pixels and known from the graph, so the state dict has no entry for ``stride``.
     """
 
     anchors: Tensor
@@ -35,12 +35,12 @@ class Detect(nn.Module):
         self.m = nn.ModuleList(nn.Conv2d(width, self.num_outputs * self.num_anchors, 1) for width in channels)
 
     def set_anchors(self, anchors_px: Sequence[Sequence[float]]) -> None:
-        """Replace the anchors by ``anchors_px``, per level w, h, w, h... in pixels."""
+        """Replaces the anchors by ``anchors_px``, per level w, h, w, h... in pixels."""
         pixels = torch.tensor(anchors_px, dtype=torch.float32).view(len(anchors_px), self.num_anchors, 2)
         self.anchors.copy_(pixels.to(self.anchors.device) / self.stride.view(-1, 1, 1))
 
     def init_biases(self) -> None:
-        """Redraw the biases and add the prior: 8 objects in 640 x 640 pixels, classes at 0.6 of an even share.
+        """Draws the biases anew and adds the prior: 8 objects in 640 x 640 pixels, classes at 0.6 of an even share.
 
         The prior follows Lin et al., "Focal Loss for Dense Object Detection" (2017), section 3.3.
         """
@@ -54,12 +54,12 @@ class Detect(nn.Module):
                 bias[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Per level (B, C, gy, gx) to raw (B, A, gy, gx, 5 + classes); see ``decode`` for the evaluation mode."""
+        """Maps per level (B, C, gy, gx) to raw (B, A, gy, gx, 5 + classes); see ``decode`` for the evaluation mode."""
         raw = []
         for level, convolution in enumerate(self.m):
             output = convolution(features[level])
             batch, _, grid_y, grid_x = output.shape
-            # A view: it costs nothing, whichever memory format the convolution left.
+            # A view costs nothing, whichever memory format the convolution left.
             output = output.view(batch, self.num_anchors, self.num_outputs, grid_y, grid_x)
             raw.append(output.permute(0, 1, 3, 4, 2))
         if self.training:
@@ -67,14 +67,14 @@ class Detect(nn.Module):
         return self.decode(raw), raw
 
     def decode(self, raw: Sequence[Tensor]) -> Tensor:
-        """Raw outputs of all levels to (B, N, 5 + classes): cx, cy, w, h in pixels, objectness, class scores.
+        """Decodes raw outputs of all levels to (B, N, 5 + classes): cx, cy, w, h in pixels, objectness, class scores.
 
-        xy = (2 sigmoid - 0.5 + cell) stride and wh = (2 sigmoid)^2 anchor. Half precision is raised to float32
-        first: bfloat16 would place a box at x = 600 to the nearest 4 pixels.
+        xy = (2 sigmoid - 0.5 + cell) stride and wh = (2 sigmoid)^2 anchor. Half precision is converted to float32
+        first: bfloat16 would put a box at x = 600 at the nearest multiple of 4 pixels.
         """
         if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return self._decode_without_writes(raw)
-        # One buffer, written in place: with 80 classes a quarter of the time of joining intermediate tensors.
+        # Writing one buffer in place takes, with 80 classes, a quarter of the time of joining intermediate tensors.
         dtype = _decoded_dtype(raw[0])
         sizes = [math.prod(output.shape[1:4]) for output in raw]
         decoded = raw[0].new_empty(raw[0].shape[0], sum(sizes), self.num_outputs, dtype=dtype)
@@ -87,7 +87,7 @@ class Detect(nn.Module):
         return decoded
 
     def _decode_without_writes(self, raw: Sequence[Tensor]) -> Tensor:
-        """``decode`` for graphs that are recorded: autograd, tracing, compilation, export."""
+        """Does what ``decode`` does, for graphs that are recorded: autograd, tracing, compilation, export."""
         decoded = []
         for level, output in enumerate(raw):
             scores = output.to(_decoded_dtype(output)).sigmoid()
@@ -96,7 +96,7 @@ class Detect(nn.Module):
         return torch.cat(decoded, dim=1)
 
     def _boxes(self, scores: Tensor, level: int) -> Tensor:
-        """Sigmoid outputs (B, A, gy, gx, 4) of one level to cx, cy, w, h in pixels."""
+        """Decodes sigmoid outputs (B, A, gy, gx, 4) of one level to cx, cy, w, h in pixels."""
         stride = self.stride[level].to(scores.dtype)
         anchors = (self.anchors[level].to(scores.dtype) * stride).view(1, self.num_anchors, 1, 1, 2)
         centers = (scores[..., 0:2] * 2 - 0.5 + _cell_indices(scores)) * stride
@@ -108,7 +108,7 @@ def _decoded_dtype(output: Tensor) -> torch.dtype:
 
 
 def _cell_indices(scores: Tensor) -> Tensor:
-    """(1, 1, gy, gx, 2): column and row of every cell. Made anew each time, so that no cache can go stale."""
+    """Returns column and row of every cell, (1, 1, gy, gx, 2); made anew each time, so that no cache is outdated."""
     grid_y, grid_x = scores.shape[2], scores.shape[3]
     rows = torch.arange(grid_y, device=scores.device, dtype=scores.dtype)
     columns = torch.arange(grid_x, device=scores.device, dtype=scores.dtype)

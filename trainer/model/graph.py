@@ -1,4 +1,4 @@
-"""From a model definition to a module: layers, wiring, strides and head."""
+"""Builds a module from a model definition: layers, connections, strides and head."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class DetectionModel(nn.Module):
     """A detector: images_bchw float in 0..1 to raw outputs (training) or decoded predictions (evaluation).
 
     Training mode returns per level (B, A, gy, gx, 5 + classes). Evaluation mode returns the decoded predictions
-    (B, N, 5 + classes): cx, cy, w, h in pixels, objectness, class scores; and the raw list. Sides of the images are
-    multiples of the largest stride.
+    (B, N, 5 + classes), which are cx, cy, w, h in pixels, objectness and class scores, and the list of raw outputs.
+    Sides of the images are multiples of the largest stride.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class DetectionModel(nn.Module):
         self.model = nn.Sequential(*layers)
         self.definition: dict[str, Any] = dict(definition)
         self.anchors_given = True
-        """False while the anchors are placeholders, since the definition only says how many there are."""
+        """False while the anchors are placeholders, because the definition gives only their count."""
         self._sources = tuple(sources)
-        # An output that only the next layer reads is handed on and forgotten.
+        # An output that only the next layer reads is not kept.
         self._saved = frozenset(s for index, row in enumerate(sources) for s in row if s != index - 1)
 
     @property
@@ -63,7 +63,7 @@ class DetectionModel(nn.Module):
 
     @property
     def stride(self) -> Tensor:
-        """(levels,) float: pixels per cell."""
+        """Pixels per cell, float (levels,)."""
         return self.detect.stride
 
     @property
@@ -71,11 +71,11 @@ class DetectionModel(nn.Module):
         return self.detect.num_classes
 
     def init_head_biases(self) -> None:
-        """Draw the head's biases anew with their prior; ``build_model`` has done it once."""
+        """Draws the head's biases anew with their prior, as ``build_model`` does once."""
         self.detect.init_biases()
 
     def set_anchors(self, anchors_px: Sequence[Sequence[float]]) -> None:
-        """Use other anchors, per level w, h, w, h... in pixels; the definition follows."""
+        """Sets other anchors, per level w, h, w, h... in pixels, in the head and in the definition."""
         anchors = _ordered_anchors(_plain_anchors(anchors_px), self.stride.tolist())
         self.detect.set_anchors(anchors)
         self.definition["anchors"] = anchors
@@ -98,11 +98,11 @@ def build_model(
     num_classes: int | None = None,
     anchors: Sequence[Sequence[float]] | None = None,
 ) -> DetectionModel:
-    """The model of a definition, with torch's own initialization and the head's prior.
+    """Builds the model of a definition, with torch's own initialization and the head's prior.
 
-    ``num_classes`` and ``anchors`` (per level w, h, w, h... in pixels) replace the definition's. Where the anchors are
-    a count, the model starts with squares around 4 strides and ``anchors_given`` is False. Raises ConfigError with
-    file and row.
+    ``num_classes`` and ``anchors`` (per level w, h, w, h... in pixels) replace the definition's. If the anchors are a
+    count, the model starts with squares around 4 strides and ``anchors_given`` is False. Raises ConfigError with file
+    and row.
     """
     resolved = dict(definition)
     if num_classes is not None:
@@ -144,7 +144,7 @@ def build_model(
 
 
 def fuse_batch_norm(model: DetectionModel) -> DetectionModel:
-    """A copy in evaluation mode whose convolutions contain their batch norms: same outputs, fewer passes."""
+    """Returns a copy in evaluation mode whose convolutions contain their batch norms: same outputs, fewer passes."""
     fused = copy.deepcopy(model).eval()
     for module in fused.modules():
         if isinstance(module, Conv) and isinstance(module.bn, nn.BatchNorm2d):
@@ -155,7 +155,7 @@ def fuse_batch_norm(model: DetectionModel) -> DetectionModel:
 
 @torch.no_grad()
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """w' = w g / sqrt(var + eps), b' = beta - mean g / sqrt(var + eps), in float64 so that it adds no error."""
+    """Folds a norm: w' = w g / sqrt(var + eps), b' = beta - mean g / sqrt(var + eps), in float64 against rounding."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
@@ -177,7 +177,7 @@ def _common_stride(row: LayerRow, strides: Sequence[Fraction]) -> Fraction:
 
 @torch.no_grad()
 def _check_with_zero_image(rows: Sequence[LayerRow], layers: Sequence[nn.Module], strides: Sequence[Fraction]) -> None:
-    """Run a small image through, so that a row that only fails in use is named now, not in training."""
+    """Runs a small image through the layers, so that a row that fails only in use is named before training."""
     side = 2 * math.lcm(*(stride.numerator for stride in strides))
     if side > _LARGEST_CHECK_PX:
         return
@@ -191,7 +191,7 @@ def _check_with_zero_image(rows: Sequence[LayerRow], layers: Sequence[nn.Module]
             raise row_error(row.where, f"it fails on an image of {side} pixels: {error}", "") from error
         finally:
             layer.train()
-        # Padding rows may differ on the way; what the head reads may not.
+        # Other layers may differ in size (padding rows do); those that the head reads may not.
         if row.index in rows[-1].sources and (output.shape[2] * stride != side or output.shape[3] * stride != side):
             sizes = f"{output.shape[3]} x {output.shape[2]} cells from {side} pixels at stride {float(stride):g}"
             raise row_error(row.where, sizes, f"{float(side / stride):g} a side: mend its padding or the layers before")
@@ -208,7 +208,7 @@ def _check_head_position(rows: Sequence[LayerRow]) -> None:
 
 
 def _head_anchors(row: LayerRow, resolved: Mapping[str, Any], strides: Sequence[float]) -> list[list[float]]:
-    """The head's anchors per level in pixels, from its row [nc, anchors] and the definition."""
+    """Returns the head's anchors per level in pixels, from the row [nc, anchors] and the definition."""
     names = {"nc": resolved["nc"], "anchors": resolved["anchors"]}
     arguments = [names.get(a, a) if isinstance(a, str) else a for a in row.arguments]
     if len(arguments) != 2 or arguments[0] != resolved["nc"]:
@@ -228,7 +228,7 @@ def _plain_anchors(anchors: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def _ordered_anchors(anchors: list[list[float]], strides: Sequence[float]) -> list[list[float]]:
-    """Levels turned round where small anchors stand at the large stride, as in YOLOv3's own order."""
+    """Reverses the levels if small anchors stand at the large stride, as in YOLOv3's own order."""
     first, last = (
         math.fsum(w * h for w, h in zip(row[::2], row[1::2], strict=True)) for row in (anchors[0], anchors[-1])
     )

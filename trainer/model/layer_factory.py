@@ -1,4 +1,4 @@
-"""From one row of a model definition to a module: the names a row may use and what they stand for."""
+"""Builds the module of one row of a model definition, by a table of the layer names that a row may use."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from trainer.model.layers import (
     GhostConv,
 )
 
-# Layers called as (in_channels, out_channels, *further arguments of the row); those of the second table take the
-# row's number themselves, after the channels, instead of being repeated.
+# Layers called as (in_channels, out_channels, *further arguments of the row). Layers of the second table take the
+# row's number as an argument, after the channels, instead of being repeated.
 _SCALED: dict[str, Callable[..., nn.Module]] = {
     "Conv": Conv,
     "DWConv": DWConv,
@@ -51,7 +51,10 @@ _LAYER_NAMES = [*_SCALED, *_SCALED_WITH_REPEATS, *_PLAIN, "Concat", "Detect"]
 
 
 def build_layer(row: LayerRow, in_channels: list[int], width: float) -> tuple[nn.Module, int]:
-    """One row's module and its output channels; the head is built elsewhere."""
+    """Builds the module of one row other than the head's and returns the module and its output channels.
+
+    Raises ConfigError with file and row.
+    """
     name = _ALIASES.get(row.name, row.name)
     if name not in _LAYER_NAMES:
         nearest = difflib.get_close_matches(name, _LAYER_NAMES, n=1)
@@ -80,7 +83,7 @@ def build_layer(row: LayerRow, in_channels: list[int], width: float) -> tuple[nn
 
 
 def _repeated(row: LayerRow, make: Callable[[], nn.Module]) -> nn.Module:
-    """The layer, or several in a row; what its constructor refuses becomes a message about the row."""
+    """Makes the layer ``row.repeats`` times; an error of the constructor becomes a ConfigError about the row."""
     try:
         made = [make() for _ in range(row.repeats)]
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
@@ -89,7 +92,7 @@ def _repeated(row: LayerRow, make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def reduction(layer: nn.Module, row: LayerRow) -> Fraction:
-    """By how much a layer divides the size of its input, 1/2 for one that doubles it."""
+    """Returns the factor by which a layer divides the size of its input, 1/2 for a layer that doubles the size."""
     if isinstance(layer, nn.Sequential):
         return Fraction(math.prod(reduction(inner, row) for inner in layer))
     if isinstance(layer, Conv):

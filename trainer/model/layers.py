@@ -1,7 +1,7 @@
-"""The layers that a model definition names.
+"""Holds the layers that a model definition names.
 
 Attribute names (``conv``, ``bn``, ``cv1``, ``m``...) and the order of positional arguments follow YOLOv5's published
-definitions and weights, so that files of either kind can be used here unchanged.
+definitions and weights, so that files of both kinds can be used unchanged.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DWConv(Conv):
 
 
 class Bottleneck(nn.Module):
-    """1x1 then 3x3 convolution, added to the input where asked for and where the channels agree."""
+    """1x1 then 3x3 convolution, added to the input if ``shortcut`` is set and the channel counts are equal."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Bottleneck(nn.Module):
 
 
 class _CrossStage(nn.Module):
-    """Half the channels run through ``m``, half pass by, a 1x1 convolution joins them (CSPNet, Wang et al. 2020)."""
+    """Cross-stage block: ``m`` on one half of the channels, then a 1x1 convolution (CSPNet, Wang et al. 2020)."""
 
     def __init__(self, in_channels: int, out_channels: int, hidden: int, make_inner: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class SPP(nn.Module):
 
 
 class SPPF(nn.Module):
-    """One small max pooling applied three times: kernel 5 equals SPP with 5, 9 and 13, and costs less."""
+    """One small max pooling applied three times: with kernel 5 equal to SPP with 5, 9 and 13, and cheaper."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 5) -> None:
         super().__init__()
@@ -264,7 +264,7 @@ class SPPF(nn.Module):
 
 
 class Focus(nn.Module):
-    """Every second pixel to a channel of its own, (B, C, H, W) to (B, 4C, H/2, W/2), then a convolution."""
+    """Space to depth: four neighboring pixels to channels, (B, C, H, W) to (B, 4C, H/2, W/2), then a convolution."""
 
     def __init__(
         self,
@@ -286,7 +286,7 @@ class Focus(nn.Module):
 
 
 class Concat(nn.Module):
-    """Several layers' outputs side by side, by default in channels."""
+    """Concatenation of several layers' outputs, by default in channels."""
 
     def __init__(self, dimension: int = 1) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Non-maximum suppression: from decoded predictions to at most ``max_detections`` boxes per image.
+"""Suppresses non-maximal boxes: decoded predictions to at most ``max_detections`` boxes per image.
 
-There is no limit in time: the same predictions give the same boxes however busy the machine is.
+There is no time limit: the same predictions give the same boxes however busy the machine is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.boxes import xyxy_from_cxcywh
 
 MAX_CANDIDATES = 30_000
-"""At most this many candidates per image take part, the best by score."""
+"""Largest number of candidates per image that take part, the best by score."""
 
 _FIRST_PREFIX = 1_024
 _PREFIX_GROWTH = 4
@@ -29,12 +29,13 @@ def non_max_suppression(
     multi_label: bool = False,
     max_detections: int = 300,
 ) -> list[Tensor]:
-    """Greedy suppression per image, best score first; equal scores in the order of the predictions.
+    """Suppresses greedily per image, best score first, equal scores in the order of the predictions.
 
     ``predictions`` (B, N, 5 + classes) are cx, cy, w, h in pixels, objectness and class scores. A score is objectness
     times class score; objectness and score must lie strictly above ``confidence_threshold``. With ``multi_label`` a
-    prediction counts for every such class, otherwise for its best one. ``classes`` keeps only these. A box goes when
-    its IoU with a better one of its class (of any class: ``agnostic``) is above ``iou_threshold``.
+    prediction counts for every such class, otherwise for its best class. ``classes``: the classes to keep, None for
+    all. A box is removed if its IoU with a better box of its class (of any class if ``agnostic``) is above
+    ``iou_threshold``.
 
     Returns per image (k, 6): x1, y1, x2, y2, score, class, by falling score.
     """
@@ -48,7 +49,7 @@ def non_max_suppression(
 def _candidates(
     predictions: Tensor, threshold: float, classes: Sequence[int] | None, multi_label: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row in ``predictions`` (N, 5 + classes), score and class of every candidate, by row, then by class."""
+    """Returns row in ``predictions`` (N, 5 + classes), score and class of every candidate, by row, then by class."""
     rows = (predictions[:, 4] > threshold).nonzero().flatten()
     confident = predictions[rows, 4:].float()
     scores = confident[:, 1:] * confident[:, :1]
@@ -71,10 +72,10 @@ def _suppress(
     agnostic: bool,
     max_detections: int,
 ) -> Tensor:
-    """The first ``max_detections`` survivors of one image's candidates, (k, 6).
+    """Returns the best ``max_detections`` kept boxes of one image's candidates, (k, 6).
 
-    A candidate is only ever suppressed by a better one. So the survivors among the best 1,024 are the first survivors
-    of all, and the rest is looked at only when they are too few.
+    A candidate is suppressed only by a better one. So the boxes kept among the best 1,024 candidates are the first
+    kept of all, and the other candidates are examined only if these boxes are too few.
     """
     from torchvision.ops import nms  # importing it costs 2 s
 
@@ -93,7 +94,7 @@ def _suppress(
 
 
 def _best_first(scores: Tensor, count: int) -> Tensor:
-    """Indices of the ``count`` highest scores, falling, equal ones in their order (``topk`` leaves that open)."""
+    """Returns indices of the ``count`` highest scores, falling, equal scores in their order (unlike ``topk``)."""
     if count == len(scores):
         return scores.argsort(descending=True, stable=True)
     lowest = scores.topk(count, sorted=False).values.min()
@@ -102,7 +103,7 @@ def _best_first(scores: Tensor, count: int) -> Tensor:
 
 
 def _kept_apart(boxes_xyxy: Tensor, labels: Tensor) -> Tensor:
-    """The boxes moved so that those of different classes cannot overlap; float64 keeps their shapes exact."""
+    """Moves the boxes so that boxes of different classes cannot overlap; float64 keeps their shapes exact."""
     if len(boxes_xyxy) == 0:
         return boxes_xyxy
     boxes = boxes_xyxy.double() if boxes_xyxy.device.type != "mps" else boxes_xyxy
