@@ -1,4 +1,4 @@
-"""Precision, recall, F1 and average precision per class, from detections that are known to be right or wrong."""
+"""Computes precision, recall, F1 and average precision per class from detections marked as correct or not."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 CONFIDENCE_POINTS = np.linspace(0, 1, 1000)
 """Confidences at which the curves are sampled."""
 RECALL_POINTS = np.linspace(0, 1, 101)
-"""Recalls at which precision is read for the average, as COCO's are."""
+"""Recalls at which precision is read for the average, the 101 of COCO."""
 
 _SMOOTHING = 0.1
-"""Width of the filter that smooths the mean F1 before its maximum is sought, as a part of the grid."""
+"""Width of the filter that smooths the mean F1 before the search for its maximum, as a share of the grid."""
 _EPS = 1e-16
 
 # N = detections, n = detections of one class, T = thresholds, K = classes that have labels, P = points of a grid
@@ -22,8 +22,8 @@ _EPS = 1e-16
 class ApResult:
     """Results of the K classes that have at least one label, by rising class index.
 
-    A class without labels has no recall, so its detections count nowhere. A class with labels but without
-    detections is 0 throughout. With no labels at all every array is empty.
+    A class without labels has no recall, so its detections count nowhere. A class with labels and without detections
+    has value 0 in every array. Without any label every array is empty.
     """
 
     classes: np.ndarray
@@ -37,7 +37,7 @@ class ApResult:
     f1: np.ndarray
     """(K,) at ``confidence``, first threshold."""
     confidence: float
-    """Where the smoothed mean of the classes' F1 is highest."""
+    """Confidence at which the smoothed mean of the classes' F1 is highest."""
     ap: np.ndarray
     """(K, T)."""
     precision_curve: np.ndarray
@@ -51,12 +51,12 @@ class ApResult:
 
     @property
     def true_positives(self) -> np.ndarray:
-        """(K,) whole numbers at ``confidence``."""
+        """Counts at ``confidence``: (K,) whole numbers."""
         return (self.recall * self.label_counts).round()
 
     @property
     def false_positives(self) -> np.ndarray:
-        """(K,) whole numbers at ``confidence``."""
+        """Counts at ``confidence``: (K,) whole numbers."""
         return (self.true_positives / (self.precision + _EPS) - self.true_positives).round()
 
     @property
@@ -77,16 +77,16 @@ def average_precision(
     label_class: np.ndarray,
     num_classes: int,
 ) -> ApResult:
-    """Curves and average precision of every class that has labels.
+    """Computes curves and average precision of every class that has labels.
 
     ``correct``: bool (N, T), all images one after another; ``confidence`` and ``detected_class``: (N,);
-    ``label_class``: (M,). Equally confident detections keep their order, so the result is a function of it.
+    ``label_class``: (M,). Equally confident detections keep their order, so the result depends on that order.
     """
     label_counts = np.bincount(label_class.astype(np.int64), minlength=num_classes)
     classes = label_counts.nonzero()[0]
     label_counts = label_counts[classes]
 
-    detected_class = detected_class.astype(np.uint16)  # of 16 bits a stable sort is a radix sort
+    detected_class = detected_class.astype(np.uint16)  # numpy sorts 16-bit numbers by radix if the sort is stable
     by_class = np.argsort(detected_class, kind="stable")
     bounds = np.bincount(detected_class, minlength=num_classes).cumsum()
 
@@ -100,12 +100,12 @@ def average_precision(
         if not len(rows):
             continue
         rows = rows[np.argsort(-confidence[rows], kind="stable")]
-        places = any_correct[rows].nonzero()[0]
-        found = correct[rows[places]]
-        points = _precision_at_recall(found, places + 1, len(rows), label_counts[i])
+        indices = any_correct[rows].nonzero()[0]
+        found = correct[rows[indices]]
+        points = _precision_at_recall(found, indices + 1, len(rows), label_counts[i])
         at_recall[i] = points[0]
         ap[i] = _trapezoid(points)
-        precision[i], recall[i] = _curves(places[found[:, 0]], confidence[rows], label_counts[i])
+        precision[i], recall[i] = _curves(indices[found[:, 0]], confidence[rows], label_counts[i])
 
     f1 = 2 * precision * recall / (precision + recall + _EPS)
     best = int(_smooth(f1.mean(axis=0)).argmax()) if len(classes) else 0
@@ -125,14 +125,14 @@ def average_precision(
 
 
 def _precision_at_recall(correct: np.ndarray, ranks: np.ndarray, num_detections: int, num_labels: int) -> np.ndarray:
-    """The falling envelope of one class's precision at ``RECALL_POINTS``: (T, P).
+    """Returns the falling envelope of one class's precision at ``RECALL_POINTS``: (T, P).
 
-    ``correct``: (k, T) of those detections that are right at any threshold; ``ranks``: (k,) their places by
-    falling confidence, from 1, among all ``num_detections``.
+    ``correct``: (k, T) of the detections that are correct at any threshold. ``ranks``: (k,) ranks of these detections
+    by falling confidence, from 1, among all ``num_detections``.
 
-    Recall rises at true positives only and the envelope is flat between them, so the envelope need only be
-    known there: the k-th of them stands for recalls from (k - 1) / labels on. Behind the last one precision
-    falls in a line from its final value to 0 at recall 1, where detection goes on without finding anything.
+    Recall rises at true positives only and the envelope is flat between them, so the envelope is computed at true
+    positives only: the k-th of them stands for recalls from (k - 1) / labels on. Behind the last true positive the
+    precision falls linearly from its final value to 0 at recall 1, as if no further detection were correct.
     """
     num_thresholds = correct.shape[1]
     threshold, row = correct.T.nonzero()
@@ -154,18 +154,18 @@ def _precision_at_recall(correct: np.ndarray, ranks: np.ndarray, num_detections:
 
 
 def _trapezoid(points: np.ndarray) -> np.ndarray:
-    """The area under (T, P) values over ``RECALL_POINTS``: (T,)."""
+    """Returns the area under (T, P) values over ``RECALL_POINTS``: (T,)."""
     return ((points[:, 1:] + points[:, :-1]) / 2 * np.diff(RECALL_POINTS)).sum(axis=1)
 
 
-def _curves(places: np.ndarray, confidence: np.ndarray, num_labels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall over ``CONFIDENCE_POINTS`` of one class, whose ``confidence`` (n,) falls.
+def _curves(indices: np.ndarray, confidence: np.ndarray, num_labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns precision and recall over ``CONFIDENCE_POINTS`` of one class, whose ``confidence`` (n,) falls.
 
-    ``places``: indices of the true positives. Linear between detections; above the most confident one recall
-    is 0 and precision 1.
+    ``indices``: those of the true positives. Both curves are linear between detections; above the most confident
+    detection recall is 0 and precision 1.
     """
     found = np.zeros(len(confidence))
-    found[places] = 1
+    found[indices] = 1
     found = found.cumsum()
     rising, points = -confidence, -CONFIDENCE_POINTS
     precision = np.interp(points, rising, found / np.arange(1, len(found) + 1), left=1)
@@ -174,7 +174,7 @@ def _curves(places: np.ndarray, confidence: np.ndarray, num_labels: int) -> tupl
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """A box filter over ``_SMOOTHING`` of the values, whose ends are continued."""
+    """Filters the values by a box of ``_SMOOTHING`` of their number; beyond the ends the end values are repeated."""
     width = round(len(values) * _SMOOTHING * 2) // 2 + 1
     padded = np.pad(values, width // 2, mode="edge")
     return np.convolve(padded, np.ones(width) / width, mode="valid")

@@ -1,4 +1,4 @@
-"""Which classes are taken for which, and for background."""
+"""Counts which classes are detected as which, and as background."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from trainer.evaluation.matching import pairwise_iou_numpy
 class ConfusionMatrix:
     """Counts of (detected class, labeled class), the last row and column being background.
 
-    A label and a detection above ``confidence`` belong together, whatever their classes, when their IoU is above
-    ``iou``, the label is the one that the detection overlaps most, and of such detections this one overlaps the
-    label most. A label left alone was missed, which counts in the last row; a detection left alone was imagined,
-    which counts in the last column. Thresholds as in YOLOv5.
+    A label and a detection above ``confidence`` are matched, whatever their classes, if their IoU is above ``iou``,
+    the label is the one that the detection overlaps most, and of such detections this one overlaps the label most.
+    An unmatched label (missed) counts in the last row, an unmatched detection (a false positive) in the last column.
+    Thresholds as in YOLOv5.
     """
 
     def __init__(self, num_classes: int, *, confidence: float = 0.25, iou: float = 0.45) -> None:
@@ -24,12 +24,12 @@ class ConfusionMatrix:
         """Rows are detected classes, columns labeled ones."""
 
     def add(self, detections: np.ndarray, labels: np.ndarray) -> None:
-        """Count one image. ``detections``: (n, 6) xyxy, confidence, class. ``labels``: (m, 5) class, xyxy."""
+        """Counts one image. ``detections``: (n, 6) xyxy, confidence, class. ``labels``: (m, 5) class, xyxy."""
         detections = detections[detections[:, 4] > self.confidence]
         detected = detections[:, 5].astype(np.int64)
         labeled = labels[:, 0].astype(np.int64)
         missed = np.ones(len(labels), dtype=bool)
-        imagined = np.ones(len(detections), dtype=bool)
+        unmatched = np.ones(len(detections), dtype=bool)
         if len(labels) and len(detections):
             iou = pairwise_iou_numpy(labels[:, 1:5], detections[:, :4])
             taken, overlap = iou.argmax(axis=0), iou.max(axis=0)
@@ -39,6 +39,6 @@ class ConfusionMatrix:
             rows = rows[first]
             np.add.at(self.matrix, (detected[rows], labeled[label]), 1)
             missed[label] = False
-            imagined[rows] = False
+            unmatched[rows] = False
         np.add.at(self.matrix[-1], labeled[missed], 1)
-        np.add.at(self.matrix[:, -1], detected[imagined], 1)
+        np.add.at(self.matrix[:, -1], detected[unmatched], 1)

@@ -1,10 +1,11 @@
-"""Validation of a model: a rank looks at its batches, then every rank computes the numbers of all."""
+"""Validates a model: each rank evaluates its batches, then every rank computes the metrics of all batches."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,15 +19,39 @@ from trainer.evaluation.metrics import ImageResult, Metrics, RankPart, join_part
 from trainer.loss import DetectionLoss
 from trainer.model.postprocess import non_max_suppression
 
-__all__ = ["Evaluator", "Metrics"]
+__all__ = ["EvaluationSettings", "Evaluator", "Metrics"]
 
 STAGES = ("load", "inference", "nms", "metrics")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluationSettings:
+    """How detections are made and counted; the defaults are YOLOv5's."""
+
+    confidence_threshold: float = 0.001
+    nms_iou_threshold: float = 0.6
+    max_detections: int = 300
+    multi_label: bool = True
+    single_class: bool = False
+    """Every class counts as class 0."""
+    iou_thresholds: np.ndarray = field(default_factory=lambda: IOU_THRESHOLDS)
+    """(T,), from 0.5 and rising: the IoUs from which a detection is correct."""
+    report_confidence: float = 0.25
+    """Detections above this count in the confusion matrix and as errors of an image."""
+    sample_batches: int = 3
+    """Number of first batches that keep their detections for pictures."""
+    worst_images: int = 16
+    """Number of images with the most errors in the result."""
+    keep_detections: bool = False
+    """The result has the detections of all images."""
+    autocast_dtype: torch.dtype | None = None
+    """Type of automatic mixed precision, None for none."""
 
 
 class Evaluator:
     """Measures models on batches that are dealt to ranks whole, without duplicates.
 
-    Thresholds and definitions are YOLOv5's. COCO's differ: in how a detection finds its label (see
+    COCO's definitions differ from the ones here, which are YOLOv5's: in how a detection finds its label (see
     ``match_detections``), in a mean over 101 recalls instead of the area under them, and in crowds.
     """
 
@@ -36,39 +61,15 @@ class Evaluator:
         num_classes: int,
         names: Sequence[str],
         loss: DetectionLoss | None = None,
-        confidence_threshold: float = 0.001,
-        nms_iou_threshold: float = 0.6,
-        max_detections: int = 300,
-        multi_label: bool = True,
-        single_class: bool = False,
-        iou_thresholds: np.ndarray = IOU_THRESHOLDS,
-        report_confidence: float = 0.25,
-        sample_batches: int = 3,
-        worst_images: int = 16,
-        keep_detections: bool = False,
-        autocast_dtype: torch.dtype | None = None,
+        settings: EvaluationSettings | None = None,
     ) -> None:
-        """``iou_thresholds`` start at 0.5 and rise. ``single_class`` takes every class for class 0.
-
-        ``report_confidence`` decides which detections count in the confusion matrix and as errors of an image.
-        ``sample_batches`` batches keep their detections for pictures; ``keep_detections`` keeps all of them.
-        """
+        """Takes ``loss`` if losses are to be measured too. Raises ValueError unless there are ``num_classes`` names."""
         if len(names) != num_classes:
             raise ValueError(f"{len(names)} names for {num_classes} classes")
         self.num_classes = num_classes
         self.names = tuple(names)
         self.loss = loss
-        self.confidence_threshold = confidence_threshold
-        self.nms_iou_threshold = nms_iou_threshold
-        self.max_detections = max_detections
-        self.multi_label = multi_label
-        self.single_class = single_class
-        self.iou_thresholds = iou_thresholds
-        self.report_confidence = report_confidence
-        self.sample_batches = sample_batches
-        self.worst_images = worst_images
-        self.keep_detections = keep_detections
-        self.autocast_dtype = autocast_dtype
+        self.settings = settings or EvaluationSettings()
 
     @torch.no_grad()
     def evaluate(
@@ -80,53 +81,56 @@ class Evaluator:
         gather: Callable[[RankPart], list[RankPart]] = lambda part: [part],
         on_batch: Callable[[int, int], None] | None = None,
     ) -> Metrics:
-        """The metrics over the batches of all ranks; a collective call, also for a rank that has no batches.
+        """Computes the metrics over the batches of all ranks; a collective call, also for a rank without batches.
 
-        ``model`` takes images of 0 to 1 and gives decoded and raw predictions; it is put in evaluation mode.
-        ``batches``: this rank's, each with its ``geometry``. ``gather``: every rank's part, in rank order, on every
-        rank. ``on_batch`` hears how many of how many batches are done; the latter is 0 where that is unknown.
+        ``model`` maps images of 0 to 1 to decoded and raw predictions and is put in evaluation mode. ``batches``: this
+        rank's, each with its ``geometry``. ``gather`` returns every rank's part, in rank order, on every rank.
+        ``on_batch`` is called with the numbers of batches done and in all, the latter 0 if it is unknown.
         """
         model.eval()
-        clock = _Clock(device)
-        confusion = ConfusionMatrix(self.num_classes, confidence=self.report_confidence)
+        settings = self.settings
+        timer = _StageTimer(device)
+        confusion = ConfusionMatrix(self.num_classes, confidence=settings.report_confidence)
         images: list[ImageResult] = []
         losses: list[np.ndarray] = []
         samples: list[dict[int, np.ndarray]] = []
         total = len(batches) if isinstance(batches, Sized) else 0
-        for done, batch in enumerate(clock.loading(batches), start=1):
-            with clock.measure("inference"):
+        for done, batch in enumerate(timer.loading(batches), start=1):
+            with timer.measure("inference"):
                 decoded, raw = self._infer(model, batch, device)
                 if self.loss is not None:
                     losses.append(_loss_items(self.loss, raw, batch))
-            with clock.measure("nms"):
+            with timer.measure("nms"):
                 detections, counts = self._suppress(decoded)
-            with clock.measure("metrics"):
+            with timer.measure("metrics"):
                 found = self._compare(batch, detections, counts, confusion)
             images += found
-            if len(samples) < self.sample_batches:
+            if len(samples) < settings.sample_batches:
                 samples.append({image.position: image.detections for image in found})
             if on_batch is not None:
                 on_batch(done, total)
-        mine = self._pack(images, losses, samples, confusion, clock.seconds)
-        whole = join_parts(gather(mine))
-        return summarize(whole, self.names, sample_batches=self.sample_batches, worst_images=self.worst_images)
+        own_part = self._pack(images, losses, samples, confusion, timer.seconds)
+        joined = join_parts(gather(own_part))
+        return summarize(joined, self.names, sample_batches=settings.sample_batches, worst_images=settings.worst_images)
 
     def _infer(self, model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, Sequence[Tensor]]:
         images = batch.images_bchw.to(device, non_blocking=True, memory_format=torch.channels_last)
         parameter = next(model.parameters(), None)
         images = torch.mul(images, 1 / 255).to(torch.float32 if parameter is None else parameter.dtype)
-        with torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        dtype = self.settings.autocast_dtype
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             return model(images)
 
     def _suppress(self, decoded: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Detections of all images one after another, (N, 6) in pixels of the batch, and their number per image."""
+        """Returns all images' detections one after another, (N, 6) in pixels of the batch, and the count per image."""
+        settings = self.settings
         kept = non_max_suppression(
             decoded,
-            confidence_threshold=self.confidence_threshold,
-            iou_threshold=self.nms_iou_threshold,
-            agnostic=self.single_class,
-            multi_label=self.multi_label,
-            max_detections=self.max_detections,
+            confidence_threshold=settings.confidence_threshold,
+            iou_threshold=settings.nms_iou_threshold,
+            agnostic=settings.single_class,
+            multi_label=settings.multi_label,
+            max_detections=settings.max_detections,
         )
         # One copy from the device for the whole batch.
         return torch.cat(kept).float().cpu().numpy(), np.array([len(image) for image in kept])
@@ -134,12 +138,12 @@ class Evaluator:
     def _compare(
         self, batch: Batch, detections: np.ndarray, counts: np.ndarray, confusion: ConfusionMatrix
     ) -> list[ImageResult]:
-        """Set detections (N, 6), ``counts`` per image, against labels; both move to the pixels of their files."""
+        """Compares detections (N, 6), ``counts`` per image, with labels, and moves both to pixels of their files."""
         labels, label_counts = _labels_in_pixels(batch)
         geometry = _geometry_table(batch)
         _move_to_files(detections[:, :4], np.repeat(geometry, counts, axis=0))
         _move_to_files(labels[:, 1:], np.repeat(geometry, label_counts, axis=0))
-        if self.single_class:
+        if self.settings.single_class:
             detections[:, 5] = 0
             labels[:, 0] = 0
         by_image = zip(
@@ -151,9 +155,9 @@ class Evaluator:
         )
         results = []
         for position, index, found, true in by_image:
-            correct = match_detections(found, true, self.iou_thresholds)
+            correct = match_detections(found, true, self.settings.iou_thresholds)
             confusion.add(found, true)
-            reported = found[:, 4] > self.report_confidence
+            reported = found[:, 4] > self.settings.report_confidence
             right = int(correct[reported, 0].sum())
             missed, imagined = len(true) - right, int(reported.sum()) - right
             label_class = true[:, 0].astype(np.int64)
@@ -168,9 +172,9 @@ class Evaluator:
         confusion: ConfusionMatrix,
         seconds: dict[str, float],
     ) -> RankPart:
-        """One array a kind. The empty first entries give a rank without images arrays of the right shapes."""
+        """Packs one array a kind. The empty first entries give a rank without images arrays of the right shapes."""
         detections = np.concatenate([np.zeros((0, 6), np.float32), *(image.detections for image in images)])
-        empty = np.zeros((0, len(self.iou_thresholds)), dtype=bool)
+        empty = np.zeros((0, len(self.settings.iou_thresholds)), dtype=bool)
         return RankPart(
             positions=np.array([image.position for image in images], dtype=np.int64),
             indices=np.array([image.index for image in images], dtype=np.int64),
@@ -184,12 +188,12 @@ class Evaluator:
             losses=np.array(losses, dtype=np.float64).reshape(-1, 3),
             seconds=seconds,
             samples=samples,
-            boxes=detections[:, :4].copy() if self.keep_detections else None,
+            boxes=detections[:, :4].copy() if self.settings.keep_detections else None,
         )
 
 
-class _Clock:
-    """Seconds per stage; work that a GPU still has to do belongs to the stage that asked for it."""
+class _StageTimer:
+    """Seconds per stage; work that a GPU still has to do belongs to the stage that started the work."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -197,7 +201,7 @@ class _Clock:
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Add the block's duration to ``stage``."""
+        """Adds the block's duration to ``stage``."""
         started_at = time.perf_counter()
         yield
         if self._device.type == "cuda":
@@ -205,7 +209,7 @@ class _Clock:
         self.seconds[stage] += time.perf_counter() - started_at
 
     def loading(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches that hold images, with the time waited for each."""
+        """Yields the batches that hold images and adds the time waited for each to the stage "load"."""
         iterator = iter(batches)
         while True:
             with self.measure("load"):
@@ -217,7 +221,7 @@ class _Clock:
 
 
 def _loss_items(loss: DetectionLoss, raw: Sequence[Tensor], batch: Batch) -> np.ndarray:
-    """Box, objectness and class loss of a batch by itself: float64 (3,)."""
+    """Returns box, objectness and class loss of a batch by itself: float64 (3,)."""
     grid_sizes = [(level.shape[2], level.shape[3]) for level in raw]
     matches = loss.match(batch.targets, grid_sizes, raw[0].device)
     terms = loss(raw, matches, loss.counts(matches, len(batch.positions)))
@@ -225,7 +229,7 @@ def _loss_items(loss: DetectionLoss, raw: Sequence[Tensor], batch: Batch) -> np.
 
 
 def _labels_in_pixels(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of all images in their order, (M, 5): class, then xyxy in pixels of the batch; and how many each has."""
+    """Returns labels by image, (M, 5): class, then xyxy in pixels of the batch; and the number of labels per image."""
     targets = batch.targets.cpu().numpy()
     image = targets[:, 0].astype(np.int64)
     targets = targets[image.argsort(kind="stable")]
@@ -235,12 +239,12 @@ def _labels_in_pixels(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _geometry_table(batch: Batch) -> np.ndarray:
-    """Per image the padding, the ratio and the file's size, each for x, y, x, y: (B, 3, 4)."""
+    """Returns per image the padding, the ratio and the file's size, each for x, y, x, y: (B, 3, 4)."""
     rows = [(pad_xy * 2, ratio_hw[::-1] * 2, original_hw[::-1] * 2) for original_hw, ratio_hw, pad_xy in batch.geometry]
     return np.array(rows, dtype=np.float64)
 
 
 def _move_to_files(boxes_xyxy: np.ndarray, geometry: np.ndarray) -> None:
-    """Move boxes (n, 4) of padded and resized images to where they lie in the files, cut at the edges, in place."""
+    """Moves boxes (n, 4) of padded and resized images to pixels of the files, cut at the edges, in place."""
     padding, ratio, size = geometry[:, 0], geometry[:, 1], geometry[:, 2]
     boxes_xyxy[...] = np.clip((boxes_xyxy - padding) / ratio, 0, size)

@@ -1,4 +1,4 @@
-"""Which detections are right: each takes one label, and a label keeps one detection."""
+"""Matches detections to labels: a detection takes one label, and a label keeps one detection."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
 def pairwise_iou_numpy(boxes1_xyxy: np.ndarray, boxes2_xyxy: np.ndarray) -> np.ndarray:
-    """IoU of every box of the first set, (n, 4), with every box of the second, (m, 4): (n, m).
+    """Returns the IoU of every box of the first set, (n, 4), with every box of the second, (m, 4): (n, m).
 
-    0 for pairs without any area. Computed in float64, so that a pair at a threshold falls on the same side in
-    every order and batch.
+    Pairs without any area have IoU 0. The arithmetic is in float64, so that a pair at a threshold falls on the same
+    side in every order and batch.
     """
     left1, top1, right1, bottom1 = boxes1_xyxy.T.astype(np.float64)[:, :, None]
     left2, top2, right2, bottom2 = boxes2_xyxy.T.astype(np.float64, order="C")[:, None]
@@ -26,10 +26,10 @@ def pairwise_iou_numpy(boxes1_xyxy: np.ndarray, boxes2_xyxy: np.ndarray) -> np.n
 
 
 def match_detections(detections: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Whether each detection of one image is correct at each IoU threshold: bool (n, T).
+    """Returns which detections of one image are correct at which IoU threshold: bool (n, T).
 
-    A detection takes the label of its own class that it overlaps most, if their IoU reaches the threshold; of
-    the detections that take one label the most confident is correct, the others are duplicates.
+    A detection takes the label of its own class that it overlaps most, if their IoU reaches the threshold; of the
+    detections that take one label the most confident is correct, the others are duplicates.
     ``detections``: (n, 6) xyxy, confidence, class, in any order; of equally confident ones the first wins.
     ``labels``: (m, 5) class, xyxy. ``thresholds``: (T,), above 0 and ascending. Source: YOLOv5's validation,
     which differs from COCO's: there, a detection whose best label is taken may fall back to its second best.
@@ -47,7 +47,7 @@ def match_detections(detections: np.ndarray, labels: np.ndarray, thresholds: np.
     # By label, then by falling confidence.
     order = order[np.lexsort((-detections[rows[order], 4], taken[order]))]
     rows, taken, reached = rows[order], taken[order], reached[order]
-    # A detection is correct at the thresholds it reaches and no more confident one of its label has reached.
+    # A detection is correct at the thresholds that it reaches and that no more confident one of its label reaches.
     # The running maximum of label * (T + 1) + reached starts anew with every label.
     base = taken * (len(thresholds) + 1)
     running = np.maximum.accumulate(base + reached)

@@ -1,7 +1,7 @@
-"""The result of a validation, and how the parts that ranks found become it.
+"""Computes the result of a validation from the parts of all ranks.
 
-Every rank puts the parts of all ranks together and computes the same numbers as one rank alone would: images are
-brought into the order of their positions first, and every sum over batches is exact or of whole numbers.
+Every rank joins the parts of all ranks and computes the same numbers as one rank alone would: images are sorted by
+position first, and every sum over batches is exact or of whole numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.evaluation.average_precision import CONFIDENCE_POINTS, RECALL_POINT
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What validation keeps of one image, in pixels of its file."""
+    """The part of a validation that belongs to one image, in pixels of the image's file."""
 
     position: int
     index: int
@@ -33,15 +33,15 @@ class ImageResult:
     missed: int
     """Labels that no detection above the reporting confidence finds."""
     imagined: int
-    """Detections above it that find no label."""
+    """False positives: detections above the reporting confidence that find no label."""
 
 
 @dataclass(frozen=True)
 class RankPart:
-    """What one rank found, packed into few arrays so that it travels well. Images are in the rank's order."""
+    """The results of one rank in few arrays, so that sending them costs little. Images are in the rank's order."""
 
     positions: np.ndarray
-    """int64 (I,): each image's place in the data set, unique over all ranks."""
+    """int64 (I,): each image's position in the data set, unique over all ranks."""
     indices: np.ndarray
     """int64 (I,)."""
     detection_counts: np.ndarray
@@ -65,12 +65,12 @@ class RankPart:
     samples: list[dict[int, np.ndarray]]
     """Detections (n, 6) by position, of the rank's first batches."""
     boxes: np.ndarray | None
-    """float32 (N, 4) where all detections are kept."""
+    """float32 (N, 4) if all detections are kept, else None."""
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class that has labels; precision and recall at the confidence where the mean F1 is highest."""
+    """One class that has labels; precision and recall at the confidence of the highest mean F1."""
 
     name: str
     class_index: int
@@ -85,12 +85,12 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn of K classes, at IoU 0.5."""
+    """Curves of K classes for charts, at IoU 0.5."""
 
     classes: np.ndarray
     """(K,) int64."""
     confidence: np.ndarray
-    """(1000,): where the next three are sampled."""
+    """(1000,): confidences at which ``precision``, ``recall`` and ``f1`` are sampled."""
     precision: np.ndarray
     """(K, 1000)."""
     recall: np.ndarray
@@ -98,14 +98,14 @@ class Curves:
     f1: np.ndarray
     """(K, 1000)."""
     recall_points: np.ndarray
-    """(101,): where the next is sampled."""
+    """(101,): recalls at which ``precision_at_recall`` is sampled."""
     precision_at_recall: np.ndarray
     """(K, 101)."""
 
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """How many objects of an image were missed, and how many were seen that are not there."""
+    """Numbers of missed objects (false negatives) and imagined objects (false positives) of an image."""
 
     position: int
     index: int
@@ -121,14 +121,14 @@ class Metrics:
     boxes: int
     """Labeled boxes."""
     precision: float
-    """Mean over classes that have labels, at ``confidence``, as are the next three; 0 where there are none."""
+    """Mean over classes that have labels, 0 if there are none, as in recall, map50 and map5095; at ``confidence``."""
     recall: float
     map50: float
     map5095: float
     confidence: float
-    """Where the mean F1 of the classes is highest."""
+    """Confidence at which the mean F1 of the classes is highest."""
     loss: tuple[float, float, float]
-    """Box, objectness, class: the mean over batches; zeros where no loss was asked for."""
+    """Box, objectness, class: the mean over batches; zeros if no loss was asked for."""
     per_class: tuple[ClassMetrics, ...]
     curves: Curves
     confusion: np.ndarray
@@ -140,15 +140,15 @@ class Metrics:
     worst_images: tuple[ImageErrors, ...]
     """Most errors first."""
     detections: dict[int, np.ndarray] | None = None
-    """Detections (n, 6) of every image by position, where they were asked for."""
+    """Detections (n, 6) of every image by position, if asked for."""
 
     @property
     def fitness(self) -> float:
-        """What the best epoch has most of: 0.1 mAP50 + 0.9 mAP50-95, YOLOv5's weights."""
+        """Value that is highest in the best epoch: 0.1 mAP50 + 0.9 mAP50-95, YOLOv5's weights."""
         return 0.1 * self.map50 + 0.9 * self.map5095
 
     def row(self) -> dict[str, float]:
-        """The validation's columns of results.csv, under YOLOv5's names."""
+        """Returns the validation's columns of results.csv, under YOLOv5's names."""
         box, obj, cls = self.loss
         return {
             "metrics/precision": self.precision,
@@ -161,7 +161,7 @@ class Metrics:
         }
 
     def class_map(self) -> list[float]:
-        """mAP50-95 of every class; one without labels gets the mean."""
+        """Returns mAP50-95 of every class; a class without labels gets the mean."""
         values = [self.map5095] * (len(self.confusion) - 1)
         for row in self.per_class:
             values[row.class_index] = row.ap5095
@@ -169,7 +169,7 @@ class Metrics:
 
 
 def join_parts(parts: Sequence[RankPart]) -> RankPart:
-    """One part with the images of all, by position. ``parts`` are in the order of ranks, which take batches in turn."""
+    """Joins parts into one, images by position. ``parts`` are in the order of ranks, which take batches in turn."""
     positions = np.concatenate([part.positions for part in parts])
     detection_counts = np.concatenate([part.detection_counts for part in parts])
     label_counts = np.concatenate([part.label_counts for part in parts])
@@ -196,7 +196,7 @@ def join_parts(parts: Sequence[RankPart]) -> RankPart:
 
 
 def summarize(part: RankPart, names: Sequence[str], *, sample_batches: int, worst_images: int) -> Metrics:
-    """The metrics of a part that holds every image. ``names``: of all C classes."""
+    """Computes the metrics of a part that holds every image. ``names``: of all C classes."""
     confidence, detected_class = part.scores.T
     result = average_precision(part.correct, confidence, detected_class, part.label_class, len(names))
     detections = None
@@ -237,7 +237,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _mean_loss(losses: np.ndarray) -> tuple[float, float, float]:
-    """The mean over batches, of sums that are exact and thus the same in every order."""
+    """Returns the mean over batches; the sums are exact and thus the same in every order."""
     box, obj, cls = (math.fsum(column) / max(len(losses), 1) for column in losses.T.tolist())
     return box, obj, cls
 

@@ -1,7 +1,7 @@
-"""Pictures with boxes on them: training batches, and validation batches with labels beside predictions.
+"""Draws pictures with boxes: training batches, and validation batches with labels beside predictions.
 
-Drawn with OpenCV and its built-in font. Boxes of a mosaic are rows of class, x1, y1, x2, y2 in pixels of the batch's
-images, with a confidence as sixth value where they are predictions.
+OpenCV and its built-in font draw them. Boxes of a mosaic are rows of class, x1, y1, x2, y2 in pixels of the batch's
+images; predictions have a confidence as sixth value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 Color = tuple[int, int, int]
 
-# Ten hues that stay apart for most color-blind readers, then a lighter form of each (BGR).
+# Ten hues that most color-blind readers can tell apart (BGR).
 _BASE_COLORS: tuple[Color, ...] = (
     (32, 105, 230),
     (200, 130, 20),
@@ -37,11 +37,13 @@ _MAX_TILE_PX = 480
 _CAPTION_PX = 22
 _HEADER_PX = 40
 _MAX_LABELLED_BOXES = 12
-"""More boxes than this in one tile carry their color only; names would cover the picture."""
+"""If a tile has more boxes than this, they are drawn without names, which would cover the picture."""
+_MIN_CONFIDENCE = 0.25
+"""Predictions below this are not drawn, since validation keeps thousands of them."""
 
 
 def class_color(class_id: int) -> Color:
-    """The BGR color of a class, the same in every picture; repeats after 30 classes."""
+    """Returns the BGR color of a class, the same in every picture; colors repeat after 30 classes."""
     base = _BASE_COLORS[class_id % len(_BASE_COLORS)]
     lightness = (class_id // len(_BASE_COLORS)) % 3
     if lightness == 0:
@@ -52,7 +54,7 @@ def class_color(class_id: int) -> Color:
 
 
 def class_name(names: Sequence[str], class_id: int) -> str:
-    """The name of a class, or "class 7" where the list has no such entry."""
+    """Returns the name of a class, or "class 7" if the list has no such entry."""
     return names[class_id] if 0 <= class_id < len(names) else f"class {class_id}"
 
 
@@ -65,9 +67,10 @@ def draw_boxes(
     *,
     show_names: bool = True,
 ) -> np.ndarray:
-    """A copy of the image with boxes (n, 4) in pixels drawn on it, a color a class, named and scored.
+    """Returns a copy of the image with boxes (n, 4) in pixels drawn on it, a color a class, with names and scores.
 
-    Line width and text grow with the image. Higher confidences lie on top. Non-finite boxes are left out.
+    Line width and text grow with the image. Boxes of higher confidence are drawn later, on top. Non-finite boxes are
+    left out.
     """
     image = np.ascontiguousarray(image_hwc_bgr).copy()
     boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
@@ -81,7 +84,7 @@ def draw_boxes(
     for row in drawn:
         x1, y1, x2, y2 = corners[row]
         cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), class_color(classes[row]), width)
-    # Names come after all boxes, so that no line runs through them; the surest choose their place first.
+    # Names come after all boxes, so that no line runs through a name; the most confident boxes choose first.
     taken: list[list[int]] = []
     for row in reversed(drawn) if show_names else ():
         text = printable(class_name(names, classes[row]), f"class {classes[row]}")
@@ -102,10 +105,10 @@ def save_image_mosaic(
     *,
     title: str = "",
 ) -> None:
-    """Write a grid of a batch's images with their boxes.
+    """Writes a grid of a batch's images with their boxes.
 
     ``images_bchw`` is uint8 RGB (B, 3, H, W); ``boxes`` and ``captions`` have one entry an image. A header names the
-    classes on show. Raises OSError where the file cannot be written.
+    classes of the boxes. Raises OSError if the file cannot be written.
     """
     _write(path, _mosaic(images_bchw, boxes, names, captions, max_images, title, _MOSAIC_WIDTH_PX))
 
@@ -118,26 +121,23 @@ def save_labels_and_predictions(
     names: Sequence[str],
     captions: Sequence[str],
     max_images: int = 16,
-    *,
-    min_confidence: float = 0.25,
 ) -> None:
-    """Write a batch twice in one picture: its labels on the left, its predictions on the right.
+    """Writes a batch twice in one picture: labels on the left, predictions of confidence 0.25 and above on the right.
 
-    Arrays as in save_image_mosaic. Predictions below ``min_confidence`` are left out, since validation keeps
-    thousands of them.
+    Arrays as in save_image_mosaic. Raises OSError if the file cannot be written.
     """
     shown = [_rows(found) for found in predictions]
-    shown = [found[found[:, 5] >= min_confidence] if found.shape[1] > 5 else found for found in shown]
+    shown = [found[found[:, 5] >= _MIN_CONFIDENCE] if found.shape[1] > 5 else found for found in shown]
     width = _MOSAIC_WIDTH_PX * 3 // 4
     left = _mosaic(images_bchw, labels, names, captions, max_images, "Labels", width)
-    title = f"Predictions (confidence {min_confidence:g} and above)"
+    title = f"Predictions (confidence {_MIN_CONFIDENCE:g} and above)"
     right = _mosaic(images_bchw, shown, names, captions, max_images, title, width)
     gap = np.full((left.shape[0], 16, 3), 255, np.uint8)
     _write(path, np.hstack([left, gap, right]))
 
 
 def printable(text: str, fallback: str) -> str:
-    """``text`` in the ASCII that OpenCV's font has: accents dropped, ``fallback`` where no letter or digit remains."""
+    """Returns ``text`` in the ASCII of OpenCV's font, without accents; ``fallback`` if no letter or digit is left."""
     plain = unicodedata.normalize("NFKD", text)
     plain = "".join(character for character in plain if not unicodedata.combining(character))
     plain = plain.encode("ascii", "replace").decode().replace("\n", " ")
@@ -145,7 +145,7 @@ def printable(text: str, fallback: str) -> str:
 
 
 def _rows(boxes: np.ndarray) -> np.ndarray:
-    """Boxes as a float array with a row a box, also where there are none."""
+    """Returns boxes as a float array with a row a box, also if there are none."""
     array = np.asarray(boxes, np.float64)
     return array if array.ndim == 2 and array.shape[1] >= 5 else array.reshape(-1, 5)
 
@@ -159,7 +159,7 @@ def _mosaic(
     title: str,
     width_px: int,
 ) -> np.ndarray:
-    """The header over a grid of tiles, uint8 BGR."""
+    """Draws a header over a grid of tiles, uint8 BGR."""
     count = min(len(images_bchw), max_images)
     columns = max(1, math.ceil(math.sqrt(count)))
     tile_width = min(_MAX_TILE_PX, width_px // columns)
@@ -176,7 +176,7 @@ def _mosaic(
 
 
 def _tile(image_chw: np.ndarray, boxes: np.ndarray, names: Sequence[str], caption: str, width_px: int) -> np.ndarray:
-    """One image scaled to a width, with its boxes and a caption below; a white rim sets it apart."""
+    """Draws one image scaled to a width, with its boxes, a caption below, and a white border."""
     image = cv2.cvtColor(np.ascontiguousarray(image_chw.transpose(1, 2, 0)), cv2.COLOR_RGB2BGR)
     scale = width_px / image.shape[1]
     size = (width_px, max(1, round(image.shape[0] * scale)))
@@ -193,7 +193,7 @@ def _tile(image_chw: np.ndarray, boxes: np.ndarray, names: Sequence[str], captio
 
 
 def _header(title: str, class_ids: Sequence[int], names: Sequence[str], width_px: int) -> np.ndarray:
-    """A white strip with the title and the colors of the classes on show, as many as fit."""
+    """Draws a white strip with the title and the colors of as many of the classes as fit."""
     strip = np.full((_HEADER_PX, width_px, 3), 255, np.uint8)
     x, base = 10, _HEADER_PX - 14
     if title:
@@ -214,7 +214,7 @@ def _header(title: str, class_ids: Sequence[int], names: Sequence[str], width_px
 def _draw_tag(
     image: np.ndarray, text: str, box: Sequence[int], color: Color, scale: float, taken: list[list[int]]
 ) -> None:
-    """Text on a filled bar at ``box``, inside the image and clear of the bars in ``taken`` where it can be."""
+    """Draws text on a filled bar at ``box``, inside the image and, if possible, clear of the bars in ``taken``."""
     thickness = 2 if scale > 0.8 else 1
     (width, height), base = cv2.getTextSize(text, _FONT, scale, thickness)
     width, height = width + 4, height + base + 2
@@ -241,7 +241,7 @@ def _text_width(text: str, scale: float, thickness: int = 1) -> int:
 
 
 def _shortened(text: str, width_px: int, scale: float) -> str:
-    """``text`` with its middle left out until it fits; both ends of a file name tell files apart."""
+    """Cuts the middle of ``text`` until it fits; the two ends of a file name tell files apart."""
     keep = len(text)
     short = text
     while keep > 4 and _text_width(short, scale) > width_px:
@@ -251,6 +251,6 @@ def _shortened(text: str, width_px: int, scale: float) -> str:
 
 
 def _write(path: Path, image: np.ndarray) -> None:
-    # OpenCV's own writer returns False where a write fails; Python's says why.
+    # OpenCV's own writer returns only False if a write fails; Python's raises OSError with the reason.
     _, encoded = cv2.imencode(path.suffix, image)
     path.write_bytes(encoded.tobytes())

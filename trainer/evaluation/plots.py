@@ -1,8 +1,8 @@
-"""Charts of a run: training curves, precision-recall and F1 curves, confusion matrix, label statistics.
+"""Draws charts of a run: training curves, precision-recall and F1 curves, confusion matrix, label statistics.
 
 Each function takes plain arrays and writes one file. matplotlib is imported when a chart is drawn, and only its
-object interface is used, so that no global figure or backend is touched. Raises OSError where a file cannot be
-written; a caller that trains should not let a chart end it.
+object interface is used, so that no global figure or backend is touched. Each function raises OSError if its file
+cannot be written; a caller that trains should catch that error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _METRIC_TITLES = {
 
 
 def save_training_curves(path: Path, results_csv: Path) -> None:
-    """Draw results.csv: losses and learning rates above, precision, recall and mean average precision below.
+    """Draws results.csv: losses and learning rates above, precision, recall and mean average precision below.
 
     Columns are YOLOv5's (``epoch``, ``train/box_loss``, ... ``x/lr2``), padded or not. A missing column leaves its
     panel empty; values that are not numbers are gaps.
@@ -71,10 +71,10 @@ def save_pr_curve(
     names: Sequence[str],
     average_precisions: np.ndarray,
 ) -> None:
-    """Draw precision over recall at IoU 0.5 for each class, and their mean.
+    """Draws precision over recall at IoU 0.5 for each class, and the mean over classes.
 
     ``recall`` is (points,), ``precision_curves`` (classes, points), ``names`` and ``average_precisions`` (classes,)
-    belong to the same rows.
+    have the same rows.
     """
     scores = np.asarray(average_precisions, np.float64)
     mean = f"{scores.mean():.3f}" if scores.size else "-"
@@ -87,9 +87,9 @@ def save_pr_curve(
 
 
 def save_f1_curve(path: Path, confidence: np.ndarray, f1_curves: np.ndarray, names: Sequence[str]) -> None:
-    """Draw F1 over the confidence threshold for each class, and the mean with its best threshold marked.
+    """Draws F1 over the confidence threshold for each class, and the mean with its best threshold marked.
 
-    ``confidence`` is (points,), ``f1_curves`` (classes, points), ``names`` belong to the same rows.
+    ``confidence`` is (points,), ``f1_curves`` (classes, points), ``names`` have the same rows.
     """
     curves = np.asarray(f1_curves, np.float64).reshape(-1, len(confidence))
     labels = [f"{name} {best:.3f}" for name, best in zip(names, curves.max(axis=1, initial=0).tolist(), strict=False)]
@@ -107,9 +107,9 @@ def save_f1_curve(path: Path, confidence: np.ndarray, f1_curves: np.ndarray, nam
 
 
 def save_confusion_matrix(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None:
-    """Draw a confusion matrix (C + 1, C + 1): rows predicted, columns true, the last of each background.
+    """Draws a confusion matrix (C + 1, C + 1): rows predicted, columns true, the last of each background.
 
-    Each column is divided by its sum, so a cell is the share of a true class that was predicted as the row.
+    Each column is divided by its sum, so a cell is the share of a true class that was predicted as the row's class.
     """
     counts = np.asarray(matrix, np.float64)
     sums = counts.sum(axis=0, keepdims=True)
@@ -136,7 +136,7 @@ def save_confusion_matrix(path: Path, matrix: np.ndarray, names: Sequence[str]) 
 
 
 def save_label_statistics(path: Path, boxes: np.ndarray, names: Sequence[str]) -> None:
-    """Draw what a data set's labels hold: instances a class, box shapes, where centers lie, widths and heights.
+    """Draws statistics of a data set's labels: boxes a class, box shapes, positions of centers, widths and heights.
 
     ``boxes`` is (n, 5): class, then center x, center y, width, height as shares of the image.
     """
@@ -145,7 +145,7 @@ def save_label_statistics(path: Path, boxes: np.ndarray, names: Sequence[str]) -
     axes = figure.subplot_mosaic([["counts"] * 3, ["shapes", "centers", "sizes"]], height_ratios=[0.8, 1])
     _draw_class_counts(axes["counts"], rows[:, 0].astype(int), names)
     axes["shapes"].imshow(_overlaid_boxes(rows), extent=(0, 1, 1, 0), interpolation="bilinear")
-    axes["shapes"].set(title="Box shapes, centerd", xlabel="Share of image width", ylabel="Share of image height")
+    axes["shapes"].set(title="Box shapes, centered", xlabel="Share of image width", ylabel="Share of image height")
     _draw_heat_map(axes["centers"], rows[:, 1], rows[:, 2], 1.0)
     axes["centers"].invert_yaxis()
     axes["centers"].set(title="Box centers", xlabel="x (share of image width)", ylabel="y (share of image height)")
@@ -163,13 +163,13 @@ def _new_figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
-        # A class name in a script that the font lacks shows as boxes; that is no news to whoever trains.
+        # matplotlib warns of each character of a class name that the font lacks; the user cannot change that.
         warnings.simplefilter("ignore")
         figure.savefig(path)
 
 
 def _plain(names: Sequence[str]) -> list[str]:
-    """Names that matplotlib draws as they are: no formula between dollars, no leading underscore, no lines of text."""
+    """Returns names that matplotlib draws unchanged: no formula between dollars, no leading underscore, one line."""
     safe = [name.replace("\\", "/").replace("$", r"\$").replace("\n", " ")[:32] for name in names]
     return [f" {name}" if name.startswith("_") else name for name in safe]
 
@@ -180,7 +180,7 @@ def _hex_color(class_id: int) -> str:
 
 
 def _read_results(results_csv: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV file by name, float64; what is no number becomes NaN, a torn last line too."""
+    """Reads the columns of a CSV file by name, float64; cells that are no numbers or are missing become NaN."""
     with results_csv.open(newline="") as file:
         whole = (line.replace("\0", "") for line in file)  # a crash can leave zero bytes, which Python 3.10 refuses
         lines = [[cell.strip() for cell in line] for line in csv.reader(whole) if line]
@@ -201,7 +201,7 @@ def _number(text: str) -> float:
 
 
 def _draw_series(panel: Axes, epochs: np.ndarray, series: Mapping[str, np.ndarray | None]) -> None:
-    """Lines over epochs; a lone epoch shows as points."""
+    """Draws lines over epochs, with points on them for fewer than 25 epochs, so that a single epoch is visible."""
     shown = 0
     for (label, values), color in zip(series.items(), (_MEAN_COLOR, "#e07a1f", "#5a9e3f"), strict=False):
         if values is not None and np.isfinite(values).any():
@@ -217,7 +217,7 @@ def _draw_series(panel: Axes, epochs: np.ndarray, series: Mapping[str, np.ndarra
 def _draw_class_curves(
     grid: np.ndarray, curves: np.ndarray, labels: Sequence[str], mean_label: str
 ) -> tuple[Figure, Axes]:
-    """One line a class under a bold mean: colored and named where few, thin and gray where many."""
+    """Draws one line a class under a bold mean: few classes colored and named, many thin and gray."""
     figure = _new_figure(10, 6.5)
     panel = figure.subplots()
     rows = np.asarray(curves, np.float64).reshape(-1, len(grid))
@@ -241,7 +241,7 @@ def _draw_class_curves(
 
 
 def _draw_class_counts(panel: Axes, class_ids: np.ndarray, names: Sequence[str]) -> None:
-    """A bar a class with its number of boxes."""
+    """Draws a bar a class with its number of boxes."""
     counts = np.bincount(class_ids[(class_ids >= 0) & (class_ids < len(names))], minlength=len(names))
     bars = panel.bar(range(len(names)), counts, color=[_hex_color(i) for i in range(len(names))])
     many = len(names) > _MAX_ANNOTATED_CLASSES
@@ -254,7 +254,7 @@ def _draw_class_counts(panel: Axes, class_ids: np.ndarray, names: Sequence[str])
 
 
 def _overlaid_boxes(rows: np.ndarray, size: int = 800) -> np.ndarray:
-    """Boxes drawn over one another around the middle, large ones first: uint8 RGB (size, size, 3)."""
+    """Draws boxes over one another around the middle, large ones first: uint8 RGB (size, size, 3)."""
     canvas = np.full((size, size, 3), 255, np.uint8)
     chosen = rows[np.isfinite(rows).all(axis=1)]
     chosen = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), _MAX_OVERLAID_BOXES)).astype(int)]
@@ -266,7 +266,7 @@ def _overlaid_boxes(rows: np.ndarray, size: int = 800) -> np.ndarray:
 
 
 def _draw_heat_map(panel: Axes, x: np.ndarray, y: np.ndarray, limit: float) -> None:
-    """How many points fall in each of 50 by 50 cells from 0 to ``limit``; the square root, so that rare ones show."""
+    """Draws the number of points in each of 50 by 50 cells from 0 to ``limit``, as its root so that rare ones show."""
     edges = np.linspace(0, limit, 51)
     counts, _, _ = np.histogram2d(x, y, bins=(edges, edges))
     panel.pcolormesh(edges, edges, np.sqrt(counts.T), cmap="Blues", rasterized=True)

@@ -1,4 +1,4 @@
-"""Validation of the averaged weights over all ranks."""
+"""Validates the averaged weights over all ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.runtime.distributed import Collectives
 
 
 class ValidationStopped(Exception):
-    """A rank was asked to stop in the midst of a validation; every rank raises this then."""
+    """Raised on every rank if any rank was asked to stop during a validation."""
 
 
 class _AskedToStop(Exception):
@@ -24,7 +24,7 @@ class _AskedToStop(Exception):
 
 
 class Validator:
-    """An evaluator with its batches and peers; every rank calls ``validate`` and gets the same numbers."""
+    """An evaluator with its batches and collectives; every rank calls ``validate`` and gets the same numbers."""
 
     def __init__(
         self, evaluator: Evaluator, batches: DataLoader[Batch], collectives: Collectives, device: torch.device
@@ -35,16 +35,16 @@ class Validator:
         self._device = device
 
     def validate(self, ema: ModelEma, on_batch: Callable[[int, int], bool] | None = None) -> Metrics:
-        """Metrics of the average as it is on rank 0, whose batch-norm statistics are the ones that count."""
+        """Broadcasts the batch-norm statistics of rank 0, then returns the metrics of the average with them."""
         self._collectives.broadcast_tensors(ema.buffers())
         assert isinstance(ema.model, DetectionModel)
         return self.validate_model(ema.model, on_batch)
 
     def validate_model(self, model: DetectionModel, on_batch: Callable[[int, int], bool] | None = None) -> Metrics:
-        """Metrics of a model that is equal on every rank.
+        """Returns the metrics of a model that is equal on every rank.
 
-        ``on_batch`` hears how many of how many batches are done; when it returns False on any rank, this rank leaves
-        the rest out and ``ValidationStopped`` is raised on all.
+        ``on_batch`` is called with the numbers of batches done and in all. If ``on_batch`` returns False on any rank,
+        that rank skips its other batches and every rank raises ``ValidationStopped``.
         """
         fused = fuse_batch_norm(model).to(memory_format=torch.channels_last).eval()
 
@@ -68,7 +68,7 @@ class Validator:
         return whole
 
     def first_batch(self) -> Batch:
-        """This rank's first batch, made here and now."""
+        """Makes this rank's first batch in this process."""
         keys = next(iter(self._batches.batch_sampler))  # type: ignore[arg-type]
         assert self._batches.collate_fn is not None
         return self._batches.collate_fn([self._batches.dataset[key] for key in keys])

@@ -74,7 +74,7 @@ def measure(
     """The metrics over the batches of all ranks, the same on each."""
     from trainer.data.loader import ValidationData, loader_workers, make_validation_loader
     from trainer.data.sampler import ValidationBatches
-    from trainer.evaluation.evaluator import Evaluator
+    from trainer.evaluation.evaluator import EvaluationSettings, Evaluator
 
     env, reporter = session.collectives.env, session.reporter
     batches = ValidationBatches(images.shapes_hw, options.batch, image_size=image_size, stride=detector.stride)
@@ -86,14 +86,13 @@ def measure(
         num_workers=loader_workers(options.workers, env.local_world_size),
         pin_memory=session.device.type == "cuda",
     )
-    evaluator = Evaluator(
-        num_classes=len(names),
-        names=names,
+    settings = EvaluationSettings(
         confidence_threshold=options.conf,
         nms_iou_threshold=options.iou,
         max_detections=options.max_det,
         keep_detections=not options.noplots or options.coco_json is not None,
     )
+    evaluator = Evaluator(num_classes=len(names), names=names, settings=settings)
 
     def on_batch(done: int, total: int) -> None:
         session.heartbeat.beat("val", step=done)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.collate import Batch, ImageGeometry
-from trainer.evaluation.evaluator import Evaluator, Metrics
+from trainer.evaluation.evaluator import EvaluationSettings, Evaluator, Metrics
 from trainer.loss import DetectionLoss, LossGains, scaled_gains
 from trainer.runtime.distributed import Collectives, DistEnv, process_group
 
@@ -103,9 +103,11 @@ def make_case(num_images: int = 11, batch_size: int = 3, *, noise: float = 3.0, 
 
 
 def evaluator_for(case: Case, **options: object) -> Evaluator:
-    """The case's evaluator, with its loss."""
-    names = ("ant", "bee", "cat", "dog")
-    return Evaluator(**({"num_classes": NUM_CLASSES, "names": names, "loss": case.loss} | options))
+    """Returns the case's evaluator, with its loss; options that the evaluator has not itself are settings."""
+    own = {"num_classes": NUM_CLASSES, "names": ("ant", "bee", "cat", "dog"), "loss": case.loss}
+    settings = {name: value for name, value in options.items() if name not in own}
+    own.update((name, value) for name, value in options.items() if name in own)
+    return Evaluator(**own, settings=EvaluationSettings(**settings))
 
 
 def fingerprint(metrics: Metrics) -> str:
