@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights and buffers."""
+"""Holds the exponential moving average of a model's weights and buffers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 
 class ModelEma:
-    """A shadow model in eval mode whose floating entries follow the trained ones.
+    """A copy of the model in eval mode whose floating entries are averages of the trained ones.
 
-    The decay after u updates is ``decay * (1 - exp(-u / tau))``: a young average follows fast.
+    The decay after u updates is ``decay * (1 - exp(-u / tau))``: small at first, so that early weights soon leave the
+    average.
     """
 
     def __init__(self, model: nn.Module, decay: float, tau_updates: float) -> None:
@@ -26,12 +27,12 @@ class ModelEma:
         self._floats, self._others = _pairs(self.model, model)
 
     def decay_at(self, updates: int) -> float:
-        """The share of the old average that the given update keeps."""
+        """Returns the share of the old average that the given update keeps."""
         return self.decay * (1 - math.exp(-updates / self.tau_updates))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average toward the model as it is now."""
+        """Moves the average toward the model's current weights; entries that are not floating are copied."""
         self.updates += 1
         weight = 1 - self.decay_at(self.updates)
         averages, values = self._floats
@@ -40,15 +41,15 @@ class ModelEma:
             average.copy_(value)
 
     def buffers(self) -> list[Tensor]:
-        """The average's buffers, which differ between ranks until rank 0's are broadcast."""
+        """Returns the average's buffers, which differ between ranks until those of rank 0 are broadcast."""
         return list(self.model.buffers())
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, buffers and the number of updates."""
+        """Returns weights, buffers and the number of updates."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave, in place."""
+        """Restores in place what ``state_dict`` returned."""
         self.model.load_state_dict(state["model"])
         self.updates = int(state["updates"])
 

@@ -1,4 +1,4 @@
-"""The optimizer and its three parameter groups."""
+"""Makes the optimizer with its three parameter groups, and sets its rates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 GROUPS = ("bias", "decay", "norm")
-"""Names of the parameter groups in the optimizer's order, which is also that of lr0, lr1 and lr2 in results.csv."""
+"""Names of the parameter groups in the optimizer's order, the order of lr0, lr1 and lr2 in results.csv."""
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters by group: every bias; weights that decay; the scales of normalization layers."""
+    """Returns trainable parameters by group: biases; weights that decay; the scales of normalization layers."""
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
     for module in model.modules():
@@ -31,9 +31,9 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def make_optimizer(model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float) -> Optimizer:
-    """SGD with Nesterov momentum, Adam or AdamW over the three groups; only the group ``decay`` decays.
+    """Makes SGD with Nesterov momentum, Adam or AdamW over the three groups; only the group ``decay`` decays.
 
-    ``momentum`` is Adam's first beta. The fused kernel is taken where this torch has it for the device.
+    ``momentum`` is Adam's first beta. The fused kernel is used if this torch has one for the optimizer and the device.
     """
     groups = parameter_groups(model)
     settings: list[dict[str, Any]] = [
@@ -54,7 +54,7 @@ def make_optimizer(model: nn.Module, name: str, *, lr: float, momentum: float, w
 
 
 def set_rates(optimizer: Optimizer, *, lr: float, bias_lr: float, momentum: float) -> None:
-    """Set the rates of the next update in place."""
+    """Sets the rates of the next update in place."""
     for group in optimizer.param_groups:
         group["lr"] = bias_lr if group["name"] == "bias" else lr
         if "momentum" in group:
@@ -64,5 +64,5 @@ def set_rates(optimizer: Optimizer, *, lr: float, bias_lr: float, momentum: floa
 
 
 def clip_gradients(model: nn.Module, limit: float) -> torch.Tensor:
-    """Scale the gradients down to a total norm of at most ``limit``; returns the norm before, on the device."""
+    """Scales the gradients down to a total norm of at most ``limit``; returns the norm before, on the device."""
     return nn.utils.clip_grad_norm_(model.parameters(), max_norm=limit)

@@ -1,4 +1,4 @@
-"""Learning rate, momentum and accumulation as pure functions of the micro step, and the two recipes.
+"""Computes learning rate, momentum and accumulation from the micro step alone, and holds the two recipes.
 
 A micro step is one forward and backward pass over a global batch; an update of the weights follows one or more.
 """
@@ -20,19 +20,19 @@ LEAST_GAIN_CLASSES = 40
 
 @dataclass(frozen=True)
 class Recipe:
-    """Constants of a run that YOLOv5 fixes and that a short schedule wants otherwise."""
+    """Constants of a run that YOLOv5 fixes and that a short schedule needs to differ."""
 
     warmup_steps: int
     """Micro steps over which rates, momentum and accumulation reach their values."""
     nominal_batch_size: int
-    """Images that an update gathers, by accumulation where the batch is smaller."""
+    """Images per update, by accumulation if the batch is smaller."""
     ema_decay: float
     ema_tau_updates: float
     """The average's decay after u updates is ema_decay * (1 - exp(-u / tau))."""
     closing_epochs: int
-    """Last epochs, which see plain images instead of mosaics."""
+    """Number of last epochs, whose images are plain instead of mosaics."""
     decay_each_step: bool
-    """Whether the learning rate falls at each micro step instead of each epoch."""
+    """True if the learning rate falls at each micro step, False if it falls at each epoch."""
     optimizer: str
     lr_scale: float = 1.0
     """Factor on lr0."""
@@ -41,7 +41,7 @@ class Recipe:
     gain_image_size: int = 0
     """The objectness gain is scaled for images of at least this side."""
     gain_classes: int = 1
-    """The class gain is scaled for at least so many classes."""
+    """The class gain is scaled for at least this number of classes."""
 
 
 def make_recipe(
@@ -52,7 +52,7 @@ def make_recipe(
     global_batch_size: int,
     warmup_epochs: float,
 ) -> Recipe:
-    """The constants of a run. ``yolov5`` keeps those of YOLOv5; ``auto`` scales them with the number of steps."""
+    """Returns the constants of a run: those of YOLOv5 for ``yolov5``, scaled with the number of steps for ``auto``."""
     yolov5_warmup = max(round(warmup_epochs * batches_per_epoch), MIN_WARMUP_STEPS) if warmup_epochs > 0 else -1
     if name == "yolov5":
         return Recipe(
@@ -65,20 +65,20 @@ def make_recipe(
             optimizer="SGD",
         )
     micro_steps = epochs * batches_per_epoch
-    # An update every 16 images where the schedule is short, every 64 where there are plenty of updates anyway.
+    # An update every 16 images if the schedule is short, every 64 if it has many updates.
     nominal = min(NOMINAL_BATCH_SIZE, max(16, micro_steps * global_batch_size // 4000))
     updates = max(1, micro_steps // max(1, round(nominal / global_batch_size)))
     is_short = updates < SHORT_RUN_UPDATES
     return Recipe(
         warmup_steps=min(yolov5_warmup, max(1, micro_steps // 10)),
         nominal_batch_size=nominal,
-        # The average spans about a twentieth of the run, and never more than YOLOv5's 10,000 updates.
+        # The average spans about a twentieth of the run, and at most YOLOv5's 10,000 updates.
         ema_decay=min(EMA_DECAY, 1 - 1 / max(updates / 20, 2)),
         ema_tau_updates=min(EMA_TAU_UPDATES, updates / 20),
         closing_epochs=min(15, epochs // 6),
         decay_each_step=True,
-        # Few updates are better spent by AdamW, at a rate for its unit-sized steps, and on gains that small images
-        # and few classes do not shrink to nothing. benchmarks/README.md has the comparison.
+        # If updates are few, AdamW learns more from each, at a rate for its unit-sized steps; and the gains must not
+        # shrink toward 0 with small images and few classes. benchmarks/README.md has the comparison.
         optimizer="AdamW" if is_short else "SGD",
         lr_scale=0.15 if is_short else 1.0,
         warmup_bias_scale=0.0 if is_short else 1.0,
@@ -100,12 +100,12 @@ class Schedule:
     warmup_bias_lr: float
     warmup_steps: int
     accumulation: float
-    """Micro steps to an update after the warm-up, not yet rounded."""
+    """Micro steps per update after the warm-up, before rounding."""
     cosine: bool
     decay_each_step: bool
 
     def decay(self, micro_step: int) -> float:
-        """The factor on lr0: from 1 down to lrf over the epochs, in a line or half a cosine."""
+        """Returns the factor on lr0: from 1 down to lrf over the epochs, linearly or along half a cosine."""
         passed = micro_step / self.batches_per_epoch if self.decay_each_step else micro_step // self.batches_per_epoch
         fraction = min(passed / self.epochs, 1.0)
         if self.cosine:
@@ -113,19 +113,19 @@ class Schedule:
         return (1 - fraction) * (1 - self.lrf) + self.lrf
 
     def learning_rate(self, micro_step: int) -> float:
-        """Rate of weights: from 0 through the warm-up, then the decay."""
+        """Returns the rate of weights: rising from 0 through the warm-up, then decaying."""
         return self._warm(micro_step, 0.0, self.lr0 * self.decay(micro_step))
 
     def bias_learning_rate(self, micro_step: int) -> float:
-        """Rate of biases: falls from ``warmup_bias_lr`` through the warm-up."""
+        """Returns the rate of biases: from ``warmup_bias_lr`` through the warm-up, then that of weights."""
         return self._warm(micro_step, self.warmup_bias_lr, self.lr0 * self.decay(micro_step))
 
     def momentum_at(self, micro_step: int) -> float:
-        """Momentum, or Adam's first beta."""
+        """Returns the momentum, or Adam's first beta."""
         return self._warm(micro_step, self.warmup_momentum, self.momentum)
 
     def accumulation_at(self, micro_step: int) -> int:
-        """Micro steps that an update gathers; grows from 1 through the warm-up."""
+        """Returns the micro steps per update, growing from 1 through the warm-up."""
         return max(1, round(self._warm(micro_step, 1.0, self.accumulation)))
 
     def _warm(self, micro_step: int, start: float, end: float) -> float:
@@ -135,14 +135,14 @@ class Schedule:
 
 
 def multi_scale_size(image_size: int, stride: int, fraction: float) -> int:
-    """An image side between half and one and a half of ``image_size``, a multiple of ``stride``; fraction in [0, 1).
+    """Returns an image side from half to one and a half of ``image_size``, for ``fraction`` in [0, 1).
 
-    At least two strides, since batch norm cannot learn from a single cell.
+    The side is a multiple of ``stride``, and at least two strides, because batch norm cannot learn from a single cell.
     """
     low, high = image_size * 0.5, image_size * 1.5 + stride
     return max(int(low + fraction * (high - low)) // stride, 2) * stride
 
 
 def fitness(map50: float, map5095: float) -> float:
-    """What the best epoch is chosen by: 0.1 mAP50 + 0.9 mAP50-95, as YOLOv5 does."""
+    """Returns the value that is highest in the best epoch: 0.1 mAP50 + 0.9 mAP50-95, as in YOLOv5."""
     return 0.1 * map50 + 0.9 * map5095
