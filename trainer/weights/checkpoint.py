@@ -1,7 +1,7 @@
-"""Checkpoints: written beside and renamed, verified by their own checksum, the previous one kept.
+"""Writes and reads checkpoints: a temporary file renamed, verified by its checksum, the previous file kept.
 
-A file is a dictionary that ``torch.load(weights_only=True)`` reads. ``checksum`` in it is the SHA-256 of everything
-else, so a flipped bit anywhere that matters is found.
+A file is a dictionary that ``torch.load(weights_only=True)`` reads. The entry ``checksum`` is the SHA-256 of all other
+entries, so a flipped bit in any of them is found.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FORMAT = "yolo-launch checkpoint"
 VERSION = 1
 LAST, PREVIOUS, BEST = "last.pt", "last.previous.pt", "best.pt"
 RETRY_S = 10.0
-"""How long after a failed write the next attempt is made."""
+"""Seconds from a failed write to the next attempt."""
 
 _log = logging.getLogger(__name__)
 
 
 def checksum(content: Any) -> str:
-    """SHA-256 over keys, plain values and tensors (dtype, shape and bytes) in order."""
+    """Returns the SHA-256 over keys, plain values and tensors (dtype, shape and bytes) in order."""
     digest = hashlib.sha256()
     for part in _byte_parts(content):
         digest.update(part)
@@ -44,7 +44,7 @@ def checksum(content: Any) -> str:
 def _byte_parts(value: Any) -> Iterator[Any]:
     if isinstance(value, Tensor):
         yield f"T{value.dtype}{tuple(value.shape)}".encode()
-        # A view as bytes, since numpy knows no bfloat16.
+        # A view as bytes, since numpy has no bfloat16.
         yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -59,9 +59,9 @@ def _byte_parts(value: Any) -> Iterator[Any]:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any], keep_previous: Path | None = None) -> None:
-    """Write, flush, verify and rename; at every moment ``path`` is absent or whole.
+    """Writes, flushes, verifies and renames; at every moment ``path`` is absent or whole.
 
-    ``keep_previous`` is where the file that stands at ``path`` stays reachable. Raises OSError.
+    The file that was at ``path`` before stays as ``keep_previous``. Raises OSError.
     """
     full = {"format": FORMAT, "version": VERSION, **content}
     full["checksum"] = checksum({key: full[key] for key in sorted(full)})
@@ -76,7 +76,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], keep_previous: Path | 
             _link_over(path, keep_previous)
         temporary.replace(path)
         _sync(path.parent)
-    except RuntimeError as error:  # torch.save's own words for a full disk are "unexpected pos"
+    except RuntimeError as error:  # torch.save's own message for a full disk is "unexpected pos"
         raise _disk_error_behind(error) from error
     except WeightsError as error:
         raise OSError(f"what was written does not read back: {error}") from error
@@ -85,7 +85,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], keep_previous: Path | 
 
 
 def _disk_error_behind(error: BaseException) -> OSError:
-    """The disk's refusal that an error came from, or else its text."""
+    """Returns the OSError that an error came from, or one with the error's text."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
@@ -100,7 +100,7 @@ def _link_over(source: Path, target: Path) -> None:
     try:
         try:
             os.link(source, beside)
-        except OSError:  # FAT, some network shares and bucket mounts know no hard links
+        except OSError:  # FAT, some network shares and bucket mounts have no hard links
             shutil.copyfile(source, beside)
             _sync(beside)
         beside.replace(target)
@@ -109,7 +109,7 @@ def _link_over(source: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, on the disk."""
+    """Flushes a file's content, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -118,12 +118,12 @@ def _sync(path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Raises WeightsError for a damaged, foreign or newer file."""
+    """Reads a checkpoint to the CPU. Raises WeightsError for a missing, damaged, foreign or newer file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError("the weights file is missing", seen=str(path)) from None
-    except Exception as error:  # what a reader raises on damaged bytes is anything at all
+    except Exception as error:  # torch raises errors of many types on damaged bytes
         why = (str(error) or type(error).__name__).splitlines()[0]
         what = f"{path.name} is damaged or not a checkpoint of yolo-launch"
         raise WeightsError(what, seen=f"{path}: {why}") from None
@@ -142,7 +142,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_good(weights_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest resumable checkpoint of a run and one line for each file that had to be passed over."""
+    """Returns the newest resumable checkpoint of a run and one line of text for each file that is not usable."""
     damaged: list[tuple[Path, WeightsError]] = []
     content = None
     for path in (weights_dir / LAST, weights_dir / PREVIOUS):
@@ -158,20 +158,20 @@ def newest_good(weights_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def set_aside(weights_dir: Path) -> None:
-    """Rename a refused ``last.pt``, so that the next write does not put it in the place of the good one before it."""
+    """Renames a refused ``last.pt``, so that the next write does not replace the good previous file by it."""
     with contextlib.suppress(OSError):
         (weights_dir / LAST).replace(weights_dir / f"{LAST}.refused")
 
 
 def remove_leftovers(weights_dir: Path) -> None:
-    """Remove what killed writers left half written. Call it before this run's own writer starts."""
+    """Removes partly written files of killed writers. To be called before this run's own writer starts."""
     for leftover in weights_dir.glob(".*.pt.*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()
 
 
 def copied(value: Any) -> Any:
-    """A deep copy on the CPU that later steps cannot change."""
+    """Returns a deep copy on the CPU that later steps cannot change."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -189,10 +189,10 @@ class _Job:
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a background thread, one after another; a failed write is a warning, not an end.
+    """Writes checkpoints in a background thread, one after another; a failed write is a warning, not an error.
 
-    ``last.pt`` and ``best.pt`` are tried again every ``retry_s``, and once more at the end, until they are written or
-    a newer one takes their place.
+    A failed write of ``last.pt`` or ``best.pt`` is tried again every ``retry_s`` seconds, and once more at the end,
+    until it succeeds or a newer file of that name replaces it.
     """
 
     def __init__(self, weights_dir: Path, retry_s: float = RETRY_S) -> None:
@@ -206,22 +206,22 @@ class CheckpointWriter:
 
     @property
     def unwritten(self) -> list[str]:
-        """The files that could not be written so far; final once the writer is closed."""
+        """Files that could not be written so far; final after ``close``."""
         return sorted(self._unwritten)
 
     def submit(self, name: str, content: dict[str, Any], *, keep_previous: bool = False) -> None:
-        """Queue a file of the weights folder; waits only while an earlier one is still waiting."""
+        """Queues a file of the weights folder; waits only while an earlier file is still queued."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
             self._thread.start()
         self._jobs.put(_Job(name, content, keep_previous))
 
     def flush(self) -> None:
-        """Return when everything submitted is on the disk or has failed."""
+        """Waits until every submitted file is on the disk or has failed."""
         self._jobs.join()
 
     def close(self) -> None:
-        """Flush and end the thread."""
+        """Writes what is queued and ends the thread."""
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
@@ -250,7 +250,7 @@ class CheckpointWriter:
         path = self.weights_dir / job.name
         try:
             write_checkpoint(path, job.content, self.weights_dir / PREVIOUS if job.keep_previous else None)
-        except Exception as error:  # also a lack of memory: a thread that ended would keep the next steps waiting
+        except Exception as error:  # also MemoryError: the next steps would wait forever for a thread that ended
             reason = error.strerror if isinstance(error, OSError) else None
             self.failures, self.last_error = self.failures + 1, reason or str(error) or type(error).__name__
             if not is_retry:

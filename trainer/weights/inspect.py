@@ -1,4 +1,4 @@
-"""``python -m trainer.weights.inspect FILE``: what is in a weights file, and its conversion into this project's own."""
+"""Describes a weights file and converts it into this project's own: ``python -m trainer.weights.inspect FILE``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_NAMES_SHOWN = 12
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, describe the file and convert it where asked to; the exit code."""
+    """Parses the command line, describes the file, converts it if asked to, and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer.weights.inspect", description="What is in a weights file.")
     parser.add_argument("file", type=Path, help="a .pt file of YOLOv5 or yolo-launch, or a .safetensors file")
     parser.add_argument("--convert", type=Path, metavar="OUT", help="write weights of yolo-launch: .pt or .safetensors")
@@ -24,7 +24,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.convert is not None:
             check_target(options.file, options.convert)
-        # Only now: importing torch takes seconds.
+        # Imported after the checks, because importing torch takes seconds.
         from trainer.weights.load import build_loaded, load_weights
 
         loaded = load_weights(options.file)
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def describe_weights(loaded: Any) -> dict[str, Any]:
-    """Plain facts of a ``LoadedWeights``: kind, classes, sizes, what its run left in it, and what is wrong with it."""
+    """Returns plain facts of a ``LoadedWeights``: kind, classes, sizes, facts of its run, and problems."""
     import torch
 
     from trainer.weights.load import build_loaded
@@ -79,7 +79,7 @@ def describe_weights(loaded: Any) -> dict[str, Any]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report for people: one fact a line."""
+    """Returns the report as text for people, one fact a line."""
     names = report["names"]
     shown = ", ".join(names[:_MAX_NAMES_SHOWN]) + (", ..." if len(names) > _MAX_NAMES_SHOWN else "")
     rows = [
@@ -104,7 +104,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def check_target(source: Path, target: Path) -> None:
-    """Raise WeightsError for a name that cannot be written, before anything is read."""
+    """Raises WeightsError for a name that cannot be written, before any file is read."""
     if target.suffix not in (".pt", ".safetensors"):
         raise WeightsError(
             "--convert writes two kinds of file", seen=str(target), expected="a name in .pt or .safetensors"
@@ -118,9 +118,9 @@ def check_target(source: Path, target: Path) -> None:
 
 
 def convert_weights(loaded: Any, target: Path) -> None:
-    """Write the weights as this project's own: ``.pt`` as a checkpoint without optimizer, or ``.safetensors``.
+    """Writes the weights as this project's own: ``.pt`` as a checkpoint without optimizer, or ``.safetensors``.
 
-    Raises WeightsError, and leaves no file behind, where the disk or a missing extra prevents it.
+    Raises WeightsError, and leaves no file behind, if the disk or a missing extra prevents the conversion.
     """
     from trainer import __version__
     from trainer.weights.checkpoint import FORMAT, write_checkpoint

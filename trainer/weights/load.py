@@ -1,6 +1,6 @@
-"""Weights files of every kind, told apart by what they hold: this project's own, and YOLOv5's.
+"""Loads weights files of this project and of YOLOv5, and recognizes the kind by the content.
 
-No file is executed, none is fetched, and memory stays within a small multiple of the file's size.
+No file is executed, none is downloaded, and memory stays within a small multiple of the file's size.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _MAX_ACTIVATION_TEXT = 200
 _MAX_ANCHORS = 100
 _MAX_ENLARGEMENT = 4
 _SPARE_ELEMENTS = 4 * 2**20
-"""What building may ask for beyond the weights themselves, for the image of zeros that tries the layers."""
+"""Elements that building may allocate beyond the weights, for the image of zeros that checks the layers."""
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """A detector as its file describes it; the weights are those of the moving average where there is one."""
+    """A detector as its file describes it; the weights are those of the moving average if the file has one."""
 
     path: Path
     kind: Literal["yolo-launch", "yolov5"]
@@ -46,14 +46,14 @@ class LoadedWeights:
     state: dict[str, Tensor]
     """Floating tensors as float32, on the CPU."""
     image_size: int | None = None
-    """Pixels of the images it was trained on, where the file tells."""
+    """Side in pixels of the images that the detector was trained on, if the file has it."""
     details: dict[str, Any] = field(default_factory=dict)
     """Plain facts for people."""
     notes: tuple[str, ...] = ()
 
 
 def load_weights(path: Path) -> LoadedWeights:
-    """What is in a weights file. Raises WeightsError for a missing, damaged or foreign one."""
+    """Loads a weights file. Raises WeightsError for a missing, damaged or foreign file."""
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     if not path.is_file():
@@ -64,7 +64,7 @@ def load_weights(path: Path) -> LoadedWeights:
         found = read_yolov5(file)
     stated = found.details.get("options", {})
     image_size = stated.get("imgsz", stated.get("img_size")) if isinstance(stated, dict) else None
-    if isinstance(image_size, list):  # v4 and v5 took one for training and one for validation
+    if isinstance(image_size, list):  # v4 and v5 took a size for training and a size for validation
         image_size = image_size[0] if image_size else None
     return LoadedWeights(
         path=path,
@@ -80,13 +80,16 @@ def load_weights(path: Path) -> LoadedWeights:
 
 
 def load_model(path: Path) -> tuple[DetectionModel, LoadedWeights]:
-    """The detector of a weights file, in evaluation mode on the CPU, and what else the file says."""
+    """Loads the detector of a weights file, in evaluation mode on the CPU, and returns the file's facts too."""
     loaded = load_weights(path)
     return build_loaded(loaded), loaded
 
 
 def load_weights_into(model: DetectionModel, path: Path, names: Sequence[str]) -> TransferReport:
-    """Start ``model``, which detects ``names``, from a weights file. Raises WeightsError where nothing fits."""
+    """Starts ``model``, which detects ``names``, from a weights file.
+
+    Raises WeightsError if the file cannot be used, has numbers that are not finite, or has no convolution that fits.
+    """
     loaded = load_weights(path)
     bad = [key for key, tensor in loaded.state.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
@@ -96,7 +99,7 @@ def load_weights_into(model: DetectionModel, path: Path, names: Sequence[str]) -
             expected="an earlier checkpoint of that run",
         )
     report = transfer(model, loaded.state, loaded.names, names)
-    if not _carried_weights(model, report):
+    if not _copied_a_convolution(model, report):
         fitting = Path(str(loaded.definition.get("source", ""))).stem
         raise WeightsError(
             f"no convolution of {path.name} fits the model of --cfg",
@@ -107,19 +110,19 @@ def load_weights_into(model: DetectionModel, path: Path, names: Sequence[str]) -
     return replace(report, source=path.name, notes=loaded.notes)
 
 
-def _carried_weights(model: DetectionModel, report: TransferReport) -> bool:
-    """True when a convolution came along: anchors and a bias here and there fit by chance."""
+def _copied_a_convolution(model: DetectionModel, report: TransferReport) -> bool:
+    """Returns True if a convolution was copied; anchors and some biases fit any model by chance."""
     skipped = set(report.skipped)
     return any(tensor.dim() == 4 and key not in skipped for key, tensor in model.state_dict().items())
 
 
 def definition_of(path: Path) -> dict[str, Any]:
-    """The model definition in a weights file, for a training that names no --cfg. Raises WeightsError."""
+    """Returns the model definition in a weights file, for a training without --cfg. Raises WeightsError."""
     return build_loaded(load_weights(path)).definition
 
 
 def missing_file(path: Path) -> WeightsError:
-    """The error for a file that is not there; of an official one it says where to get it."""
+    """Returns the error for a missing file; for YOLOv5's own weights the error says where to get them."""
     if path.is_dir():
         return WeightsError("a weights file was expected", seen=f"{path} is a folder", expected="a .pt file in it")
     if path.suffix == ".pt" and path.stem in zoo_names() and path.parent == Path():
@@ -134,11 +137,14 @@ def missing_file(path: Path) -> WeightsError:
 
 
 class _TooLargeError(RuntimeError):
-    """A definition that asks for more than its weights fill."""
+    """A definition that needs more memory than its weights justify."""
 
 
-class _WithinMeans(TorchFunctionMode):
-    """Building a model from a foreign definition stops as soon as it asks for far more memory than its weights."""
+class _ElementLimit(TorchFunctionMode):
+    """Stops the building of a model from a foreign definition that needs far more memory than its weights.
+
+    Raises _TooLargeError.
+    """
 
     def __init__(self, num_elements: int) -> None:
         super().__init__()
@@ -157,14 +163,14 @@ class _WithinMeans(TorchFunctionMode):
 
 
 def build_loaded(loaded: LoadedWeights) -> DetectionModel:
-    """The detector that a file describes, with its weights, in evaluation mode on the CPU.
+    """Builds the detector that a file describes, with the file's weights, in evaluation mode on the CPU.
 
-    Raises WeightsError where the definition cannot be built or the weights do not fit it.
+    Raises WeightsError if the definition cannot be built or the weights do not fit the definition.
     """
     definition, state = loaded.definition, loaded.state
     try:
         _check_extent(loaded)
-        with _WithinMeans(sum(tensor.numel() for tensor in state.values())):
+        with _ElementLimit(sum(tensor.numel() for tensor in state.values())):
             model = build_model(definition, num_classes=len(loaded.names))
     except (ConfigError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         seen = f"{error.what} {error.seen}" if isinstance(error, ConfigError) else str(error)
@@ -189,7 +195,7 @@ def build_loaded(loaded: LoadedWeights) -> DetectionModel:
 
 
 def _check_extent(loaded: LoadedWeights) -> None:
-    """Raise ValueError for a definition that would keep the builder busy without end."""
+    """Raises ValueError for a definition whose building would take too long or exhaust the stack."""
     # Parsing an endless expression can exhaust the interpreter's stack.
     if len(str(loaded.definition.get("activation", ""))) > _MAX_ACTIVATION_TEXT:
         raise ValueError("an activation that is no short text")
@@ -197,7 +203,7 @@ def _check_extent(loaded: LoadedWeights) -> None:
     if isinstance(anchors, int) and anchors > _MAX_ANCHORS:
         raise ValueError(f"{anchors} anchors a level")
     rows = parse_rows(loaded.definition)
-    # Each repeat of a block has tensors; a file cannot ask for more of them than it holds.
+    # Each repeat of a block has tensors, so a definition has no more repeats than the file has tensors.
     if len(rows) > _MAX_LAYERS or sum(row.repeats - 1 for row in rows) > len(loaded.state):
         raise ValueError("it has more layers than tensors")
     for row in rows:
@@ -231,9 +237,9 @@ def _read_own(file: TorchFile) -> LoadedWeights:
 
 
 def _own_weights(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> LoadedWeights:
-    told = ("definition", "names", "stride", "image_size", "progress", "versions")
+    keys = ("definition", "names", "stride", "image_size", "progress", "versions")
     try:
-        plain: dict[str, Any] = {key: plain_value(header.get(key)) for key in told}
+        plain: dict[str, Any] = {key: plain_value(header.get(key)) for key in keys}
     except ValueError as error:
         raise damaged(path, f"a description {error}") from None
     definition, names, stride = plain["definition"], plain["names"], plain["stride"]
@@ -260,7 +266,7 @@ def _own_weights(path: Path, header: dict[str, Any], tensors: dict[str, Tensor])
 
 
 def safetensors_library() -> Any:
-    """The library for .safetensors files. Raises WeightsError where its extra is not installed."""
+    """Returns the library for .safetensors files. Raises WeightsError if its extra is not installed."""
     try:
         import safetensors.torch
     except ImportError:

@@ -1,4 +1,4 @@
-"""Carries weights from one detector to another: tensors by name and shape, class rows of the head by class name."""
+"""Copies weights from one detector to another: tensors by name and shape, class rows of the head by class name."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ _BATCH_COUNT = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What was carried over into a model of ``total`` tensors, and what the model keeps from its own start."""
+    """The tensors of a model that were copied from a file, and those that the model keeps from its initialization."""
 
     loaded: int
-    """Tensors taken over whole."""
+    """Number of tensors copied whole."""
     total: int
+    """Number of tensors of the model."""
     skipped: tuple[str, ...] = ()
-    """Names of the model's tensors that were not taken over whole."""
+    """Names of the model's tensors that were not copied whole."""
     head_kept: bool = True
     """The head's tensors fit as they are: same classes in the same order."""
     carried_classes: tuple[str, ...] = ()
-    """Where the head is new: classes whose rows came along because the file knows them by the same name."""
+    """If the head is new: classes whose rows were copied because the file has classes of the same names."""
     num_classes: int = 0
     boxes_kept: bool = True
-    """Box and objectness rows of the head, which no class owns, came along."""
+    """Box and objectness rows of the head, which belong to no class, were copied."""
     anchors_kept: bool = True
     source: str = ""
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """One line for people."""
+        """Returns one line of text for people."""
         parts = [f"{self.loaded} of {self.total} tensors from {self.source or 'the weights'}"]
         if not self.head_kept:
-            classes = f"{self.num_classes} class{'es' if self.num_classes != 1 else ''}"
-            carried = len(self.carried_classes)
-            known = f", {carried} of them known to the file ({_shortened(self.carried_classes)})" if carried else ""
+            classes = "1 class" if self.num_classes == 1 else f"{self.num_classes} classes"
+            copied = len(self.carried_classes)
+            known = f", {copied} of them known to the file ({_shortened(self.carried_classes)})" if copied else ""
             boxes = ", its box and objectness rows kept" if self.boxes_kept else ""
             parts.append(f"the head is new for {classes}{known}{boxes}")
         if not self.anchors_kept:
@@ -52,11 +53,11 @@ class TransferReport:
 def transfer(
     model: DetectionModel, state: Mapping[str, Tensor], source_names: Sequence[str], target_names: Sequence[str]
 ) -> TransferReport:
-    """Copy what fits from ``state`` (keys as the model's own) into ``model``, in place.
+    """Copies the tensors of ``state`` (keys as the model's own) that fit into ``model``, in place.
 
-    Anchors come along where the head has as many levels and anchors. With other classes, or the same in another order,
-    the head starts anew; but the box and objectness rows, which no class owns, come along where the layout fits, and
-    so do the rows of classes with the same name, whatever their capitals.
+    Anchors are copied if the head has equal numbers of levels and anchors. With other classes, or the same classes in
+    another order, the head starts anew; but if the layout fits, the box and objectness rows, which belong to no class,
+    are copied, and so are the rows of classes with the same name, whatever their capitals.
     """
     target = model.state_dict()
     head = f"model.{len(model.model) - 1}."
@@ -69,7 +70,7 @@ def transfer(
         source = state.get(key)
         if source is None or source.shape != tensor.shape or (key in rows_of_head and not head_kept):
             continue
-        # A count of batches fits every norm; it means something only beside the statistics it counts.
+        # A count of batches fits every norm, but is meaningful only if the statistics of those batches are copied too.
         if key.endswith(_BATCH_COUNT) and key.removesuffix(_BATCH_COUNT) + "running_mean" not in loaded:
             continue
         if key != f"{head}anchors":
@@ -80,25 +81,25 @@ def transfer(
     if anchors_kept:
         _take_anchors(model, state[f"{head}anchors"])
     boxes_kept = head_kept
-    carried: tuple[str, ...] = ()
+    copied_classes: tuple[str, ...] = ()
     if not head_kept and anchors_kept:
         rows = _matching_rows(source_names, target_names)
-        boxes_kept = _carry_rows(model.detect, state, head, rows, len(source_names))
-        carried = tuple(target_names[index] for _, index in rows) if boxes_kept else ()
+        boxes_kept = _copy_rows(model.detect, state, head, rows, len(source_names))
+        copied_classes = tuple(target_names[index] for _, index in rows) if boxes_kept else ()
     return TransferReport(
         loaded=len(loaded),
         total=len(target),
         skipped=tuple(key for key in target if key not in loaded),
         head_kept=head_kept,
         boxes_kept=boxes_kept,
-        carried_classes=carried,
+        carried_classes=copied_classes,
         num_classes=len(target_names),
         anchors_kept=anchors_kept,
     )
 
 
 def _take_anchors(model: DetectionModel, anchors: Tensor) -> None:
-    """Through the model's own setter, so that its definition follows; ``anchors`` (levels, A, 2) are in cells."""
+    """Sets ``anchors``, (levels, A, 2) in cells, through the model's own setter, which updates the definition too."""
     pixels = anchors.double() * model.stride.double().cpu().view(-1, 1, 1)
     model.set_anchors(pixels.flatten(1).tolist())
 
@@ -108,17 +109,17 @@ def _spelled(name: str) -> str:
 
 
 def _matching_rows(source_names: Sequence[str], target_names: Sequence[str]) -> list[tuple[int, int]]:
-    """(source class, target class) of every target class that the source knows."""
+    """Returns (source class, target class) for every target class that is among the source's names."""
     known: dict[str, int] = {}
     for index, name in enumerate(source_names):
         known.setdefault(_spelled(name), index)
     return [(known[_spelled(name)], index) for index, name in enumerate(target_names) if _spelled(name) in known]
 
 
-def _carry_rows(
+def _copy_rows(
     detect: Detect, state: Mapping[str, Tensor], head: str, rows: Sequence[tuple[int, int]], source_classes: int
 ) -> bool:
-    """Copy box, objectness and matching class rows of every level; False, and nothing copied, where one cannot fit.
+    """Copies box, objectness and matching class rows of every level; returns False, copying none, if a level differs.
 
     A level's convolution has anchors x (5 + classes) output channels in this order.
     """

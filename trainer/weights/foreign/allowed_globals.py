@@ -1,7 +1,7 @@
-"""The names that a foreign checkpoint may use and the inert values that stand for them.
+"""Holds the names that a foreign checkpoint may use and the inert values that stand for them.
 
-Classes of a project become ``PlaceholderObject`` objects that hold their attributes and can do nothing, tensors become
-``TensorRef`` objects that say where their numbers lie. Any name outside the tables is refused.
+Objects of a project's classes become ``PlaceholderObject`` values, which have attributes and no methods of their class;
+tensors become ``TensorRef`` values, which have the position of their numbers. Any name outside the tables is refused.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ DTYPES: dict[str, torch.dtype] = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_STANDIN_PACKAGES = ("models", "utils", "yolov5.models", "yolov5.utils", "torch.nn")
-"""Packages whose names stand for inert objects: YOLOv5's own two, the same two as installed by pip, and torch's."""
+_PLACEHOLDER_PACKAGES = ("models", "utils", "yolov5.models", "yolov5.utils", "torch.nn")
+"""Packages whose classes become placeholders: YOLOv5's own two, the same two as installed by pip, and torch's."""
 
 _PATH_MODULES = ("pathlib", "pathlib._local")
 _PATH_NAMES = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
@@ -38,7 +38,7 @@ _MAX_DIMENSIONS = 8
 
 
 class RefusedNameError(PickleError):
-    """A name outside the tables. ``name`` is its dotted form, cut to a length that fits a message."""
+    """A name outside the tables. ``name`` is the dotted name, cut to a length that fits a message."""
 
     def __init__(self, name: str) -> None:
         self.name = name[:120]
@@ -53,7 +53,7 @@ class Symbol:
 
 
 class PlaceholderObject:
-    """An object of a class that is not loaded: its class's dotted name and its attributes."""
+    """An object of a class that is not loaded: the dotted name of the class and the object's attributes."""
 
     __slots__ = ("path", "state")
 
@@ -62,7 +62,7 @@ class PlaceholderObject:
         self.state: dict[str, Any] = {}
 
     def entries(self, attribute: str) -> dict[str, Any]:
-        """The dictionary in an attribute, {} where it is missing or something else."""
+        """Returns the dictionary in an attribute, {} if the attribute is missing or no dictionary."""
         value = self.state.get(attribute)
         return value if isinstance(value, dict) else {}
 
@@ -94,16 +94,16 @@ class TensorRef:
 
 
 class CheckpointVocabulary:
-    """What YOLOv5's checkpoints and this project's own mean by their names."""
+    """The meaning of names, calls and references in checkpoints of YOLOv5 and of this project."""
 
     def __init__(self) -> None:
         self.class_names: set[str] = set()
-        """Dotted names of the classes that stand-ins were made for."""
+        """Dotted names of the classes that placeholders were made for."""
 
     def symbol(self, module: str, name: str) -> Symbol:
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         path = f"{module}.{name}"
-        if not (path in _CALLS or path in _VALUES or _is_path(path) or _is_stand_in(path)):
+        if not (path in _CALLS or path in _VALUES or _is_path(path) or _is_placeholder(path)):
             raise RefusedNameError(path)
         return Symbol(path)
 
@@ -114,7 +114,7 @@ class CheckpointVocabulary:
             return _CALLS[function.path](*arguments)
         if _is_path(function.path):
             return "/".join(part for part in arguments if type(part) is str).replace("//", "/")
-        if _is_stand_in(function.path):
+        if _is_placeholder(function.path):
             self.class_names.add(function.path)
             return PlaceholderObject(function.path)
         raise PickleError(f"a call of {function.path}")
@@ -137,9 +137,9 @@ class CheckpointVocabulary:
         raise PickleError(f"attributes for a {type(target).__name__}")
 
     def reference(self, identity: Any) -> Any:
-        """(\"storage\", type, key, location, numel[, view]) to a StorageRef; the location is of no concern.
+        """Turns (\"storage\", type, key, location, numel[, view]) into a StorageRef; the location is ignored.
 
-        Before torch 1.6, (\"module\", class, file, source text) stood for a class; it is the class.
+        Before torch 1.6, (\"module\", class, file, source text) stood for a class; such a tuple becomes the class.
         """
         if type(identity) is tuple and len(identity) == 4 and identity[0] == "module":
             if not isinstance(identity[1], Symbol):
@@ -158,8 +158,8 @@ class CheckpointVocabulary:
         return StorageRef(key, DTYPES[name], _count(numel))
 
 
-def _is_stand_in(path: str) -> bool:
-    return any(path.startswith(package + ".") for package in _STANDIN_PACKAGES)
+def _is_placeholder(path: str) -> bool:
+    return any(path.startswith(package + ".") for package in _PLACEHOLDER_PACKAGES)
 
 
 def _is_path(path: str) -> bool:
@@ -180,14 +180,14 @@ def _counts(values: Any) -> tuple[int, ...]:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorRef:
-    """A tensor from its storage; whether it needs a gradient and its hooks are of no concern."""
+    """Makes a tensor from its storage; the flag for gradients and the hooks are ignored."""
     if not isinstance(storage, StorageRef):
         raise PickleError("a tensor without a storage")
     tensor = TensorRef(storage, _count(offset), _counts(size), _counts(stride))
     if len(tensor.size) != len(tensor.stride):
         raise PickleError("a tensor with another number of strides than sides")
     last = tensor.offset + sum((side - 1) * step for side, step in zip(tensor.size, tensor.stride, strict=True))
-    # More elements than the storage has would be a view that repeats them, and grow when copied.
+    # A view of more elements than the storage has repeats elements, and its copy would be larger than the file.
     if tensor.numel and (last >= storage.numel or tensor.numel > storage.numel):
         raise PickleError("a tensor larger than its storage")
     return tensor
@@ -200,21 +200,21 @@ def _parameter(tensor: Any, *_: Any) -> TensorRef:
 
 
 def _tensor_from_type(function: Any, kind: Any, arguments: Any, _: Any) -> TensorRef:
-    """A tensor with Python attributes, which are dropped."""
+    """Makes a tensor with Python attributes, which are dropped."""
     if not isinstance(function, Symbol) or function.path not in _TENSOR_CALLS or type(arguments) is not tuple:
         raise PickleError("a tensor made in an unknown way")
     return _TENSOR_CALLS[function.path](*arguments)
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Protocol 2 writes bytes as text in Latin-1."""
+    """Returns the bytes that protocol 2 writes as text in Latin-1."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise PickleError("bytes in an unknown encoding")
     return text.encode("latin-1", "replace")
 
 
 def _mapping(*arguments: Any) -> dict[Any, Any]:
-    """dict(), OrderedDict(), or one of either from its pairs."""
+    """Returns what dict() or OrderedDict() is for no argument or for pairs."""
     return {check_key(key): value for key, value in (arguments[0] if arguments else ())}
 
 
@@ -258,4 +258,4 @@ _VALUES = frozenset(
     + [str(dtype) for dtype in DTYPES.values()]
     + ["torch.Tensor", "numpy.ndarray", "builtins.object", "builtins.list", "builtins.int", "builtins.float"]
 )
-"""Names that stand for themselves: as a storage's type, a class or a default, never called."""
+"""Names that are values, never called: the type of a storage, a class or a default."""

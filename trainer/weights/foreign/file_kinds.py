@@ -1,4 +1,4 @@
-"""What a file is when it is not a checkpoint that can be used: downloads gone wrong and files of other projects."""
+"""Describes files that are no usable checkpoints: failed downloads and files of other projects."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _OTHER_PROJECTS: tuple[tuple[bytes, str], ...] = (
 
 
 def describe_foreign_file(path: Path, head: bytes, size_bytes: int) -> WeightsError:
-    """The error for a file whose first bytes are no checkpoint's."""
+    """Returns the error for a file whose first bytes are not those of a checkpoint."""
     if size_bytes == 0:
         return WeightsError(f"{path.name} is empty", seen=f"{path}: 0 bytes", expected="a checkpoint; get it again")
     if pointer := _LFS.match(head):
@@ -60,7 +60,7 @@ def describe_foreign_file(path: Path, head: bytes, size_bytes: int) -> WeightsEr
     if head.lstrip().startswith(b"{") or head[8:9] == b"{":
         kind = "safetensors data, whose names end in .safetensors" if head[8:9] == b"{" else "JSON text"
     elif head[257:262] == b"ustar":
-        kind = "a tar archive; where it contains a checkpoint, unpack it first"
+        kind = "a tar archive; if it contains a checkpoint, unpack it first"
     else:
         kind = next((kind for start, kind in _SIGNATURES if head.startswith(start)), f"starts with {head[:8]!r}")
     return WeightsError(
@@ -71,7 +71,7 @@ def describe_foreign_file(path: Path, head: bytes, size_bytes: int) -> WeightsEr
 
 
 def truncated_file(path: Path, size_bytes: int, why: str) -> WeightsError:
-    """The error for a file that starts as a checkpoint and does not end as one."""
+    """Returns the error for a file that starts as a checkpoint and does not end as one."""
     return WeightsError(
         f"{path.name} is cut short or damaged: its end is missing",
         seen=f"{path}: {size_bytes:,} bytes ({why[:120]})",
@@ -80,7 +80,7 @@ def truncated_file(path: Path, size_bytes: int, why: str) -> WeightsError:
 
 
 def describe_foreign_names(path: Path, name: str, pickle: bytes) -> WeightsError:
-    """The error for a pickle that names something outside the tables: another project's class, or an attack."""
+    """Returns the error for a pickle with a name outside the tables: another project's class, or an attack."""
     # Text in the options of a YOLOv5 run may contain a project's name, so the refused name itself comes first.
     hints = [project for start, project in _OTHER_PROJECTS if name.encode(errors="replace").startswith(start)]
     hints += [project for start, project in _OTHER_PROJECTS[:3] if start in pickle]

@@ -1,4 +1,4 @@
-"""Numpy numbers and arrays as a pickle describes them: plain Python numbers, whatever numpy's own classes would do."""
+"""Turns numpy numbers and arrays, as a pickle describes them, into plain Python numbers; unpickles no numpy class."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class NumpyType:
         self.order = "="
 
     def set_order(self, order: Any) -> None:
-        """Take the byte order, which a pickle tells after the type itself."""
+        """Sets the byte order, which a pickle has after the type. Raises PickleError for an unknown order."""
         if order not in ("<", ">", "|", "="):
             raise PickleError("a numpy type with an unknown byte order")
         self.order = order
 
     def numbers(self, data: Any) -> list[Any]:
-        """The numbers in some bytes."""
+        """Returns the numbers in ``data``. Raises PickleError unless ``data`` are bytes."""
         if type(data) is not bytes:
             raise PickleError("numpy numbers that are not bytes")
         return np.frombuffer(data, dtype=np.dtype(self.order + self.code)).tolist()
@@ -43,21 +43,21 @@ class NumpyArray:
         self.values: list[Any] = []
 
     def set_state(self, state: Any) -> int:
-        """Take (version, shape, type, order, bytes); returns how many numbers there are."""
+        """Takes (version, shape, type, order, bytes) and returns the number of values."""
         _, _, kind, _, data = state
         self.values = _numpy_type(kind).numbers(data)
         return len(self.values)
 
 
 def new_numpy_type(code: Any, *_: Any) -> NumpyType:
-    """``numpy.dtype(code, ...)`` for plain numbers. Raises PickleError for every other type."""
+    """Does what ``numpy.dtype(code, ...)`` does for plain numbers. Raises PickleError for every other type."""
     if type(code) is not str or not _CODE.fullmatch(code):
         raise PickleError("a numpy type that is no plain number")
     return NumpyType(code)
 
 
 def numpy_scalar(kind: Any, data: Any) -> Any:
-    """One number from its type and its bytes."""
+    """Returns the number of a type in ``data``. Raises PickleError unless it is one number."""
     numbers = _numpy_type(kind).numbers(data)
     if len(numbers) != 1:
         raise PickleError("a numpy scalar that is not one number")

@@ -1,8 +1,8 @@
-"""Reads the values in a pickle without unpickling: a small machine for those opcodes that describe data.
+"""Reads the values in a pickle without unpickling: a small interpreter of the opcodes that describe data.
 
-Python's own unpickler imports and calls what a file names, reserves the memory that a file asks for, and dies in C
-where nesting is deep. This machine executes nothing: names become symbols, calls go to the table that its owner
-hands in, and every step is counted. The format is that of PEP 307, PEP 3154 and the module ``pickletools``.
+Python's own unpickler imports and calls what a file names, reserves the memory that a file asks for, and crashes in C
+if nesting is deep. This interpreter executes none of it: names become symbols, calls go to the vocabulary passed in,
+and every step is counted. The format is that of PEP 307, PEP 3154 and the module ``pickletools``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 MAX_STEPS = 1_500_000
-"""Opcodes and copied items in one pickle; the largest YOLOv5 model with its average and optimizer takes a fifth."""
+"""Most opcodes and copied items in a pickle; the largest YOLOv5 model with average and optimizer has a fifth of it."""
 
 _MAX_NAME_BYTES = 512
 _MAX_INTEGER_BYTES = 16
@@ -24,30 +24,30 @@ class PickleError(ValueError):
 
 
 class Vocabulary(Protocol):
-    """What names, calls and references in a pickle stand for. Each method raises PickleError to refuse."""
+    """The meaning of names, calls and references in a pickle. Each method raises PickleError to refuse."""
 
     def symbol(self, module: str, name: str) -> Any:
-        """The meaning of a global name."""
+        """Returns the meaning of a global name."""
 
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
-        """The value of a call, or of an object made from a class."""
+        """Returns the value of a call, or of an object made from a class."""
 
     def set_state(self, target: Any, state: Any) -> int:
-        """Give an object its state; returns how many items were copied."""
+        """Sets an object's state and returns the number of items copied."""
 
     def reference(self, identity: Any) -> Any:
-        """What lies outside the pickle, such as a tensor's storage."""
+        """Returns a value for data outside the pickle, such as a tensor's storage."""
 
 
 def check_key(value: Any) -> Any:
-    """The value, when it can be a dictionary's key: hashing it takes a bounded time, and keys spread evenly."""
+    """Returns a key that hashes in bounded time, to hashes that spread evenly. Raises PickleError for other values."""
     if type(value) not in _KEY_TYPES or (type(value) is int and abs(value) >= 2**63):
         raise PickleError(f"a key of type {type(value).__name__}")
     return value
 
 
 class PickleInterpreter:
-    """One pickle in ``data`` from ``start``; ``position`` is where it ended."""
+    """Reads one pickle in ``data`` from ``start``; afterwards ``position`` is the pickle's end."""
 
     def __init__(self, data: bytes, vocabulary: Vocabulary, start: int = 0) -> None:
         self.position = start
@@ -59,7 +59,7 @@ class PickleInterpreter:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The value that the pickle describes. Raises PickleError."""
+        """Returns the value that the pickle describes. Raises PickleError."""
         try:
             while (opcode := self._take(1)) != b".":
                 action = _ACTIONS.get(opcode)
@@ -238,8 +238,8 @@ def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
 
 
 def _sized(method: Callable[[PickleInterpreter, int], None], layout: str) -> Callable[[PickleInterpreter], None]:
-    """An opcode whose number (a length or a memo slot) follows in the given layout."""
-    return lambda machine: method(machine, machine._take_number(layout))
+    """Returns the action of an opcode whose number (a length or a memo slot) follows in the given layout."""
+    return lambda interpreter: method(interpreter, interpreter._take_number(layout))
 
 
 _M = PickleInterpreter

@@ -1,4 +1,4 @@
-"""Values of a foreign file as plain data, such as YAML and JSON hold."""
+"""Turns values of a foreign file into plain data, as YAML and JSON have."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _MAX_DEPTH = 12
 
 
 def plain_value(value: Any, max_items: int = _MAX_ITEMS) -> Any:
-    """A copy of numbers, texts, lists and dictionaries with text as keys; what has no plain form becomes None.
+    """Copies numbers, texts, lists and dictionaries with text as keys; other values become None.
 
-    Raises ValueError where the value is nested without end or copies would be more than ``max_items``.
+    Raises ValueError if the value is nested too deeply or has more than ``max_items`` items.
     """
     return _copy(value, [max_items], 0)
 

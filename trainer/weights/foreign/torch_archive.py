@@ -1,7 +1,7 @@
-"""Files written by ``torch.save``: the zip format since torch 1.6 and the older one, opened without trusting them.
+"""Opens files of ``torch.save`` without trusting them: the zip format since torch 1.6 and the older format.
 
-Nothing is unpacked to disk, no size is believed before it is compared with what the file holds, and entries are read
-only when a tensor is asked for.
+No entry is unpacked to disk, every stated size is compared with the file's size before use, and a tensor's entry is
+read only when the tensor is asked for.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from trainer.weights.foreign.file_kinds import describe_foreign_file, describe_f
 from trainer.weights.foreign.pickle_interpreter import PickleError, PickleInterpreter
 
 MAX_PICKLE_BYTES = 16 * 2**20
-"""The largest YOLOv5 file with its optimizer has about 2 MiB beside its tensors."""
+"""Largest size of a pickle; the largest YOLOv5 file with its optimizer has about 2 MiB beside its tensors."""
 
 _MAX_FLOAT_GROWTH = 4
-"""Tensors may take this many times the file's size in memory: float16 doubles, and a few storages are shared."""
+"""Largest ratio of the tensors' memory to the file's size: float16 doubles, and a few storages are shared."""
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
 class _Storages(Protocol):
-    """Where the numbers of tensors lie in a file."""
+    """The numbers of tensors in a file."""
 
     def read(self, storage: StorageRef) -> bytes:
-        """The bytes of a storage, in the machine's order. Raises WeightsError or PickleError."""
+        """Reads the bytes of a storage, in the machine's order. Raises WeightsError or PickleError."""
 
 
 class TorchFile:
-    """An open file of ``torch.save``: its content as inert values, and its tensors on demand."""
+    """An open file of ``torch.save``: content as inert values, tensors on demand."""
 
     def __init__(self, path: Path, content: Any, class_names: set[str], storages: _Storages, size_bytes: int) -> None:
         self.path = path
         self.content = content
-        """Dictionaries, lists, plain values, StandIn and TensorRef objects."""
+        """Dictionaries, lists, plain values, PlaceholderObject and TensorRef values."""
         self.class_names = class_names
         self._storages = storages
         self._budget_bytes = _MAX_FLOAT_GROWTH * size_bytes
         self._loaded: dict[str, Tensor] = {}
 
     def tensor(self, reference: TensorRef) -> Tensor:
-        """A tensor on the CPU with memory of its own: floating types as float32. Raises WeightsError."""
+        """Reads a tensor to the CPU, with memory of its own, floating types as float32. Raises WeightsError."""
         floating = reference.storage.dtype.is_floating_point
         dtype = torch.float32 if floating else reference.storage.dtype
         self._budget_bytes -= reference.numel * dtype.itemsize
@@ -82,7 +82,7 @@ class TorchFile:
 
 @contextmanager
 def open_torch_file(path: Path) -> Iterator[TorchFile]:
-    """The content of a ``.pt`` file; nothing in it is executed. Raises WeightsError for everything unusable."""
+    """Opens a ``.pt`` file without executing any of its content. Raises WeightsError for an unusable file."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -101,7 +101,7 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
 
 
 def damaged(path: Path, why: str) -> WeightsError:
-    """The error of a file that was a checkpoint once, or pretends to be one."""
+    """Returns the error for a file that was a checkpoint once, or pretends to be one."""
     return WeightsError(
         f"{path.name} is damaged or not a checkpoint",
         seen=f"{path}: {why}",
@@ -147,13 +147,16 @@ def _open_zip(path: Path, file: BinaryIO, size_bytes: int) -> TorchFile:
 
 
 def _folder_of(path: Path, names: list[str]) -> str:
-    """The folder inside the archive that holds everything, whatever its name."""
+    """Returns the name of the folder inside the archive that holds all entries.
+
+    Raises WeightsError for an archive that is no checkpoint.
+    """
     pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise WeightsError(
             f"{path.name} is a zip archive but not one of torch.save",
             seen=f"{path}: " + (", ".join(name[:40] for name in names[:3]) or "no entries"),
-            expected="a checkpoint (.pt); where the archive contains one, unpack it first",
+            expected="a checkpoint (.pt); if the archive contains one, unpack it first",
         )
     folder = pickles[0].removesuffix("/data.pkl")
     if any(name == f"{folder}/constants.pkl" or name.startswith(f"{folder}/code/") for name in names):
@@ -166,7 +169,7 @@ def _folder_of(path: Path, names: list[str]) -> str:
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size_bytes: int) -> None:
-    """Raise WeightsError unless the archive's table of contents can be believed."""
+    """Raises WeightsError unless the archive's table of contents is one that torch.save could have written."""
     if len({entry.filename for entry in entries}) != len(entries):
         raise damaged(path, "an archive with two entries of one name")
     for entry in entries:
@@ -179,13 +182,13 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size_bytes: int) 
             raise damaged(path, "a compressed archive, which torch.save never writes")
         if entry.filename.endswith("/data.pkl") and entry.file_size > MAX_PICKLE_BYTES:
             raise damaged(path, f"a description of {entry.file_size:,} bytes")
-    # Overlapping entries are how a small archive without compression becomes a large one.
+    # By overlapping entries a small archive without compression could unpack to a large one.
     if sum(entry.file_size for entry in entries) > size_bytes:
         raise damaged(path, "an archive that unpacks to more than its own size")
 
 
 def _read_entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    """The bytes of an entry, its checksum compared."""
+    """Reads the bytes of an entry and compares the checksum. Raises WeightsError."""
     try:
         return archive.read(name)
     except KeyError:
@@ -199,21 +202,21 @@ def _read_entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 class _LegacyStorages:
-    def __init__(self, path: Path, file: BinaryIO, places: dict[str, int], size_bytes: int) -> None:
+    def __init__(self, path: Path, file: BinaryIO, offsets: dict[str, int], size_bytes: int) -> None:
         self._path = path
         self._file = file
-        self._places = places
+        self._offsets = offsets
         self._size_bytes = size_bytes
 
     def read(self, storage: StorageRef) -> bytes:
-        if storage.key not in self._places:
+        if storage.key not in self._offsets:
             raise damaged(self._path, f"no numbers for storage {storage.key}")
-        self._file.seek(self._places[storage.key])
+        self._file.seek(self._offsets[storage.key])
         return self._file.read(min(storage.numel * storage.dtype.itemsize, self._size_bytes))
 
 
 class _LegacyVocabulary(CheckpointVocabulary):
-    """Also remembers the storages, since only their types tell where each begins in the file."""
+    """A vocabulary that keeps the storages, whose types are needed to compute each storage's offset in the file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,9 +236,9 @@ def _open_legacy(path: Path, file: BinaryIO, size_bytes: int) -> TorchFile:
     parts = []
     try:
         for _ in range(5):
-            machine = PickleInterpreter(data, vocabulary, position)
-            parts.append(machine.run())
-            position = machine.position
+            interpreter = PickleInterpreter(data, vocabulary, position)
+            parts.append(interpreter.run())
+            position = interpreter.position
     except RefusedNameError as error:
         raise describe_foreign_names(path, error.name, data) from None
     except PickleError as error:
@@ -245,7 +248,7 @@ def _open_legacy(path: Path, file: BinaryIO, size_bytes: int) -> TorchFile:
         raise damaged(path, "the head of a checkpoint without the rest")
     if not isinstance(machine_facts, dict) or machine_facts.get("little_endian") is not True:
         raise damaged(path, "numbers in another byte order than this machine's")
-    places: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     for key in keys:
         if type(key) is not str or key not in vocabulary.storages:
             raise damaged(path, "a list of storages that does not fit the content")
@@ -254,8 +257,9 @@ def _open_legacy(path: Path, file: BinaryIO, size_bytes: int) -> TorchFile:
         storage = vocabulary.storages[key]
         if len(stated) != 8 or struct.unpack("<q", stated)[0] != storage.numel:
             raise truncated_file(path, size_bytes, f"storage {key} is not where it should be")
-        places[key] = position + 8
+        offsets[key] = position + 8
         position += 8 + storage.numel * storage.dtype.itemsize
     if position > size_bytes:
         raise truncated_file(path, size_bytes, "the last tensors are missing")
-    return TorchFile(path, content, vocabulary.class_names, _LegacyStorages(path, file, places, size_bytes), size_bytes)
+    storages = _LegacyStorages(path, file, offsets, size_bytes)
+    return TorchFile(path, content, vocabulary.class_names, storages, size_bytes)

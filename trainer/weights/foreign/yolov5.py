@@ -1,7 +1,7 @@
-"""A detector from a checkpoint of YOLOv5 (v4 to v7): definition, class names, strides and weights.
+"""Reads a detector from a checkpoint of YOLOv5 (v4 to v7): definition, class names, strides and weights.
 
-Such a file pickles whole module objects. Here they are stand-ins: dictionaries of attributes whose ``_modules``,
-``_parameters`` and ``_buffers`` are walked as ``torch.nn.Module.state_dict`` would.
+Such a file pickles whole module objects. This module gets them as placeholders, whose attributes ``_modules``,
+``_parameters`` and ``_buffers`` it walks as ``torch.nn.Module.state_dict`` does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _YOLOV7_CLASSES = frozenset({"IDetect", "IAuxDetect", "IKeypoint", "RepConv", "S
 
 @dataclass
 class Yolov5Checkpoint:
-    """What a YOLOv5 file says; the weights are those of the moving average where it has one."""
+    """The content of a YOLOv5 file; the weights are those of the moving average if the file has one."""
 
     definition: dict[str, Any]
     """In YOLOv5's schema, with the classes and anchors that the weights have."""
@@ -44,7 +44,7 @@ class Yolov5Checkpoint:
 
 
 def read_yolov5(file: TorchFile) -> Yolov5Checkpoint:
-    """The detector in an open file. Raises WeightsError where there is none."""
+    """Reads the detector in an open file. Raises WeightsError if there is none."""
     content = file.content
     top = content if isinstance(content, dict) else {"model": content}
     _refuse_other_tasks(file)
@@ -113,7 +113,7 @@ def _no_model_error(file: TorchFile, top: dict[Any, Any]) -> WeightsError:
 
 
 def _find_model(value: Any) -> PlaceholderObject | None:
-    """The detector in a value: itself, the first of a pair (v3 and v4 averages), or inside wrappers."""
+    """Returns the detector in a value: the value, the first of a pair (v3 and v4 averages), or inside wrappers."""
     if isinstance(value, (tuple, list)) and value:
         value = value[0]
     for _ in range(5):
@@ -131,25 +131,28 @@ def _children(module: Any) -> dict[str, Any]:
 
 
 def _entries(file: TorchFile, model: PlaceholderObject) -> Iterator[tuple[str, TensorRef]]:
-    """Names and tensors in the order of ``state_dict``: a module's parameters, its buffers, then its children's."""
-    waiting: list[tuple[str, PlaceholderObject]] = [("", model)]
+    """Yields names and tensors in the order of ``state_dict``: parameters and buffers of a module, then its children.
+
+    Raises WeightsError for endless nesting and for entries that are no tensors.
+    """
+    pending: list[tuple[str, PlaceholderObject]] = [("", model)]
     visited = 0
-    while waiting:
-        prefix, module = waiting.pop()
+    while pending:
+        prefix, module = pending.pop()
         visited += 1
         if visited > _MAX_MODULES or prefix.count(".") > _MAX_DEPTH:
             raise damaged(file.path, "modules that contain one another without end")
-        passing = module.state.get("_non_persistent_buffers_set")
+        unsaved = module.state.get("_non_persistent_buffers_set")
         for group in ("_parameters", "_buffers"):
             for name, tensor in module.entries(group).items():
-                if group == "_buffers" and isinstance(passing, (set, frozenset)) and name in passing:
+                if group == "_buffers" and isinstance(unsaved, (set, frozenset)) and name in unsaved:
                     continue
                 if isinstance(tensor, TensorRef):
                     yield f"{prefix}{name}", tensor
                 elif tensor is not None:
                     raise damaged(file.path, f"{prefix}{name} is a {type(tensor).__name__} instead of a tensor")
         children = [(name, child) for name, child in _children(module).items() if isinstance(child, PlaceholderObject)]
-        waiting.extend((f"{prefix}{name}.", child) for name, child in reversed(children))
+        pending.extend((f"{prefix}{name}.", child) for name, child in reversed(children))
 
 
 def _definition(file: TorchFile, model: PlaceholderObject) -> dict[str, Any]:
@@ -175,7 +178,7 @@ def _strides(file: TorchFile, model: PlaceholderObject, head: Any) -> tuple[int,
 
 
 def _names(model: PlaceholderObject, definition: dict[str, Any], notes: list[str]) -> tuple[str, ...]:
-    """Class names by number, from a list (to v6.1) or a dictionary (since)."""
+    """Returns class names by number, from a list (to v6.1) or a dictionary (since)."""
     count = definition.get("nc")
     found = model.state.get("names")
     if isinstance(found, dict):
@@ -190,7 +193,7 @@ def _names(model: PlaceholderObject, definition: dict[str, Any], notes: list[str
 def _take_anchors(
     definition: dict[str, Any], state: dict[str, Tensor], stride: tuple[int, ...], notes: list[str]
 ) -> None:
-    """Anchors from the head's buffer, which tells what was trained; the definition may be older."""
+    """Takes the anchors from the head's buffer, which has those of the training; the definition may be older."""
     key = next((key for key in reversed(state) if key.endswith(".anchors")), None)
     anchors = state[key] if key else None
     if anchors is None or anchors.dim() != 3 or len(anchors) != len(stride) or anchors.shape[2] != 2:
@@ -201,7 +204,7 @@ def _take_anchors(
 
 
 def _take_activation(definition: dict[str, Any], model: PlaceholderObject, notes: list[str]) -> None:
-    """The activation of the first block that has one, where the definition does not tell: files differ from v6.2 on."""
+    """Takes the activation of the first block that has one, if the definition has none: files differ from v6.2 on."""
     if definition.get("activation"):
         return
     first = next(iter(_children(model.entries("_modules").get("model")).values()), None)
@@ -219,7 +222,7 @@ def _take_activation(definition: dict[str, Any], model: PlaceholderObject, notes
 
 
 def _unfold_batch_norm(state: dict[str, Tensor]) -> list[str]:
-    """Give convolutions whose batch norm was folded in one that changes nothing, so that such files load too."""
+    """Adds a batch norm without effect to each convolution whose norm was folded in, so that such files load too."""
     folded = [key for key in state if key.endswith(".conv.bias") and f"{key[:-9]}bn.weight" not in state]
     for key in folded:
         bias, norm = state.pop(key), f"{key[:-9]}bn."
@@ -232,7 +235,7 @@ def _unfold_batch_norm(state: dict[str, Tensor]) -> list[str]:
 
 
 def _facts(top: dict[Any, Any], model: PlaceholderObject) -> dict[str, Any]:
-    """Plain values that a run left in its file; what is missing or odd is left out."""
+    """Returns plain values that a run wrote into its file, without those that are missing or have no plain form."""
     found = {
         "epoch": top.get("epoch"),
         "date": top.get("date"),
