@@ -1,7 +1,7 @@
-"""Augmentations that keep an image whole: letterbox, flips, color, blending. Each is one ``Sample -> Sample`` step.
+"""Augments whole images: letterbox, flips, color, blending, most of them as one ``Sample -> Sample`` step.
 
-As YOLOv5 publishes them and under its hyperparameters' names. Randomness comes from the generator passed in, nothing
-else. ``mosaic`` and ``warp`` hold those that move pixels between images and places.
+The augmentations are those that YOLOv5 publishes, under the names of its hyperparameters. All randomness comes from
+the generator passed in. ``mosaic`` and ``warp`` hold the augmentations that combine or move parts of images.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _STRIP_ROWS = 64
 
 @dataclass
 class Sample:
-    """An image with its objects. A function never changes the arrays of a sample that it was given."""
+    """An image with its objects. No function changes the arrays of a sample passed in."""
 
     image: np.ndarray
     """uint8 BGR (height, width, 3)."""
     boxes: np.ndarray
     """float32 (n, 5): class, then left, top, right, bottom in pixels."""
     segments: list[np.ndarray] = field(default_factory=list)
-    """A float32 (points, 2) polygon in pixels per box, without points for plain boxes; no entries: all are plain."""
+    """A float32 (points, 2) polygon in pixels per box, without points for plain boxes; empty if all boxes are plain."""
 
     @property
     def shape_hw(self) -> tuple[int, int]:
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class AugmentationSettings:
-    """How strongly each augmentation acts, under YOLOv5's hyperparameter names. The defaults change nothing."""
+    """Strength of each augmentation, under YOLOv5's hyperparameter names. The defaults change nothing."""
 
     hsv_h: float = 0.0
     hsv_s: float = 0.0
@@ -54,24 +54,24 @@ class AugmentationSettings:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image is fitted into a canvas."""
+    """A letterbox: size and position of an image in a canvas."""
 
     resized_hw: tuple[int, int]
     ratio: float
     padding_wh: tuple[float, float]
-    """Half of the free width and height; half a pixel where that is odd."""
+    """Half of the free width and height in pixels, with half a pixel if the free width or height is odd."""
     canvas_hw: tuple[int, int]
 
     @property
     def left_top(self) -> tuple[int, int]:
-        """Where the image's first pixel comes to lie."""
+        """Position of the image's first pixel in the canvas, in whole pixels."""
         return round(self.padding_wh[0] - 0.1), round(self.padding_wh[1] - 0.1)
 
 
 def fit_letterbox(
     shape_hw: tuple[int, int], canvas_hw: tuple[int, int], *, auto: bool = False, scaleup: bool = True, stride: int = 32
 ) -> Letterbox:
-    """The letterbox of an image in a canvas, keeping its aspect ratio.
+    """Returns the letterbox of an image in a canvas; the image keeps its aspect ratio.
 
     ``auto`` cuts the canvas to the smallest multiple of ``stride``; without ``scaleup`` small images stay small.
     """
@@ -87,7 +87,7 @@ def fit_letterbox(
 
 
 def letterbox(image: np.ndarray, box: Letterbox) -> np.ndarray:
-    """The image in its canvas, gray around it."""
+    """Draws the image in its canvas, gray around the image."""
     height, width = box.resized_hw
     if image.shape[:2] != (height, width):
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -112,7 +112,7 @@ def jitter_color(sample: Sample, settings: AugmentationSettings, generator: np.r
     )
     jittered = np.empty_like(sample.image)
     for top in range(0, sample.image.shape[0], _STRIP_ROWS):
-        # Strips stay in the processor's cache, and one table a channel beats one over three: half the time in all.
+        # Strips fit the processor's cache, and three tables are faster than one of three channels: half the time.
         rows = slice(top, top + _STRIP_ROWS)
         hsv = cv2.cvtColor(sample.image[rows], cv2.COLOR_BGR2HSV)
         channels = [cv2.LUT(channel, table) for channel, table in zip(cv2.split(hsv), tables, strict=True)]
@@ -121,7 +121,7 @@ def jitter_color(sample: Sample, settings: AugmentationSettings, generator: np.r
 
 
 def flip_randomly(sample: Sample, settings: AugmentationSettings, generator: np.random.Generator) -> Sample:
-    """Upside down with probability ``flipud``, left to right with probability ``fliplr``."""
+    """Flips upside down with probability ``flipud`` and left to right with probability ``fliplr``."""
     upside_down, left_right = generator.random(2) < (settings.flipud, settings.fliplr)
     if upside_down:
         sample = flip(sample, axis=0)
@@ -131,7 +131,7 @@ def flip_randomly(sample: Sample, settings: AugmentationSettings, generator: np.
 
 
 def flip(sample: Sample, axis: int) -> Sample:
-    """The mirror image: rows reversed for axis 0, columns for axis 1."""
+    """Mirrors a sample: rows reversed for axis 0, columns for axis 1."""
     size = sample.shape_hw[axis]
     low, high = (2, 4) if axis == 0 else (1, 3)
     boxes = sample.boxes.copy()
@@ -143,7 +143,7 @@ def flip(sample: Sample, axis: int) -> Sample:
 
 
 def mixup(sample: Sample, other: Sample, generator: np.random.Generator) -> Sample:
-    """Two samples of one size blended, with the objects of both (Zhang et al., "mixup", 2018; beta 32, 32)."""
+    """Blends two samples of one size and keeps the objects of both (Zhang et al., "mixup", 2018; beta 32, 32)."""
     share = float(generator.beta(32.0, 32.0))
     image = cv2.addWeighted(sample.image, share, other.image, 1.0 - share, 0.0)
     segments = join_segments([sample, other])
@@ -151,7 +151,7 @@ def mixup(sample: Sample, other: Sample, generator: np.random.Generator) -> Samp
 
 
 def join_segments(samples: list[Sample]) -> list[np.ndarray]:
-    """The polygons of several samples, one a box, or none if no sample has any."""
+    """Joins the polygons of several samples, one a box; returns an empty list if no sample has polygons."""
     if not any(sample.segments for sample in samples):
         return []
     empty = np.zeros((0, 2), np.float32)

@@ -1,4 +1,4 @@
-"""Images placed on a canvas that is not painted until it is known which part of it is needed."""
+"""Puts images on a canvas; pixels are painted only for the window of the canvas that is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.data.images import FILL
 
 @dataclass(frozen=True)
 class Tile:
-    """An image and where its first pixel lies on the canvas, which may be outside."""
+    """An image and the position of its first pixel on the canvas, which may lie outside."""
 
     image: np.ndarray
     left: int
@@ -33,7 +33,7 @@ class Canvas:
     """As in Sample."""
 
     def paint(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """A window of the canvas, uint8 BGR; windows may reach beyond it. May share memory with a tile."""
+        """Paints a window, uint8 BGR, which may reach beyond the canvas; the result may share memory with a tile."""
         if len(self.tiles) == 1:
             tile = self.tiles[0]
             height, width = tile.image.shape[:2]
@@ -51,7 +51,7 @@ class Canvas:
         return window
 
     def paint_all(self) -> Sample:
-        """The whole canvas as a sample."""
+        """Paints the whole canvas as a sample."""
         return Sample(self.paint(0, 0, self.canvas_hw[1], self.canvas_hw[0]), self.boxes, self.segments)
 
     def _holds(self, left: int, top: int, right: int, bottom: int) -> bool:
@@ -59,7 +59,7 @@ class Canvas:
 
 
 def place(samples: Sequence[Sample], left_tops: Sequence[tuple[int, int]], canvas_hw: tuple[int, int]) -> Canvas:
-    """Samples at places of a canvas; objects are cut at its border."""
+    """Puts samples on a canvas, each at its left and top; objects are cut at the canvas's border."""
     boxes, moved = [], []
     limits = np.array((canvas_hw[1], canvas_hw[0]), np.float32)
     for sample, left_top in zip(samples, left_tops, strict=True):
@@ -79,7 +79,7 @@ def place(samples: Sequence[Sample], left_tops: Sequence[tuple[int, int]], canva
 
 
 def letterboxed(sample: Sample, canvas_hw: tuple[int, int]) -> Canvas:
-    """A sample in the middle of a canvas that it fits in."""
+    """Puts a sample in the middle of a canvas that is at least as large."""
     fit = fit_letterbox(sample.shape_hw, canvas_hw, scaleup=False)
     assert fit.resized_hw == sample.shape_hw, "the image is larger than its canvas"
     return place([sample], [fit.left_top], canvas_hw)

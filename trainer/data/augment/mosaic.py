@@ -1,4 +1,4 @@
-"""Augmentations that combine places: a mosaic of four images, and objects pasted once more in their mirror place."""
+"""Combines parts of images: a mosaic of four images, and objects pasted once more at their mirrored position."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from trainer.data.augment.basic import Sample
 from trainer.data.augment.canvas import Canvas, Tile, place
 
 _MAX_COVERED = 0.30
-"""An object is not pasted where it would hide this share of another, or more."""
+"""An object is not pasted if it would hide this share of another object, or more."""
 
 
 def mosaic(samples: Sequence[Sample], image_size: int, generator: np.random.Generator) -> Canvas:
-    """Four samples around a random center of a canvas twice ``image_size`` wide and high.
+    """Puts four samples around a random center of a canvas twice ``image_size`` wide and high.
 
-    The samples come to lie upper left, upper right, lower left, lower right, each touching the center, which is
-    drawn from 0.5 to 1.5 times ``image_size``. What reaches beyond the canvas is cut off.
+    The samples lie upper left, upper right, lower left and lower right, each touching the center, which is drawn from
+    0.5 to 1.5 times ``image_size``. Parts of samples beyond the canvas are cut off.
     """
     center_y, center_x = (int(value) for value in generator.uniform(0.5 * image_size, 1.5 * image_size, 2))
     left_tops = [
@@ -32,9 +32,10 @@ def mosaic(samples: Sequence[Sample], image_size: int, generator: np.random.Gene
 
 
 def copy_paste(canvas: Canvas, probability: float, generator: np.random.Generator) -> Canvas:
-    """Each object that has a polygon is pasted, mirrored, in its mirror place with ``probability``.
+    """Pastes mirrored copies of objects that have a polygon at their mirrored positions, each with ``probability``.
 
-    Not where it would cover 30 % or more of an object (Ghiasi et al., "Simple copy-paste", 2021, as in YOLOv5).
+    An object that would cover 30 % or more of another is not pasted (Ghiasi et al., "Simple copy-paste", 2021, as in
+    YOLOv5).
     """
     candidates = [at for at, polygon in enumerate(canvas.segments) if len(polygon)]
     if probability <= 0 or not candidates:
@@ -57,7 +58,7 @@ def copy_paste(canvas: Canvas, probability: float, generator: np.random.Generato
 
 
 def _covered_share(box_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
-    """How much of each other box a box would hide, 0 to 1."""
+    """Returns the share of each other box that a box would hide, 0 to 1."""
     low = np.maximum(box_xyxy[:2], others_xyxy[:, :2])
     high = np.minimum(box_xyxy[2:], others_xyxy[:, 2:])
     sizes = others_xyxy[:, 2:] - others_xyxy[:, :2]
@@ -65,7 +66,7 @@ def _covered_share(box_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
 
 
 def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) -> None:
-    """Writes the pixels inside a polygon of ``source`` into ``image`` at their mirror place."""
+    """Writes the pixels inside a polygon of ``source`` into ``image`` at their mirrored position."""
     height, width = source.shape[:2]
     x1, y1 = (int(v) for v in np.clip(np.floor(polygon.min(axis=0)), 0, (width, height)))
     x2, y2 = (int(v) for v in np.clip(np.ceil(polygon.max(axis=0)), 0, (width, height)))

@@ -1,4 +1,4 @@
-"""Outlines of objects: cut at the border of an image, and boxed."""
+"""Cuts outlines of objects at the border of an image, and computes their boxes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def clip_polygon(polygon: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
-    """The part of a polygon (n, 2) within an image of this size; without points where nothing is.
+    """Returns the part of a polygon (n, 2) within an image of this size, without points if no part lies within.
 
-    Sutherland and Hodgman, "Reentrant polygon clipping" (1974): against one border after the other.
+    Cuts at one border after the other: Sutherland and Hodgman, "Reentrant polygon clipping" (1974).
     """
     points = polygon
     for axis, limit in ((0, shape_hw[1]), (1, shape_hw[0])):
@@ -22,14 +22,14 @@ def clip_polygon(polygon: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
 
 
 def bounds_xyxy(polygon: np.ndarray) -> np.ndarray:
-    """left, top, right, bottom of a polygon; zeros for one without points."""
+    """Returns left, top, right, bottom of a polygon; zeros for a polygon without points."""
     if not len(polygon):
         return np.zeros(4, polygon.dtype)
     return np.concatenate((polygon.min(axis=0), polygon.max(axis=0)))
 
 
 def _cut(points: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """The polygon's part on the inner side of a line, given each point's distance from the line."""
+    """Returns the polygon's part on the inner side of a line, given each point's distance from the line."""
     following, distance_following = np.roll(points, -1, axis=0), np.roll(distance, -1)
     inside = distance >= 0
     crosses = inside != (distance_following >= 0)

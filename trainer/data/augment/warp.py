@@ -1,4 +1,4 @@
-"""Random affine and perspective transforms: pixels, boxes and polygons move together."""
+"""Warps images and their boxes and polygons by random affine and perspective transforms."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MIN_AREA_SHARE_POLYGON = 0.01
 def random_warp(
     canvas: Canvas, settings: AugmentationSettings, generator: np.random.Generator, output_hw: tuple[int, int]
 ) -> Sample:
-    """Rotates, scales, shears, shifts and tilts a scene around its center into an image of ``output_hw``.
+    """Rotates, scales, shears, shifts and tilts a canvas around its center into an image of ``output_hw``.
 
-    Objects are cut at the output's border and dropped where too little is left of them. Polygons are used up: each
-    becomes the box around what can be seen of it.
+    Objects are cut at the output's border and dropped if too little of them is visible. The result has no polygons:
+    each polygon becomes the box around its visible part.
     """
     matrix, scale = draw_matrix(settings, generator, canvas.canvas_hw, output_hw)
     is_upright = not matrix[[0, 1, 2, 2], [1, 0, 0, 1]].any()
@@ -38,9 +38,9 @@ def draw_matrix(
     canvas_hw: tuple[int, int],
     output_hw: tuple[int, int],
 ) -> tuple[np.ndarray, float]:
-    """A random 3 x 3 matrix from canvas to output, in pixel coordinates, and how much it enlarges.
+    """Draws a 3 x 3 matrix from canvas to output, in pixel coordinates, and returns it with its scale.
 
-    Always draws eight numbers, so that one setting does not change what another draws.
+    Always draws eight numbers, so that one setting does not change the numbers of another.
     """
     tilt_x, tilt_y, turn, grow, shear_x, shear_y, move_x, move_y = generator.uniform(-1.0, 1.0, 8)
     center = _shift(-canvas_hw[1] / 2, -canvas_hw[0] / 2)
@@ -52,10 +52,10 @@ def draw_matrix(
     shear = np.eye(3)
     shear[0, 1] = math.tan(math.radians(shear_x * settings.shear))
     shear[1, 0] = math.tan(math.radians(shear_y * settings.shear))
-    place = _shift(
+    translation = _shift(
         (0.5 + move_x * settings.translate) * output_hw[1], (0.5 + move_y * settings.translate) * output_hw[0]
     )
-    return place @ shear @ rotation @ perspective @ center, scale
+    return translation @ shear @ rotation @ perspective @ center, scale
 
 
 def _shift(x: float, y: float) -> np.ndarray:
@@ -65,10 +65,10 @@ def _shift(x: float, y: float) -> np.ndarray:
 
 
 def _crop_upright(canvas: Canvas, matrix: np.ndarray, output_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The output of a matrix that only scales and shifts, and the matrix it was rounded to.
+    """Returns the output of a matrix that only scales and shifts, and the rounded matrix.
 
-    The window that the output shows is rounded to whole pixels, by which the scale changes by a thousandth; then it
-    can be resized, which costs a third of a warp, and boxes still fit to the pixel.
+    The output's window of the canvas is rounded to whole pixels, which changes the scale by a thousandth. Then the
+    window can be resized, for a third of the cost of a warp, and boxes still fit to the pixel.
     """
     height, width = output_hw
     (left, right), (top, bottom) = (
@@ -84,17 +84,17 @@ def _crop_upright(canvas: Canvas, matrix: np.ndarray, output_hw: tuple[int, int]
 
 
 def _warp(canvas: Canvas, matrix: np.ndarray, output_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The output of any matrix, and that matrix. What lies outside the canvas is gray."""
+    """Returns the output of any matrix, gray outside the canvas, and the matrix unchanged."""
     height, width = output_hw
     painted = canvas.paint(0, 0, canvas.canvas_hw[1], canvas.canvas_hw[0])
-    # OpenCV's coordinates are those of pixel centers, ours those of edges.
-    centerd = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
-    warp, used = (cv2.warpPerspective, centerd) if matrix[2, :2].any() else (cv2.warpAffine, centerd[:2])
+    # OpenCV's coordinates are those of pixel centers, this project's those of pixel edges.
+    centered = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)
+    warp, used = (cv2.warpPerspective, centered) if matrix[2, :2].any() else (cv2.warpAffine, centered[:2])
     return warp(painted, used, (width, height), borderValue=(FILL, FILL, FILL)), matrix
 
 
 def _warp_objects(canvas: Canvas, matrix: np.ndarray, scale: float, output_hw: tuple[int, int]) -> np.ndarray:
-    """The boxes (m, 5) that can still be seen, cut at the border."""
+    """Returns the boxes (m, 5) that are still visible, cut at the border."""
     before = canvas.boxes
     if not len(before):
         return np.zeros((0, 5), np.float32)
@@ -112,20 +112,20 @@ def _warp_objects(canvas: Canvas, matrix: np.ndarray, scale: float, output_hw: t
             visible[at] = bool(in_front.all())
             after[at] = bounds_xyxy(clip_polygon(points, output_hw))
             min_share[at] = _MIN_AREA_SHARE_POLYGON
-    keep = visible & _is_worth_keeping(before[:, 1:] * scale, after, min_share)
+    keep = visible & _is_large_enough(before[:, 1:] * scale, after, min_share)
     return np.concatenate((before[keep, :1], after[keep].astype(np.float32)), axis=1)
 
 
 def _warp_points(points: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, 2) through ``matrix``, and which of them lie in front of the viewer."""
+    """Maps points (n, 2) by ``matrix``; returns the points and which of them lie in front of the viewer, bool (n,)."""
     homogeneous = points.astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
     depth = homogeneous[:, 2]
     in_front = depth > 1e-6
     return homogeneous[:, :2] / np.where(in_front, depth, 1.0)[:, None], in_front
 
 
-def _is_worth_keeping(before_xyxy: np.ndarray, after_xyxy: np.ndarray, min_share: np.ndarray) -> np.ndarray:
-    """Which boxes (n,) are still large enough, in themselves and beside what they were, and not mere slivers."""
+def _is_large_enough(before_xyxy: np.ndarray, after_xyxy: np.ndarray, min_share: np.ndarray) -> np.ndarray:
+    """Returns which boxes are large enough in pixels and as a share of their former area, and not narrow: bool (n,)."""
     w1, h1 = (before_xyxy[:, 2:] - before_xyxy[:, :2]).T
     w2, h2 = (after_xyxy[:, 2:] - after_xyxy[:, :2]).T
     aspect = np.maximum(w2 / (h2 + 1e-16), h2 / (w2 + 1e-16))
