@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.boxes import pairwise_iou
 from trainer.data.augment.basic import fit_letterbox, letterbox
-from trainer.data.demo.dataset import render_scene
+from trainer.data.demo.dataset import draw_picture
 from trainer.data.images import ImageReadError, decode_image
 from trainer.errors import DataError, UserError
 
@@ -29,7 +29,7 @@ class ExportError(UserError):
 def check_picture(path: Path | None, size_hw: tuple[int, int]) -> Tensor:
     """A picture, or one of the embedded data set, as images_bchw uint8 (1, 3, height, width). Raises DataError."""
     if path is None:
-        pixels = render_scene(np.random.default_rng(4)).image
+        pixels = draw_picture(np.random.default_rng(4)).image
     else:
         try:
             pixels = decode_image(path)

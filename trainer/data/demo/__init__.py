@@ -1,3 +1,3 @@
-"""Makes the embedded data set."""
+"""Draws the embedded data set."""
 
 __all__ = ["dataset"]

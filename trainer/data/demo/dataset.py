@@ -1,6 +1,6 @@
-"""Draws the embedded data set, which a small detector learns in minutes, so that `train` works with nothing else.
+"""Draws the embedded data set, which a small detector learns in minutes, so that `train` works without other data.
 
-The set is a function of its version alone. It is written once into a cache folder, all at once, and read from there.
+The set depends on its version alone. The set is written once into a cache folder, in one step, and read from there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.data.demo.shapes import CANVAS_SIZE, SHAPES, Pen, draw_clutter, dra
 from trainer.errors import DataError
 
 VERSION = 1
-"""Raised when the pictures change, so that an older cached set is left alone and a new one is drawn."""
+"""Increased when the pictures change, so that an older cached set stays as it is and a new set is drawn."""
 IMAGE_SIZE = 192
 SPLIT_COUNTS = {"train": 320, "val": 80}
 CLASS_NAMES = tuple(SHAPES)
@@ -31,7 +31,7 @@ CLASS_NAMES = tuple(SHAPES)
 _SEED = 20_240_501
 _MIN_VISIBLE_SHARE = 0.5
 _MIN_SIDE_PX = 6
-_STALE_AFTER_S = 3600.0  # a writer takes seconds; what is an hour old was left by one that was killed
+_STALE_AFTER_S = 3600.0  # a writer takes seconds, so a folder that is an hour old belongs to a killed writer
 _MANIFEST_NAME = "manifest.txt"
 _YAML_NAME = "demo.yaml"
 
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawn picture and what is in it.
+    """One drawn picture and its objects.
 
     ``image`` is uint8 BGR (size, size, 3). ``boxes`` is int64 (n, 5): class and xyxy pixels, the extent of each
-    thing's visible pixels, right and bottom edges exclusive. ``owner`` is int16 (size, size): the row in ``boxes``
-    of the thing seen at a pixel, -1 for background.
+    object's visible pixels, right and bottom edges exclusive. ``owner`` is int16 (size, size): the row in ``boxes``
+    of the object visible at a pixel, -1 for background.
     """
 
     image: np.ndarray
@@ -53,17 +53,17 @@ class Picture:
 
 
 def default_cache_dir() -> Path:
-    """The user's cache folder for this program: $XDG_CACHE_HOME or ~/.cache, then "yolo-launch"."""
+    """Returns the user's cache folder for this program: $XDG_CACHE_HOME or ~/.cache, then "yolo-launch"."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification has relative values ignored.
+    # The XDG base directory specification says that relative values are ignored.
     return (Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".cache") / "yolo-launch"
 
 
 def ensure_demo_dataset(cache_dir: Path) -> Path:
-    """The path of the embedded set's YAML file, below ``cache_dir``; draws the set if it is absent or incomplete.
+    """Returns the path of the embedded set's YAML file, below ``cache_dir``; draws an absent or incomplete set.
 
-    Safe to call from several processes at once. Where ``cache_dir`` cannot be written, the set goes to a folder of
-    this user in the system's temporary folder. Raises DataError where that fails too.
+    Several processes may call this function at once. If ``cache_dir`` cannot be written, the set goes to a folder of
+    this user in the system's temporary folder. Raises DataError if that folder cannot be written either.
     """
     target = Path(cache_dir) / f"demo-v{VERSION}"
     try:
@@ -87,15 +87,15 @@ def ensure_demo_dataset(cache_dir: Path) -> Path:
     return yaml_path
 
 
-def render_scene(generator: np.random.Generator, size: int = IMAGE_SIZE) -> Picture:
-    """Draw one picture: a textured, cluttered surface and up to seven things, some overlapping or cut by the border."""
+def draw_picture(generator: np.random.Generator, size: int = IMAGE_SIZE) -> Picture:
+    """Draws one picture: a textured surface with clutter and up to seven objects, some overlapping or at the border."""
     surface = draw_surface(generator, size)
     draw_clutter(generator, surface)
     pixels = surface.astype(np.float32)
     owner = np.full((size, size), -1, np.int16)
     classes: list[int] = []
     areas: list[int] = []
-    # One picture in 25 is background only; it teaches the detector to stay silent.
+    # One picture in 25 is background only, which teaches the detector to detect nothing there.
     wanted = 0 if generator.random() < 0.04 else int(generator.integers(2, 8))
     for _ in range(wanted * 3):
         if len(classes) == wanted:
@@ -113,15 +113,15 @@ def render_scene(generator: np.random.Generator, size: int = IMAGE_SIZE) -> Pict
         classes.append(class_index)
         areas.append(area)
     boxes = np.array([[c, *_extent(owner == row)] for row, c in enumerate(classes)], np.int64).reshape(-1, 5)
-    return Picture(_photographed(pixels, generator), boxes, owner)
+    return Picture(_add_camera_effects(pixels, generator), boxes, owner)
 
 
 def _draw_sprite(class_index: int, side: int, generator: np.random.Generator) -> np.ndarray:
-    """One thing, turned, tilted and lit: float32 (side, side, 4), BGR times alpha, then alpha in 0..1."""
+    """Draws one object, rotated, tilted and shaded: float32 (side, side, 4), BGR times alpha, then alpha in 0..1."""
     name = CLASS_NAMES[class_index]
     pen = Pen()
     SHAPES[name](pen, generator)
-    # Stars lie any way round; the others mostly stay upright.
+    # Stars are rotated by any angle; the other shapes stay nearly upright.
     limit = np.pi if name == "star" else 0.45
     turn = generator.uniform(-limit, limit)
     flip = -1.0 if name != "sign" and generator.random() < 0.5 else 1.0
@@ -140,7 +140,7 @@ def _draw_sprite(class_index: int, side: int, generator: np.random.Generator) ->
 
 
 def _light(size: int, generator: np.random.Generator, level: tuple[float, float]) -> np.ndarray:
-    """Brightness that changes evenly across a square from a random side, float32 (size, size, 1)."""
+    """Draws brightness that changes linearly across a square in a random direction, float32 (size, size, 1)."""
     direction = generator.uniform(-math.pi, math.pi)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     slope = axis[None, :] * math.cos(direction) + axis[:, None] * math.sin(direction)
@@ -148,7 +148,7 @@ def _light(size: int, generator: np.random.Generator, level: tuple[float, float]
 
 
 def _on_picture(patch: np.ndarray, left: int, top: int, size: int) -> np.ndarray:
-    """A square ``patch`` on an empty picture (size, size), its corner at left, top, cut at the borders."""
+    """Puts a square ``patch`` on an empty picture (size, size), its corner at left, top, cut at the borders."""
     picture = np.zeros((size, size), patch.dtype)
     seen, part = _windows(patch.shape[0], left, top, size)
     picture[seen] = patch[part]
@@ -156,13 +156,13 @@ def _on_picture(patch: np.ndarray, left: int, top: int, size: int) -> np.ndarray
 
 
 def _windows(side: int, left: int, top: int, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a patch with its corner at left, top lies in the picture, and which part of the patch that is."""
+    """Returns the slices of the picture that a patch with its corner at left, top covers, and those of the patch."""
     x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + side, size), min(top + side, size)
     return (slice(y1, y2), slice(x1, x2)), (slice(y1 - top, y2 - top), slice(x1 - left, x2 - left))
 
 
 def _fits(covered: np.ndarray, area: int, owner: np.ndarray, areas: list[int]) -> bool:
-    """Whether a new thing shows enough of itself and leaves enough of every earlier one."""
+    """Returns True if enough of a new object, and of every earlier object below it, is visible."""
     if covered.sum() < _MIN_VISIBLE_SHARE * area:
         return False
     left, top, right, bottom = _extent(covered)
@@ -172,7 +172,7 @@ def _fits(covered: np.ndarray, area: int, owner: np.ndarray, areas: list[int]) -
 
 
 def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a mask's true pixels, the last two exclusive; zeros where there are none."""
+    """Returns left, top, right and bottom of a mask's true pixels, the last two exclusive; zeros if there are none."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if columns.size == 0:
         return 0, 0, 0, 0
@@ -180,7 +180,7 @@ def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _composite(pixels: np.ndarray, sprite: np.ndarray, left: int, top: int, generator: np.random.Generator) -> None:
-    """Lay ``sprite`` and its soft shadow over ``pixels`` in place."""
+    """Draws ``sprite`` and its soft shadow over ``pixels`` in place."""
     margin = 12
     layer = cv2.copyMakeBorder(sprite, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
     side = layer.shape[0]
@@ -191,8 +191,8 @@ def _composite(pixels: np.ndarray, sprite: np.ndarray, left: int, top: int, gene
     pixels[seen] = pixels[seen] * keep[part][..., None] + layer[part][..., :3]
 
 
-def _photographed(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """What a camera makes of a picture: uneven light, a little blur, noise. uint8."""
+def _add_camera_effects(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Adds the effects of a camera to a picture: uneven light, a little blur, noise. Returns uint8."""
     lit = pixels * _light(pixels.shape[0], generator, (0.7, 1.15))
     noise = generator.standard_normal(pixels.shape, np.float32) * generator.uniform(1, 7)
     pixels = cv2.GaussianBlur(lit, (0, 0), generator.uniform(0.3, 1.0)) + noise
@@ -212,28 +212,28 @@ def _ensure_at(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _staging_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside ``target``; whatever is left in it at the end is removed."""
+    """Makes a new folder beside ``target`` and removes it at the end if it still exists; removes stale ones first."""
     for stale in target.parent.glob(f".{target.name}-*"):
-        with contextlib.suppress(FileNotFoundError):  # another writer ended or swept first
+        with contextlib.suppress(FileNotFoundError):  # another writer ended, or removed the folder first
             if time.time() - stale.stat().st_mtime > _STALE_AFTER_S:
                 shutil.rmtree(stale, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        staging.chmod(0o755)  # mkdtemp's 0700 would keep a shared cache from its other readers
+        staging.chmod(0o755)  # with mkdtemp's 0700 other users of a shared cache could not read the set
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_dataset(folder: Path) -> None:
-    """Write pictures, labels, the manifest of file sizes and the YAML file into ``folder``."""
+    """Writes pictures, labels, the manifest of file sizes and the YAML file into ``folder``."""
     names: list[str] = []
     for split_index, (split, count) in enumerate(SPLIT_COUNTS.items()):
         (folder / "images" / split).mkdir(parents=True)
         (folder / "labels" / split).mkdir(parents=True)
         for index in range(count):
             generator = np.random.Generator(np.random.Philox(key=[_SEED + VERSION, (split_index << 32) | index]))
-            picture = render_scene(generator)
+            picture = draw_picture(generator)
             _, encoded = cv2.imencode(".jpg", picture.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
             for name, content in (
                 (f"images/{split}/{index:04d}.jpg", encoded.tobytes()),
@@ -252,7 +252,7 @@ def _write_dataset(folder: Path) -> None:
 
 
 def _label_rows(picture: Picture) -> str:
-    """YOLO label rows: class, center x, center y, width, height as shares of the picture."""
+    """Returns YOLO label rows: class, center x, center y, width, height as shares of the picture."""
     size = picture.image.shape[0]
     rows = []
     for class_index, left, top, right, bottom in picture.boxes.tolist():
@@ -262,7 +262,7 @@ def _label_rows(picture: Picture) -> str:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether every file that the manifest lists is there with its size; a crash or a full disk leaves it otherwise."""
+    """Returns True if every file of the manifest has its size, which is not so after a crash or with a full disk."""
     try:
         lines = (folder / _MANIFEST_NAME).read_text().splitlines()
         if len(lines) != 2 * sum(SPLIT_COUNTS.values()) + 1:
@@ -273,7 +273,10 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _publish(staging: Path, target: Path) -> None:
-    """Move the finished set to ``target`` in one step; mend what another process or a crash left there."""
+    """Moves the finished set to ``target`` in one step; repairs an incomplete set that is already there.
+
+    Raises OSError.
+    """
     try:
         staging.rename(target)
         return
@@ -282,7 +285,7 @@ def _publish(staging: Path, target: Path) -> None:
             raise
     if _is_complete(target):
         return
-    # File by file, each in one step and the manifest last: a reader sees old or new files, never none.
+    # Each file is replaced in one step and the manifest comes last, so a reader finds an old or a new file, never none.
     for source in sorted(staging.rglob("*"), key=lambda path: path.name == _MANIFEST_NAME):
         if source.is_file():
             destination = target / source.relative_to(staging)

@@ -1,7 +1,7 @@
-"""What the embedded data set draws: five kinds of things, and the textured surfaces they lie on.
+"""Draws the five kinds of objects of the embedded data set, and the textured surfaces below them.
 
-Things are drawn in unit coordinates, x to the right and y down, inside the circle of radius 1, so that any rotation
-fits the canvas. Colors are BGR. Every choice comes from the generator that is handed in.
+Objects are drawn in unit coordinates, x to the right and y down, inside the circle of radius 1, so that any rotation
+fits the canvas. Colors are BGR. All randomness comes from the generator passed in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Color = tuple[float, float, float]
 Point = tuple[float, float]
 
 CANVAS_SIZE = 128
-"""Side of the square that a thing is drawn on, in pixels; larger than any thing in a picture, so it only shrinks."""
+"""Side in pixels of the square that an object is drawn on; larger than any object in a picture, so objects shrink."""
 _SUBPIXEL_BITS = 4
 _ANGLES = np.arange(48) * (np.pi / 24)
 _CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
@@ -33,11 +33,11 @@ class Pen:
         self.pixels = np.zeros((CANVAS_SIZE, CANVAS_SIZE, 4), np.uint8)
 
     def polygon(self, points: Sequence[Point] | np.ndarray, color: Color) -> None:
-        """A filled polygon."""
+        """Draws a filled polygon."""
         cv2.fillPoly(self.pixels, [self._fixed(points)], (*color, 255), cv2.LINE_AA, _SUBPIXEL_BITS)
 
     def line(self, points: Sequence[Point], color: Color, width: float) -> None:
-        """An open line of the given width in units."""
+        """Draws an open line of the given width in units."""
         self._polyline(points, color, width, is_closed=False)
 
     def _polyline(self, points: Sequence[Point] | np.ndarray, color: Color, width: float, is_closed: bool) -> None:
@@ -47,25 +47,25 @@ class Pen:
         )
 
     def ellipse(self, center: Point, radii: Point, color: Color) -> None:
-        """A filled ellipse with its axes along x and y."""
+        """Draws a filled ellipse with its axes along x and y."""
         self.polygon(ellipse_points(center, radii), color)
 
     def ring(self, center: Point, radii: Point, color: Color, width: float) -> None:
-        """The outline of an ellipse; what it encloses stays as it was."""
+        """Draws the outline of an ellipse; pixels inside stay unchanged."""
         self._polyline(ellipse_points(center, radii), color, width, is_closed=True)
 
     def text(self, text: str, height: float, color: Color) -> None:
-        """Bold text around the center, of the given height in units."""
+        """Draws bold text around the center, of the given height in units."""
         scale = height * CANVAS_SIZE / 2 / 21  # Hershey capitals are 21 pixels high at scale 1
         (width_px, height_px), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 4)
         origin = ((CANVAS_SIZE - width_px) // 2, (CANVAS_SIZE + height_px) // 2)
         cv2.putText(self.pixels, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (*color, 255), 4, cv2.LINE_AA)
 
     def shade(self, brightness: np.ndarray) -> None:
-        """Multiply the colors by a field that broadcasts to (CANVAS_SIZE, CANVAS_SIZE); alpha stays."""
+        """Multiplies the colors by a field that broadcasts to (CANVAS_SIZE, CANVAS_SIZE); alpha stays."""
         field = np.broadcast_to(brightness, (CANVAS_SIZE, CANVAS_SIZE)).astype(np.float32)
         colors = cv2.multiply(self.pixels[..., :3], cv2.merge([field] * 3), dtype=cv2.CV_8U)
-        # A color above its alpha would glow through soft edges.
+        # A color above its alpha would make soft edges too bright.
         self.pixels[..., :3] = np.minimum(colors, self.pixels[..., 3:])
 
     @staticmethod
@@ -75,7 +75,7 @@ class Pen:
 
 
 def ellipse_points(center: Point, radii: Point) -> np.ndarray:
-    """Points around an ellipse, (48, 2)."""
+    """Returns points around an ellipse, (48, 2)."""
     return np.add(center, _CIRCLE * radii)
 
 
@@ -85,14 +85,14 @@ def random_color(
     saturation: tuple[float, float] = (90, 255),
     value: tuple[float, float] = (90, 245),
 ) -> Color:
-    """A color from ranges of OpenCV's hue (0 to 180), saturation and value (0 to 255)."""
+    """Draws a random color from ranges of OpenCV's hue (0 to 180), saturation and value (0 to 255)."""
     hsv = [generator.uniform(*hue) % 180, generator.uniform(*saturation), generator.uniform(*value)]
     blue, green, red = cv2.cvtColor(np.array([[hsv]]).astype(np.uint8), cv2.COLOR_HSV2BGR)[0, 0].tolist()
     return blue, green, red
 
 
 def mixed(color: Color, other: Color, share: float) -> Color:
-    """``color`` with the given share of ``other`` in it."""
+    """Mixes the given share of ``other`` into ``color``."""
     blue, green, red = (a + (b - a) * share for a, b in zip(color, other, strict=True))
     return blue, green, red
 
@@ -103,7 +103,7 @@ _CANVAS_X = (np.arange(CANVAS_SIZE, dtype=np.float32) + 0.5) * (2 / CANVAS_SIZE)
 
 
 def draw_mug(pen: Pen, generator: np.random.Generator) -> None:
-    """A mug of pale ceramic with a handle, seen slightly from above."""
+    """Draws a mug of pale ceramic with a handle, seen slightly from above."""
     color = random_color(generator, saturation=(5, 75), value=(185, 245))
     pen.ring((0.42, 0.06), (0.34, 0.34), mixed(color, BLACK, 0.25), 0.17)
     bottom = generator.uniform(0.40, 0.52)
@@ -115,7 +115,7 @@ def draw_mug(pen: Pen, generator: np.random.Generator) -> None:
             pen.line([(-0.54, 0.1), (-0.1, 0.2), (0.34, 0.1)], accent, generator.uniform(0.12, 0.3))
         else:
             pen.ellipse((-0.1, 0.1), (0.24, 0.24), accent)
-    # A round wall is brightest toward the light and falls off to both sides.
+    # A round wall is brightest toward the light and darker to both sides.
     light = generator.uniform(-0.4, 0.2)
     pen.shade(1.12 - 0.55 * np.square(_CANVAS_X - light)[None, :])
     pen.ellipse((-0.1, -0.56), (0.54, 0.17), mixed(color, WHITE, 0.55))
@@ -123,7 +123,7 @@ def draw_mug(pen: Pen, generator: np.random.Generator) -> None:
 
 
 def draw_fish(pen: Pen, generator: np.random.Generator) -> None:
-    """A green to blue fish with tail, fins, eye and sometimes stripes."""
+    """Draws a green to blue fish with tail, fins, eye and sometimes stripes."""
     color = random_color(generator, (45, 105), (110, 240), (120, 240))
     fin = mixed(color, random_color(generator), 0.4)
     height = generator.uniform(0.30, 0.44)
@@ -145,7 +145,7 @@ def draw_fish(pen: Pen, generator: np.random.Generator) -> None:
 
 
 def draw_star(pen: Pen, generator: np.random.Generator) -> None:
-    """A yellow to orange five-pointed star, flat with a rim or cut in facets."""
+    """Draws a yellow to orange five-pointed star, flat with a rim or cut in facets."""
     color = random_color(generator, (10, 30), (170, 255), (170, 250))
     inner = generator.uniform(0.36, 0.46)
     angles = np.arange(10) * (np.pi / 5) - np.pi / 2
@@ -162,7 +162,7 @@ def draw_star(pen: Pen, generator: np.random.Generator) -> None:
 
 
 def draw_apple(pen: Pen, generator: np.random.Generator) -> None:
-    """An apple with a stalk, a leaf and a highlight."""
+    """Draws an apple with a stalk, a leaf and a highlight."""
     color = random_color(generator, (168, 182), (170, 250), (120, 215))
     angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     # A cardioid's dent at the top, blended with a circle, is an apple's outline.
@@ -179,7 +179,7 @@ def draw_apple(pen: Pen, generator: np.random.Generator) -> None:
 
 
 def draw_sign(pen: Pen, generator: np.random.Generator) -> None:
-    """A round traffic sign: a limit, no entry, or an arrow to follow."""
+    """Draws a round traffic sign: a speed limit, no entry, a direction to follow, or no parking."""
     red = random_color(generator, (172, 184), (190, 255), (150, 225))
     blue = random_color(generator, (102, 114), (180, 250), (130, 215))
     kind = int(generator.integers(4))
@@ -209,7 +209,7 @@ SHAPES: Mapping[str, Callable[[Pen, np.random.Generator], None]] = MappingProxyT
 
 
 def _octaves(generator: np.random.Generator, size: int, coarsest: int, count: int) -> np.ndarray:
-    """Smooth noise (size, size) around 0 with a standard deviation near 1, from ``count`` doublings of ``coarsest``."""
+    """Draws smooth noise (size, size) around 0, standard deviation near 1, with ``count`` doublings of ``coarsest``."""
     total = np.zeros((size, size), np.float32)
     for octave in range(count):
         cells = min(size, coarsest << octave)
@@ -247,7 +247,7 @@ def _plaster(generator: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_surface(generator: np.random.Generator, size: int) -> np.ndarray:
-    """A textured background between two colors: wood, checked cloth, pebbles or plaster. uint8 BGR (size, size, 3)."""
+    """Draws a background in two colors: wood, checked cloth, pebbles or plaster. Returns uint8 BGR (size, size, 3)."""
     textures = (_wood, _cloth, _pebbles, _plaster)
     field = textures[int(generator.integers(len(textures)))](generator, size)
     low, high = np.percentile(field, (1, 99)).tolist()
@@ -259,7 +259,7 @@ def draw_surface(generator: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_clutter(generator: np.random.Generator, surface: np.ndarray) -> None:
-    """Draw shapes that belong to no class onto ``surface`` in place: scraps, twigs, rings, coins, letters."""
+    """Draws shapes that belong to no class onto ``surface`` in place: scraps, twigs, rings, coins, letters."""
     size = surface.shape[0]
     for _ in range(int(generator.integers(3, 10))):
         color = random_color(generator, saturation=(20, 230), value=(40, 240))

@@ -54,7 +54,7 @@ def mask_extent(mask):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_boxes_are_the_extents_of_the_visible_masks(seed):
-    picture = demo.render_scene(generator(seed))
+    picture = demo.draw_picture(generator(seed))
     assert set(np.unique(picture.owner)) - {-1} == set(range(len(picture.boxes)))
     for row, (class_index, *box) in enumerate(picture.boxes.tolist()):
         assert 0 <= class_index < len(demo.CLASS_NAMES)
@@ -69,7 +69,7 @@ def test_masks_lie_where_the_things_are_painted(seed, monkeypatch):
     for level in (0, 255):
         plain = np.full((demo.IMAGE_SIZE, demo.IMAGE_SIZE, 3), level, np.uint8)
         monkeypatch.setattr(demo, "draw_surface", lambda generator, size, plain=plain: plain)
-        seen.append(demo.render_scene(generator(seed)))
+        seen.append(demo.draw_picture(generator(seed)))
     assert len(seen[0].boxes)
     change = np.abs(seen[1].image.astype(int) - seen[0].image).max(axis=2)
     # Blur and soft edges blend the outermost pixels.
@@ -80,7 +80,7 @@ def test_masks_lie_where_the_things_are_painted(seed, monkeypatch):
 
 
 def test_scenes_vary_and_hold_every_class():
-    pictures = [demo.render_scene(generator(seed)) for seed in range(80)]
+    pictures = [demo.draw_picture(generator(seed)) for seed in range(80)]
     boxes = np.concatenate([picture.boxes for picture in pictures])
     sides = np.maximum(boxes[:, 3] - boxes[:, 1], boxes[:, 4] - boxes[:, 2])
     at_border = (boxes[:, 1:3] == 0).any(axis=1) | (boxes[:, 3:] == demo.IMAGE_SIZE).any(axis=1)
@@ -119,7 +119,7 @@ def test_labels_give_back_the_scene_boxes(tmp_path):
         assert len(images) == count
         for index, path in enumerate(images):
             key = [demo._SEED + demo.VERSION, (split_index << 32) | index]
-            picture = demo.render_scene(np.random.Generator(np.random.Philox(key=key)))
+            picture = demo.draw_picture(np.random.Generator(np.random.Philox(key=key)))
             text = Path(str(path).replace("/images/", "/labels/")).with_suffix(".txt").read_text()
             rows = np.array(text.split(), float).reshape(-1, 5)
             center, extent = rows[:, 1:3] * demo.IMAGE_SIZE, rows[:, 3:] * demo.IMAGE_SIZE
