@@ -1,4 +1,4 @@
-"""How the total batch is shared: evenly, or refused with totals and devices that fit."""
+"""Splits the total batch over ranks evenly, or refuses it and names totals and devices that fit."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from yolo_launch.request.command_line import retype
 from yolo_launch.spec import Device, LaunchRequest
 
 CPU_AUTO_BATCH = 16
-"""What ``--batch auto`` takes without a GPU's memory to measure."""
+"""The total batch of ``--batch auto`` on a CPU, which has no GPU memory to measure."""
 
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """The total batch and what the busiest rank takes of it."""
+    """The total batch and the largest share of a rank."""
 
     global_batch_size: int
     local_batch_size: int
     grown_from: int | None = None
-    """The default total, where it did not divide and nobody had typed it."""
+    """The default total, if the user typed none and the default did not divide; else None."""
 
 
 def split_batch(
     request: LaunchRequest, batch: int, shares: int, devices: Sequence[Device], positions: Sequence[str]
 ) -> BatchSplit:
-    """Share ``batch`` over ``shares`` ranks (or DataParallel devices).
+    """Splits ``batch`` over ``shares`` ranks (or DataParallel devices).
 
-    ``positions`` is how a user names each device. A default total grows to the next one that divides; a resume
-    splits as evenly as possible; anything else that does not divide raises LaunchError with the nearest totals and a
-    choice of devices that fits.
+    ``positions`` are the names of the devices in ``--gpus``. A default total that does not divide grows to the next
+    one that does; a resume splits as evenly as possible. Raises LaunchError for any other total that does not divide,
+    with the nearest totals and a choice of devices that fits.
     """
     if batch < 1:
         raise LaunchError("--batch must be at least 1.", seen=f"--batch {batch}", expected="a total, or auto")
@@ -45,13 +45,13 @@ def split_batch(
 
 
 def nearest_totals(batch: int, shares: int) -> list[int]:
-    """The totals below and above ``batch`` that divide; only the one above where the one below is zero."""
+    """Returns the totals below and above ``batch`` that divide, without the total below if it is zero."""
     below = batch // shares * shares
     return [total for total in (below, below + shares) if total > 0]
 
 
 def largest_fitting_count(batch: int, available: int) -> int:
-    """The largest number of devices, below ``available``, over which ``batch`` divides; at least 1."""
+    """Returns the largest number of devices, below ``available``, over which ``batch`` divides; at least 1."""
     return max(count for count in range(1, max(2, available)) if batch % count == 0)
 
 
@@ -77,4 +77,4 @@ def _does_not_divide(
 
 def _number(count: int, noun: str) -> str:
     words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}
-    return f"{words.get(count, str(count))} {noun}{'s' * (count > 1)}"
+    return f"{words.get(count, str(count))} {noun if count == 1 else noun + 's'}"

@@ -1,4 +1,4 @@
-"""From ``--gpus`` to devices: indices, UUIDs, all, idle or cpu, inside a mask that is already set."""
+"""Chooses devices by ``--gpus``: indices, UUIDs, all, idle or cpu, within a mask that is already set."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from yolo_launch.request.command_line import retype
 from yolo_launch.spec import Device, Finding, Host, LaunchPlan, LaunchRequest
 
 IDLE_USED_BYTES = 1 << 30
-"""A GPU without visible processes may still be used from another container; a driver alone takes less than this."""
+"""A GPU with more memory in use may be used from another container; a driver alone takes less than this."""
 CPU_WORDS = ("cpu",)
 
 
 def choose_devices(request: LaunchRequest, host: Host) -> tuple[tuple[Device, ...], list[Finding]]:
-    """The device of each local rank, in the order asked for, and what should be said about the choice.
+    """Chooses the device of each local rank, in the order asked for, and returns findings about the choice too.
 
     Raises LaunchError for a device that is absent, hidden, named twice or unusable by the installed torch.
     """
@@ -43,9 +43,10 @@ def choose_devices(request: LaunchRequest, host: Host) -> tuple[tuple[Device, ..
 
 
 def visible_devices(host: Host) -> tuple[Device, ...]:
-    """The devices that the inherited CUDA_VISIBLE_DEVICES lets through, in its order.
+    """Returns the devices that the inherited CUDA_VISIBLE_DEVICES names, in the order of that variable.
 
-    As CUDA reads it: entries are indices or beginnings of UUIDs, and the first one that names nothing ends the list.
+    Reads the variable as CUDA does: entries are indices or beginnings of UUIDs, and the first entry that names no
+    device ends the list.
     """
     mask = host.visible_devices
     if mask is None:
@@ -61,12 +62,12 @@ def visible_devices(host: Host) -> tuple[Device, ...]:
 
 
 def is_idle(device: Device) -> bool:
-    """Whether nobody uses a device: no process on it and hardly any memory taken."""
+    """Returns True if no process uses a device and less than 1 GiB of its memory is in use."""
     return not device.processes and device.memory_total_bytes - device.memory_free_bytes < IDLE_USED_BYTES
 
 
 def describe_device(device: Device) -> str:
-    """'GPU 2 (RTX 3090, GPU-ab12…, 23.5 GB free)', or 'CPU'."""
+    """Describes a device, as in 'GPU 2 (RTX 3090, GPU-ab12…, 23.5 GB free)' or 'CPU'."""
     if device.kind == "cpu":
         return "CPU"
     facts = [device.name] if device.name else []
@@ -80,7 +81,7 @@ def describe_device(device: Device) -> str:
 def _default_devices(
     request: LaunchRequest, host: Host, usable: tuple[Device, ...]
 ) -> tuple[tuple[Device, ...], list[Finding]]:
-    """Every usable GPU, else the CPU."""
+    """Chooses every usable GPU, or the CPU if there is none."""
     if not usable:
         hidden = _hidden_text(host) if host.devices else ""
         seen = host.gpu_problem or hidden
@@ -132,7 +133,7 @@ def _named_devices(request: LaunchRequest, wanted: str, host: Host, usable: tupl
 
 
 def _find(entry: str, devices: tuple[Device, ...], *, by_position: bool = False) -> Device | None:
-    """The device that an index or the beginning of a UUID names; an ambiguous beginning names none."""
+    """Returns the device that an index or the beginning of a UUID names; None for an ambiguous beginning."""
     if re.fullmatch(r"\d+", entry):
         if by_position:
             return devices[int(entry)] if int(entry) < len(devices) else None
@@ -144,13 +145,14 @@ def _find(entry: str, devices: tuple[Device, ...], *, by_position: bool = False)
 
 
 def _limited(devices: tuple[Device, ...], request: LaunchRequest, *, is_explicit: bool) -> tuple[Device, ...]:
-    """The first ``--nproc`` of the devices. Raises LaunchError where there are fewer, or a list says otherwise."""
+    """Returns the first ``--nproc`` of the devices. Raises LaunchError for fewer devices or another explicit list."""
     count = request.nproc
     if count is None or count == len(devices):
         return devices
     if count < 1 or count > len(devices) or is_explicit:
+        chosen = "1 chosen GPU" if len(devices) == 1 else f"{len(devices)} chosen GPUs"
         raise LaunchError(
-            f"--nproc {count} does not fit {len(devices)} chosen GPU{'s' * (len(devices) > 1)}.",
+            f"--nproc {count} does not fit {chosen}.",
             seen=", ".join(f"GPU {device.index}" for device in devices),
             expected="one worker for each GPU; leave --nproc out",
         )
@@ -201,14 +203,14 @@ def _none_is_idle(usable: tuple[Device, ...]) -> LaunchError:
 
 
 def busy_text(device: Device) -> str:
-    """Who holds a device: each process with PID, user, memory and command."""
-    holders = [
-        f"PID {process.pid}{f' of {process.user}' * bool(process.user)} "
+    """Describes the processes on a device, each with PID, user, memory and command."""
+    processes = [
+        f"PID {process.pid}{f' of {process.user}' if process.user else ''} "
         f"({process.memory_bytes / 2**30:.1f} GB, {process.command})"
         for process in device.processes
     ]
     used = (device.memory_total_bytes - device.memory_free_bytes) / 2**30
-    return f"{describe_device(device)}: " + (", ".join(holders) or f"{used:.1f} GB taken by an unseen process")
+    return f"{describe_device(device)}: " + (", ".join(processes) or f"{used:.1f} GB taken by an unseen process")
 
 
 def _refuse_cpu_build(option: str, host: Host) -> None:
@@ -235,7 +237,7 @@ def _refuse_several_mig(request: LaunchRequest, devices: tuple[Device, ...]) -> 
 
 
 def _mask_findings(host: Host, *, by_index: bool) -> list[Finding]:
-    """An inherited index mask on mixed cards is ambiguous: CUDA counts the fastest first unless told otherwise."""
+    """Warns of an inherited mask of indices on mixed cards, which is ambiguous: CUDA's default is fastest first."""
     mask = host.visible_devices
     names = {device.name for device in host.devices}
     is_pci = host.environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
@@ -250,7 +252,7 @@ def _without_repeats(wanted: str) -> str:
 
 
 def device_text(plan: LaunchPlan, local_rank: int) -> str:
-    """What a rank of this machine trains on, such as 'GPU 2 (RTX 3090)'."""
+    """Describes the devices of a rank of this machine, as in 'GPU 2 (RTX 3090)'."""
     names = []
     for device in plan.devices if plan.mode == "dp" else plan.devices[local_rank : local_rank + 1]:
         if device.kind == "cuda":

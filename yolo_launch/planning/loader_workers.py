@@ -1,4 +1,4 @@
-"""How many loader processes each rank gets: what its cores allow and shared memory can feed."""
+"""Chooses the number of loader processes of each rank by its cores and the shared memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ BYTES_PER_PIXEL = 3
 def choose_workers(
     request: LaunchRequest, host: Host, *, ranks: int, on_cpu: bool, local_batch_size: int
 ) -> tuple[int, list[Finding]]:
-    """Loader processes per rank, capped by its cores and by /dev/shm, and what should be said about it."""
+    """Returns loader processes per rank, at most what cores and /dev/shm allow, and findings about the choice."""
     cores_per_rank = max(1, host.cpu_cores // ranks)
     findings: list[Finding] = []
     if request.workers is None:
-        # On a CPU the model wants the cores too, so loaders get a quarter of them, and none of a few.
+        # On a CPU the model needs the cores too, so loaders get a quarter of them, rounded down.
         workers = min(MOST_WORKERS, cores_per_rank // 4 if on_cpu else cores_per_rank)
     else:
         workers = min(request.workers, cores_per_rank)
@@ -31,7 +31,7 @@ def choose_workers(
 
 
 def shared_memory_need(workers: int, ranks: int, local_batch_size: int, image_size: int) -> int:
-    """Bytes of /dev/shm that loaders hold at most: prefetched uint8 batches and the one being handed over."""
+    """Returns the most bytes of /dev/shm that loaders hold: prefetched uint8 batches and one on its way to the rank."""
     batch_bytes = local_batch_size * BYTES_PER_PIXEL * image_size * image_size
     return ranks * workers * (PREFETCHED_BATCHES + 1) * batch_bytes
 
@@ -53,5 +53,5 @@ def _fit_shared_memory(
 
 
 def size_text(count: int) -> str:
-    """Bytes as people say them."""
+    """Formats bytes for people, as in '1.5 GB' or '112 MB'."""
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"

@@ -1,4 +1,4 @@
-"""From a request and a host to the plan of a launch: a pure function, so that it is tested for machines not here."""
+"""Decides the plan of a launch from a request and a host alone, so that tests can plan for any machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from yolo_launch.planning.loader_workers import choose_workers
 from yolo_launch.spec import Device, Finding, Host, LaunchPlan, LaunchRequest, Mode, WorkerCommand
 
 SMALL_LOCAL_BATCH = 8
-"""Up to here batch norm sees too few images, and statistics over all GPUs help."""
+"""Up to this local batch, batch norm has too few images, and statistics over all GPUs help."""
 
 
 def make_plan(request: LaunchRequest, host: Host) -> LaunchPlan:
-    """Decide everything that will be started on ``host``.
+    """Decides everything that will be started on ``host``.
 
-    Raises LaunchError for what cannot work: devices that are absent, a batch that does not divide, a torch that
-    cannot do it. What works less well than it could becomes a finding of the plan.
+    Raises LaunchError for a request that cannot work: absent devices, a batch that does not divide, an unsuitable
+    torch. A request that works less well than it could gives a finding of the plan.
     """
     devices, findings = choose_devices(request, host)
     mode = _choose_mode(request, devices, findings)
@@ -62,39 +62,39 @@ def make_plan(request: LaunchRequest, host: Host) -> LaunchPlan:
 
 
 def plan_facts(plan: LaunchPlan, command: WorkerCommand) -> dict[str, Any]:
-    """The plan as JSON values, with the equivalent torchrun command."""
+    """Returns the plan as JSON values, with the equivalent torchrun command."""
     return {**asdict(plan), "torchrun": torchrun_command(plan, command), "rank_devices": rank_lines(plan)}
 
 
 def rank_lines(plan: LaunchPlan) -> list[str]:
-    """'rank 0 -> GPU 2 (RTX 3090, GPU-ab12…, 23.5 GB free)', one line a worker."""
+    """Describes each worker in a line, as in 'rank 0 -> GPU 2 (RTX 3090, GPU-ab12…, 23.5 GB free)'."""
     if plan.mode == "dp":
         return [f"rank 0 -> {', '.join(describe_device(device) for device in plan.devices)}"]
-    share = f" ({plan.threads_per_rank} thread{'s' * (plan.threads_per_rank > 1)})"
+    threads = "1 thread" if plan.threads_per_rank == 1 else f"{plan.threads_per_rank} threads"
     return [
-        f"rank {plan.first_rank + local} -> {describe_device(device)}{share * (device.kind == 'cpu')}"
+        f"rank {plan.first_rank + local} -> {describe_device(device)}{f' ({threads})' if device.kind == 'cpu' else ''}"
         for local, device in enumerate(plan.devices)
     ]
 
 
 def torchrun_command(plan: LaunchPlan, command: WorkerCommand) -> str:
-    """What one would type without this launcher; its restarts, watching and clean-up come on top."""
+    """Returns the torchrun command that starts the same workers without this launcher's supervision."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
     unset = [word for name in plan.removed_environment for word in ("-u", name)]
     prefix = ["env", *unset, *variables] if unset else variables
     if plan.nnodes > 1:
-        where = [
+        rendezvous = [
             f"--nnodes={plan.nnodes}",
             f"--node_rank={plan.node_rank}",
             "--master_addr=MASTER",
             f"--master_port={plan.port or 29500}",
         ]
     elif plan.port:
-        where = ["--nnodes=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{plan.port}"]
+        rendezvous = ["--nnodes=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{plan.port}"]
     else:
-        where = ["--standalone"]
+        rendezvous = ["--standalone"]
     arguments = [shlex.quote(word) for word in command.arguments]
-    words = [*prefix, "torchrun", *where, f"--nproc_per_node={plan.nproc_per_node}"]
+    words = [*prefix, "torchrun", *rendezvous, f"--nproc_per_node={plan.nproc_per_node}"]
     if plan.max_restarts:
         words.append(f"--max_restarts={plan.max_restarts}")
     return " ".join([*words, *arguments])
@@ -136,7 +136,7 @@ def _refuse_bad_torch(
 
 
 def _split(request: LaunchRequest, host: Host, devices: Sequence[Device], mode: Mode, *, is_auto: bool) -> BatchSplit:
-    # DataParallel scatters over its devices, so there too the total has to divide.
+    # DataParallel scatters over its devices, so the total has to divide there too.
     shares = sum(_nproc_by_node(request, devices))
     if not request.builtin_trainer:
         return BatchSplit(shares, 1)
@@ -202,19 +202,19 @@ def _device_findings(devices: Sequence[Device], mode: Mode) -> list[Finding]:
 
 
 def _threads(host: Host, nproc: int) -> int:
-    """Threads of each rank: what the user set, else its share of the cores."""
+    """Returns the threads of each rank: the user's setting, else an equal share of the cores."""
     given = host.environment.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(given) if given.isdigit() and int(given) > 0 else max(1, host.cpu_cores // nproc)
 
 
 def _environment(host: Host, devices: Sequence[Device], threads: int) -> dict[str, str]:
-    """What every child gets before torch loads there; a thread setting of the user's own stays."""
+    """Returns the variables of every worker, set before torch loads there; the user's own thread settings stay."""
     given = host.environment
     environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in given}
     if devices[0].kind == "cpu":
-        # CUDA_VISIBLE_DEVICES='' keeps a worker from starting a CUDA context that it will not use.
+        # With CUDA_VISIBLE_DEVICES='' a worker starts no CUDA context, which it would not use.
         environment["CUDA_VISIBLE_DEVICES"] = ""
-        # Threads that spin at a barrier slow a shared machine up to fourfold; sleeping ones wait their turn.
+        # Threads that spin at a barrier slow a shared machine up to fourfold; threads that sleep do not.
         if "GOMP_SPINCOUNT" not in given and "OMP_WAIT_POLICY" not in given:
             environment["GOMP_SPINCOUNT"] = "0"
     elif devices[0].kind == "cuda":
