@@ -1,4 +1,4 @@
-"""Limits that the kernel's control groups set on this process, for version 1 and version 2."""
+"""Reads the limits that the kernel's control groups, version 1 or 2, set on this process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UNLIMITED_BYTES = 1 << 60
-"""Version 1 writes a number near 2**63 where there is no limit."""
+"""Version 1 writes a number near 2**63 if there is no limit."""
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs that the quota allows, the smallest of this group's and its parents'; None without a quota."""
+    """Reads the CPUs that the quota allows, the smallest of this group and its parents; None without a quota."""
     quotas = []
     for folder in _group_folders(root, "cpu"):
         version_2 = _read(folder / "cpu.max").split()
@@ -24,7 +24,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
-    """Bytes that the groups allow, the smallest of this group's and its parents'; None without a limit."""
+    """Reads the bytes that the groups allow, the smallest of this group and its parents; None without a limit."""
     limits = []
     for folder in _group_folders(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -35,7 +35,7 @@ def memory_limit(root: Path = Path("/")) -> int | None:
 
 
 def memory_left(root: Path = Path("/")) -> int | None:
-    """Bytes that can still be taken before the nearest limit; file cache that can be dropped counts as free."""
+    """Reads the bytes left before the nearest limit; droppable file cache counts as free. None without a limit."""
     left = []
     for folder in _group_folders(root, "memory"):
         for limit_name, used_name, cache_key in (
@@ -49,12 +49,12 @@ def memory_left(root: Path = Path("/")) -> int | None:
 
 
 def usable_cores(affinity: int, quota: float | None) -> int:
-    """Whole cores to plan with: the affinity's, or fewer where a quota is smaller (1.5 CPUs count as 1)."""
+    """Returns the whole cores to plan with: the affinity's, or fewer if the quota is smaller (1.5 CPUs count as 1)."""
     return max(1, affinity if quota is None else min(affinity, math.floor(quota + 1e-6)))
 
 
 def _group_folders(root: Path, controller: str) -> Iterator[Path]:
-    """This process's group and all its parents, in the hierarchy that holds ``controller``."""
+    """Yields this process's group and all its parents, in the hierarchy that holds ``controller``."""
     mount = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         parts = line.split(":", 2)
@@ -70,7 +70,7 @@ def _group_folders(root: Path, controller: str) -> Iterator[Path]:
         for base in bases:
             if not base.is_dir():
                 continue
-            # In a container the path may be the host's, which is not mounted here; its parents still are.
+            # In a container the path may be the host's and not mounted; the path's parents are mounted still.
             folder = base / group.lstrip("/")
             for candidate in (folder, *folder.parents):
                 yield candidate

@@ -1,4 +1,4 @@
-"""What this machine has: accelerators, cores, memory, limits and addresses. Torch is never imported here."""
+"""Describes this machine: accelerators, cores, memory, limits and addresses, without importing torch."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ RANK_VARIABLES = (
     "ROLE_NAME",
     "ROLE_WORLD_SIZE",
 )
-"""What another launcher tells its workers; ours must not hear it."""
+"""Variables that another launcher sets for its own workers; this launcher's workers must not read them."""
 RANK_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "TORCH_ELASTIC_")
 _KEPT_VARIABLES = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
 _KEPT_PREFIXES = ("NCCL_", "GLOO_", "OMP_", "TORCH_NCCL_")
 
 INSTALLED_ONLY = {"PYTHONSAFEPATH": "1"}
-"""Keeps a child from importing what lies in the working directory, a trainer/ or torch.py (Python 3.11 and later)."""
+"""Keeps a child from importing from the working directory, such as a trainer/ or torch.py (Python 3.11 and later)."""
 
 _PROBE_TIMEOUT_S = 120
 _PROBE = """
@@ -59,7 +59,7 @@ print("DEVICES " + json.dumps(found))
 
 
 def inspect_host(environ: Mapping[str, str] | None = None) -> Host:
-    """Look at this machine as this process may use it; a part that cannot be read is left empty."""
+    """Describes this machine as this process may use it; a part that cannot be read is left empty."""
     import psutil
 
     environ = os.environ if environ is None else environ
@@ -92,17 +92,17 @@ def inspect_host(environ: Mapping[str, str] | None = None) -> Host:
 
 
 def relevant_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The inherited variables that a plan looks at; everything else, secrets among it, stays out."""
+    """Returns the inherited variables that a plan reads, and no others, which may be secrets."""
     return {name: value for name, value in sorted(environ.items()) if is_rank_variable(name) or _is_kept(name)}
 
 
 def is_rank_variable(name: str) -> bool:
-    """Whether a variable is one launcher's message to its own workers."""
+    """Returns True for a variable that a launcher sets for its own workers."""
     return name in RANK_VARIABLES or name.startswith(RANK_PREFIXES)
 
 
 def read_host_file(path: Path) -> Host:
-    """The host in a file that ``doctor --json`` wrote, on this machine or another. Raises LaunchError."""
+    """Reads the host in a file that ``doctor --json`` wrote, on this machine or another. Raises LaunchError."""
     command = "yolo-launch doctor --json > host.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def read_host_file(path: Path) -> Host:
 
 
 def host_from_dict(values: Mapping[str, Any]) -> Host:
-    """The host that ``dataclasses.asdict`` turned into plain values. Raises KeyError or TypeError."""
+    """Makes a host from the plain values of ``dataclasses.asdict``. Raises KeyError or TypeError."""
     fields = dict(values)
     fields["devices"] = tuple(device_from_dict(device) for device in fields["devices"])
     fields["torch"] = TorchFacts(**fields.get("torch", {}))
@@ -131,7 +131,7 @@ def host_from_dict(values: Mapping[str, Any]) -> Host:
 
 
 def device_from_dict(values: Mapping[str, Any]) -> Device:
-    """A device from plain values. Raises TypeError for unknown ones."""
+    """Makes a device from plain values. Raises TypeError for unknown names."""
     fields = dict(values)
     capability = fields.get("compute_capability")
     fields["compute_capability"] = tuple(capability) if capability else None
@@ -148,7 +148,7 @@ def _may_have_other_accelerator() -> bool:
 
 
 def _probe_with_torch() -> tuple[Device, ...]:
-    """Accelerators as torch sees them, asked in a child so that this process stays light."""
+    """Lists accelerators as torch sees them, in a child process so that this one does not load torch."""
     try:
         run = subprocess.run(
             [sys.executable, "-c", _PROBE],

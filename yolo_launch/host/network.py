@@ -1,4 +1,4 @@
-"""Addresses and interfaces between machines, and what a failed connection most likely means. Standard library alone."""
+"""Finds addresses and interfaces between machines, and the likely cause of a failed connection."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ GLOO_INTERFACE, NCCL_INTERFACE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 
 
 def resolve_master(name: str) -> str:
-    """The literal address of a machine: IPv4 before IPv6, and loopback last of its kind; a literal is itself.
+    """Returns the literal address of a machine: IPv4 before IPv6, and loopback last of its kind; a literal as it is.
 
-    Raises LaunchError that names it where it cannot be resolved.
+    Raises LaunchError with the name if the name cannot be resolved.
     """
     plain = name.strip().removeprefix("[").removesuffix("]")
     if _parse(plain):
@@ -33,9 +33,9 @@ def resolve_master(name: str) -> str:
 
 
 def source_address(master: str, port: int) -> str:
-    """The address of this machine that the kernel uses toward the literal address ``master``; nothing is sent.
+    """Returns this machine's address that the kernel uses toward the literal address ``master``; sends nothing.
 
-    Empty where there is no route.
+    Returns "" if there is no route.
     """
     if not _parse(master):
         return ""
@@ -49,26 +49,26 @@ def source_address(master: str, port: int) -> str:
 
 
 def interface_of(address: str, addresses: Mapping[str, tuple[str, ...]]) -> str:
-    """The network interface that has ``address``, of those in ``Host.addresses``; empty where none has."""
+    """Returns the network interface that has ``address``, of those in ``Host.addresses``; "" if none has."""
     wanted = _parse(address)
     for name, own in addresses.items():
         if wanted and any(_parse(each) == wanted for each in own):
             return name
     if _is_loopback(address):
-        # 127.0.1.1 and the like work without being listed.
+        # Loopback addresses such as 127.0.1.1 work without being listed.
         return next((name for name, own in addresses.items() if any(_is_loopback(each) for each in own)), "")
     return ""
 
 
 def is_local_address(address: str, addresses: Mapping[str, tuple[str, ...]]) -> bool:
-    """Whether ``address`` is this machine's own."""
+    """Returns True if ``address`` is this machine's own."""
     return _is_loopback(address) or bool(interface_of(address, addresses))
 
 
 def socket_environment(interface: str, environ: Mapping[str, str], *, has_infiniband: bool) -> dict[str, str]:
-    """Variables that keep gloo and NCCL on ``interface``. One that the user set stays; with InfiniBand NCCL chooses.
+    """Returns variables that keep gloo and NCCL on ``interface``, without those that the user set.
 
-    NCCL takes a name as a prefix unless '=' stands before it.
+    With InfiniBand NCCL chooses by itself. NCCL reads a name as a prefix unless '=' stands before the name.
     """
     if not interface:
         return {}
@@ -79,7 +79,7 @@ def socket_environment(interface: str, environ: Mapping[str, str], *, has_infini
 
 
 def has_infiniband(root: Path = Path("/")) -> bool:
-    """Whether a port of an InfiniBand or RoCE adapter is active."""
+    """Returns True if a port of an InfiniBand or RoCE adapter is active."""
     for state in sorted(root.glob("sys/class/infiniband/*/ports/*/state")):
         try:
             if state.read_text(encoding="utf-8").startswith("4:"):  # "4: ACTIVE"; a port without a link is "1: DOWN"
@@ -90,7 +90,7 @@ def has_infiniband(root: Path = Path("/")) -> bool:
 
 
 def dial_problem(error: OSError, address: str, port: int) -> str:
-    """One sentence for a connection that failed, with its likely cause."""
+    """Describes a failed connection and its likely cause in one sentence."""
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     if isinstance(error, ConnectionRefusedError):
         return f"nothing listens on {where} yet: is the master started, with this --port?"
@@ -108,7 +108,7 @@ def dial_problem(error: OSError, address: str, port: int) -> str:
 
 
 def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """A literal address without its zone, and IPv4 out of its IPv6 form; None for anything else."""
+    """Parses a literal address without its zone, IPv4 also in its IPv6 form; returns None for other texts."""
     try:
         parsed = ipaddress.ip_address(address.split("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs as their driver's library describes them, without importing torch."""
+"""Reads NVIDIA GPUs from the driver's library NVML, without importing torch."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ LARGE_GRAPHICS_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class NvmlReport:
-    """What NVML said: the GPUs in PCI order, and why there are none."""
+    """The answer of NVML: the GPUs in PCI order, and the reason if there are none."""
 
     devices: tuple[Device, ...] = ()
     driver_version: str = ""
     driver_cuda_version: str = ""
-    """The newest CUDA that the driver knows."""
+    """The newest CUDA that the driver supports."""
     present: bool = False
-    """True where the library answered, even with no GPU."""
+    """True if the library answered, even without a GPU."""
     problem: str = ""
-    """A driver is there but does not answer, for example after an upgrade without a restart."""
+    """Why a driver does not answer, for example after an upgrade without a restart; else empty."""
 
 
 def read_gpus(library: Any = None) -> NvmlReport:
-    """Ask NVML for every GPU of the machine; a failing driver gives no GPUs and a problem, never an exception.
+    """Reads every GPU of the machine from NVML; a failing driver gives no GPUs and a problem, never an exception.
 
-    ``library`` stands in for the module ``pynvml``.
+    ``library`` replaces the module ``pynvml``.
     """
     try:
         nvml = importlib.import_module("pynvml") if library is None else library
@@ -75,28 +75,28 @@ def _read_all(nvml: Any) -> NvmlReport:
         try:
             handles.append(nvml.nvmlDeviceGetHandleByIndex(index))
         except nvml.NVMLError as error:
-            # A card that fell off the bus must not hide the others.
+            # A card that does not answer must not hide the others.
             problems.append(f"GPU {index} does not answer: {error}")
     devices: list[Device] = []
-    owners: list[Any] = []
+    whole_gpus: list[Any] = []
     for handle in handles:
         for part, is_mig in _parts(nvml, handle):
             device = _read_device(nvml, part, handle, len(devices), is_mig)
             devices.append(device)
-            owners.append(None if is_mig else handle)
-    linked = tuple(_with_links(nvml, index, devices, owners) for index in range(len(devices)))
+            whole_gpus.append(None if is_mig else handle)
+    linked = tuple(_with_links(nvml, index, devices, whole_gpus) for index in range(len(devices)))
     driver = _ask(nvml, lambda: _text(nvml.nvmlSystemGetDriverVersion()), "")
     return NvmlReport(linked, driver, _driver_cuda(nvml), present=True, problem="; ".join(problems))
 
 
 def _driver_cuda(nvml: Any) -> str:
-    """'12.4' for the driver's own number 12040."""
+    """Reads the newest CUDA of the driver, '12.4' for the driver's number 12040; "" if it is unknown."""
     number = _ask(nvml, lambda: int(nvml.nvmlSystemGetCudaDriverVersion()), 0)
     return f"{number // 1000}.{number % 1000 // 10}" if number else ""
 
 
 def _parts(nvml: Any, handle: Any) -> Iterator[tuple[Any, bool]]:
-    """The GPU itself, or its MIG instances: a card in MIG mode cannot be used as a whole."""
+    """Yields the whole GPU, or the MIG instances of a card in MIG mode, which cannot be used as a whole."""
     mode = _ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0], 0)
     if not mode:
         yield handle, False
@@ -130,7 +130,7 @@ def _read_device(nvml: Any, part: Any, gpu: Any, index: int, is_mig: bool) -> De
 def _processes(nvml: Any, part: Any) -> tuple[GpuProcess, ...]:
     memory_of: dict[int, int] = {}
     for entry in _ask(nvml, lambda: nvml.nvmlDeviceGetGraphicsRunningProcesses(part), ()):
-        # A desktop's server and windows sit on most workstations' cards and are in nobody's way.
+        # A desktop's server and windows use a little memory on most workstations' cards, which stay usable.
         if (entry.usedGpuMemory or 0) >= LARGE_GRAPHICS_BYTES:
             memory_of[int(entry.pid)] = int(entry.usedGpuMemory)
     for entry in _ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(part), ()):
@@ -154,11 +154,12 @@ def _throttle_reasons(nvml: Any, gpu: Any) -> str:
     return ", ".join(word for name, word in _THROTTLE_NAMES.items() if mask & getattr(nvml, name, 0))
 
 
-def _with_links(nvml: Any, index: int, devices: list[Device], owners: list[Any]) -> Device:
+def _with_links(nvml: Any, index: int, devices: list[Device], whole_gpus: list[Any]) -> Device:
+    """Adds the links to other devices; ``whole_gpus`` are NVML's handles, None for a MIG instance."""
     links = {}
     for other, device in enumerate(devices):
-        if other != index and owners[index] is not None and owners[other] is not None:
-            link = _link(nvml, owners[index], owners[other])
+        if other != index and whole_gpus[index] is not None and whole_gpus[other] is not None:
+            link = _link(nvml, whole_gpus[index], whole_gpus[other])
             if link and device.uuid:
                 links[device.uuid] = link
     return replace(devices[index], links=links)
@@ -176,7 +177,7 @@ def _link(nvml: Any, one: Any, other: Any) -> str:
 
 
 def _ask(nvml: Any, question: Callable[[], Any], otherwise: Any) -> Any:
-    """The answer, or ``otherwise`` where this card, driver or package version does not know it."""
+    """Returns the answer, or ``otherwise`` if this card, driver or package version does not support the question."""
     try:
         return question()
     except (nvml.NVMLError, AttributeError) as error:
@@ -189,7 +190,7 @@ def _text(value: str | bytes) -> str:
 
 
 def short_name(name: str) -> str:
-    """A GPU's name without its maker: 'NVIDIA GeForce RTX 3090' becomes 'RTX 3090'."""
+    """Removes the maker from a GPU's name: 'NVIDIA GeForce RTX 3090' becomes 'RTX 3090'."""
     for prefix in ("NVIDIA ", "GeForce ", "Tesla "):
         name = name.removeprefix(prefix)
     return name

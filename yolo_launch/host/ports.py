@@ -1,4 +1,4 @@
-"""Ports of this machine: a free one, chosen by binding, and who holds a busy one."""
+"""Finds a free port of this machine by binding, and the process that listens on a busy port."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from yolo_launch.errors import ExitCode, LaunchError
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port that could be bound a moment ago."""
+    """Returns a port that could be bound a moment ago."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
 def is_free(port: int, address: str = "") -> bool:
-    """Whether a server could listen on ``port`` now; connections that are merely ending do not count."""
+    """Returns True if a server could listen on ``port`` now; connections that are ending do not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -28,7 +28,7 @@ def is_free(port: int, address: str = "") -> bool:
 
 
 def holder_of(port: int) -> str:
-    """The process that listens on ``port``, as 'PID 123 (command)'."""
+    """Describes the process that listens on ``port``, as in 'PID 123 (command)'."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):
@@ -46,7 +46,7 @@ def holder_of(port: int) -> str:
 
 
 def require_free(port: int, next_command: str = "") -> None:
-    """Refuse a port that another process holds. Raises LaunchError that names it."""
+    """Refuses a busy port. Raises LaunchError with the process that listens on the port."""
     if not is_free(port):
         raise LaunchError(
             f"port {port} is busy",

@@ -1,4 +1,4 @@
-"""What each torch version can do, read from package metadata and version files before torch is imported."""
+"""Reads from package metadata and version files, without importing torch, what the installed torch can do."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from yolo_launch.spec import Finding, TorchFacts
 Release = tuple[int, ...]
 
 LAUNCHER_FLOOR: Release = (1, 11)
-"""The oldest torch whose elastic agent this launcher drives."""
+"""The oldest torch whose elastic agent this launcher can run."""
 TRAINER_FLOOR: Release = (2, 4)
 """The oldest torch that the built-in trainer runs on."""
 STATIC_GRAPH_SINCE: Release = (1, 11)
 BROKEN_FOR_DDP: Release = (1, 12, 0)
-"""It fixes the visible GPUs while it is imported, so a chosen subset is ignored; 1.12.1 mended it."""
+"""This release fixes the visible GPUs during its import, so that a chosen subset is ignored; corrected in 1.12.1."""
 
 _REQUIREMENT = re.compile(r"^torch\s*\(?\s*([^;)]*)\)?")
 _SPECIFIER = re.compile(r"^\s*(==|!=|>=|<=|~=|>|<)\s*([0-9]+(?:\.[0-9]+)*)(\.\*)?")
 
 
 def read_torch_facts() -> TorchFacts:
-    """Versions of the installed torch and torchvision and what they were built for; empty where absent."""
+    """Reads versions and builds of the installed torch and torchvision; empty for an absent package."""
     # importlib.util finds the folder without running the package's code.
     torch_file, vision_file = _version_file("torch"), _version_file("torchvision")
     vision_version = _assigned(vision_file, "__version__") or _metadata_version("torchvision")
@@ -39,28 +39,28 @@ def read_torch_facts() -> TorchFacts:
 
 
 def release_of(version: str) -> Release:
-    """The numbers of a version: '2.4.1+cu121' gives (2, 4, 1), '2.5.0a0+git1' gives (2, 5, 0)."""
+    """Returns the numbers of a version: '2.4.1+cu121' gives (2, 4, 1), '2.5.0a0+git1' gives (2, 5, 0)."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
 def is_ddp_broken(facts: TorchFacts) -> bool:
-    """Whether this is the one torch release whose DDP ignores the chosen GPUs."""
+    """Returns True for torch 1.12.0, whose DDP ignores the chosen GPUs."""
     return _padded(release_of(facts.torch_version)) == BROKEN_FOR_DDP
 
 
 def supports_static_graph(facts: TorchFacts) -> bool:
-    """Whether DDP takes ``static_graph``."""
+    """Returns True if DDP takes ``static_graph``."""
     return release_of(facts.torch_version) >= STATIC_GRAPH_SINCE
 
 
 def is_cpu_build(facts: TorchFacts) -> bool:
-    """Whether the installed torch can use no NVIDIA or AMD GPU; False where torch is absent."""
+    """Returns True if the installed torch can use no NVIDIA or AMD GPU; False if torch is absent."""
     return bool(facts.torch_version) and not facts.cuda_version and not facts.hip_version
 
 
 def check_torch(facts: TorchFacts, *, device_count: int, builtin_trainer: bool, is_ddp: bool) -> list[Finding]:
-    """Findings about torch itself: absent, too old for the trainer or the launcher, or the broken 1.12.0."""
+    """Returns findings about torch: absent, too old for the trainer or the launcher, or the broken 1.12.0."""
     version = facts.torch_version
     if not version:
         return [Finding("torch", "failure", "torch is not installed", "python -m pip install torch torchvision")]
@@ -99,7 +99,7 @@ def _too_old(version: str, who: str, floor: Release, remark: str) -> Finding:
 
 
 def check_torchvision(facts: TorchFacts, *, builtin_trainer: bool, on_gpu: bool) -> list[Finding]:
-    """Findings about torchvision: absent, made for another torch, or a CPU build beside a CUDA torch."""
+    """Returns findings about torchvision: absent, made for another torch, or a CPU build beside a CUDA torch."""
     if not facts.torch_version:
         return []
     if not facts.torchvision_version:
@@ -118,10 +118,10 @@ def check_torchvision(facts: TorchFacts, *, builtin_trainer: bool, on_gpu: bool)
 
 
 def satisfies(version: str, requirement: str) -> bool:
-    """Whether a version meets every specifier of a requirement such as '>=2.14.0' or '==2.4.1'.
+    """Returns True if a version meets every specifier of a requirement such as '>=2.14.0' or '==2.4.1'.
 
-    Local versions ('+cu121') do not count, and what cannot be read is taken as met: a check that cannot tell must
-    not stop anyone.
+    Local versions ('+cu121') do not count. A specifier or version that cannot be read counts as met, because a check
+    without an answer must not stop a run.
     """
     have = _padded(release_of(version))
     for part in requirement.split(","):
@@ -182,7 +182,7 @@ def _version_file(package: str) -> Path | None:
 
 
 def _assigned(path: Path | None, name: str) -> str:
-    """The string that a version file assigns to ``name``; empty for None or where the line is absent."""
+    """Returns the string that a version file assigns to ``name``; empty for no file, None or an absent line."""
     if path is None:
         return ""
     text = path.read_text(encoding="utf-8", errors="replace")
