@@ -1,4 +1,4 @@
-"""What the checks before a start look at."""
+"""Holds what the checks before a start read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolo_launch.spec import Finding, Host, LaunchPlan
 
 @dataclass(frozen=True)
 class Context:
-    """What the checks look at. What a command does not have is None, and its checks say nothing."""
+    """Everything that the checks read. A value that a command does not have is None, and its checks yield nothing."""
 
     host: Host
     plan: LaunchPlan | None = None
@@ -23,4 +23,4 @@ class Context:
 
 
 Check = Callable[[Context], Iterable[Finding]]
-"""One check: it says what it saw, or nothing where its subject is absent."""
+"""A check yields findings, or nothing if the value it reads is absent."""

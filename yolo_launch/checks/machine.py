@@ -1,4 +1,4 @@
-"""Checks of the machine: Python, torch, GPUs, disk, limits, ports, names."""
+"""Checks the machine: Python, torch, GPUs, disk, limits, ports, names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_IMAGE_SIZE = 640
 
 
 def check_python(context: Context) -> Iterable[Finding]:
-    """Python's version against those that are tested."""
+    """Compares Python's version with the versions that are tested."""
     version = tuple(int(part) for part in context.host.python_version.split(".")[:2])
     if version < PYTHON_FLOOR:
         yield Finding(
@@ -33,7 +33,7 @@ def check_python(context: Context) -> Iterable[Finding]:
 
 
 def check_torch_packages(context: Context) -> Iterable[Finding]:
-    """torch and torchvision: there, recent enough, made for each other."""
+    """Checks that torch and torchvision are installed, recent enough and made for each other."""
     plan, builtin = context.plan, context.script is None
     count = len(plan.devices) if plan is not None else len(context.host.devices)
     on_gpu = plan.devices[0].kind == "cuda" if plan is not None else bool(context.host.devices)
@@ -43,14 +43,14 @@ def check_torch_packages(context: Context) -> Iterable[Finding]:
 
 
 def check_gpus(context: Context) -> Iterable[Finding]:
-    """A driver that does not answer, which would otherwise look like a machine without GPUs."""
+    """Reports a driver that does not answer, which would otherwise look like a machine without GPUs."""
     if context.host.gpu_problem:
         advice = "after a driver upgrade restart the machine; in a container use --gpus all of docker run"
         yield Finding("gpus", "warning", context.host.gpu_problem, advice)
 
 
 def check_driver(context: Context) -> Iterable[Finding]:
-    """The NVIDIA driver against the CUDA that torch was built for; releases of one major version go together."""
+    """Compares the NVIDIA driver with the CUDA that torch was built for; one major version is compatible."""
     host, plan = context.host, context.plan
     if not host.driver_version or (plan is not None and plan.devices[0].kind != "cuda"):
         return
@@ -64,7 +64,7 @@ def check_driver(context: Context) -> Iterable[Finding]:
 
 
 def check_run_dir(context: Context) -> Iterable[Finding]:
-    """The run directory, or its nearest parent that exists: writable, with space for checkpoints."""
+    """Checks that the run directory, or its nearest parent that exists, is writable and has space for checkpoints."""
     if context.run_dir is None:
         return
     folder = context.run_dir.absolute()
@@ -88,14 +88,14 @@ def check_run_dir(context: Context) -> Iterable[Finding]:
 
 
 def check_open_files(context: Context) -> Iterable[Finding]:
-    """The limit of open files, which loader processes share their tensors through."""
+    """Checks the limit of open files, which loader processes use to share tensors."""
     limit = context.host.open_file_limit
     if limit < FEWEST_OPEN_FILES:
         yield Finding("open files", "warning", f"at most {limit} open files are allowed", "ulimit -n 4096")
 
 
 def check_shared_memory(context: Context) -> Iterable[Finding]:
-    """/dev/shm against what the loaders of this run hold; where that is too little, the plan itself has said so."""
+    """Compares /dev/shm with the need of this run's loaders; if it is too small, the plan already has a finding."""
     total, plan = context.host.shm_total_bytes, context.plan
     if 0 < total <= 64 << 20:
         advice = "in a container: --ipc=host, or --shm-size=4g"
@@ -117,7 +117,7 @@ def check_shared_memory(context: Context) -> Iterable[Finding]:
 
 
 def check_port(context: Context) -> Iterable[Finding]:
-    """An explicit port: free, or held by a process that is named."""
+    """Checks that an explicit port is free, and names the process that listens on a busy port."""
     port = context.plan.port if context.plan is not None else None
     if port is not None and not ports.is_free(port):
         text = f"port {port} is busy: {ports.holder_of(port)} listens on it"
@@ -125,7 +125,7 @@ def check_port(context: Context) -> Iterable[Finding]:
 
 
 def check_host_name(context: Context) -> Iterable[Finding]:
-    """Whether this machine's name leads to a loopback address, or nowhere; that breaks jobs of several machines."""
+    """Checks that this machine's name resolves to an address beyond loopback, as jobs of several machines need."""
     if context.plan is not None and context.plan.nnodes == 1:
         return
     try:

@@ -1,4 +1,4 @@
-"""What is checked before anything is started. Used by train, run, node and doctor: a new check is one row of CHECKS."""
+"""Checks a launch before anything is started, for train, run, node and doctor: a new check is one row of CHECKS."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def run_checks(context: Context) -> list[Finding]:
-    """The findings of every check, failures and all, in the order of CHECKS."""
+    """Returns the findings of every check, failures too, in the order of CHECKS."""
     found: list[Finding] = []
     for check in CHECKS:
         found.extend(check(context))
@@ -41,7 +41,7 @@ def run_checks(context: Context) -> list[Finding]:
 
 
 def exit_code_of(findings: Iterable[Finding]) -> ExitCode:
-    """0 without a failure, 2 where all failures are of what was typed, 3 where the machine has a part in it."""
+    """Returns 0 without a failure, 2 if all failures are mistakes in what was typed, 3 if one is the machine's."""
     failures = [finding for finding in findings if finding.level == "failure"]
     if not failures:
         return ExitCode.DONE
@@ -49,7 +49,7 @@ def exit_code_of(findings: Iterable[Finding]) -> ExitCode:
 
 
 def refuse_failures(findings: Sequence[Finding]) -> None:
-    """Raise LaunchError that names every failure, if there is one."""
+    """Raises LaunchError with every failure, if there is one."""
     exit_code = exit_code_of(findings)
     if exit_code == ExitCode.DONE:
         return

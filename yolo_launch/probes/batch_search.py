@@ -1,4 +1,4 @@
-"""The search for the largest batch that fits, apart from what a step does."""
+"""Searches for the largest batch that fits, by trials that the caller makes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ MOST_REFINEMENTS = 4
 
 @dataclass(frozen=True)
 class BatchSearch:
-    """The batch size that was found, 0 where not even one image fits, and each trial: (images, bytes or None)."""
+    """The batch size that was found, 0 if not even one image fits, and each trial: (images, bytes or None)."""
 
     batch_size: int
     tried: tuple[tuple[int, int | None], ...]
 
 
 def search_largest(trial: Callable[[int], int | None], budget_bytes: int, most: int) -> BatchSearch:
-    """The largest batch, at most ``most``, whose trial stays within the budget, rounded down to a multiple.
+    """Returns the largest batch, at most ``most``, whose trial stays within the budget, rounded down to a multiple.
 
-    ``trial`` returns the memory at its highest, or None where memory ran out. Sizes double until one does not fit;
-    from there memory is taken to grow evenly, and what that predicts is tried too.
+    ``trial`` returns the peak memory in bytes, or None if memory ran out. Sizes double until one does not fit; then
+    the size predicted by linear growth of the memory is tried too.
     """
     tried: list[tuple[int, int | None]] = []
 
@@ -51,7 +51,7 @@ def search_largest(trial: Callable[[int], int | None], budget_bytes: int, most: 
 
 
 def _predict(fitting: list[tuple[int, int]], budget_bytes: int, too_large: int) -> int:
-    """How many images fit, by the slope of the last two sizes that did; half-way where there is no slope."""
+    """Predicts how many images fit by the slope between the last two sizes that did; half-way without a slope."""
     (size, peak) = fitting[-1]
     if len(fitting) > 1 and peak > fitting[-2][1]:
         slope = (peak - fitting[-2][1]) / (size - fitting[-2][0])
@@ -60,5 +60,5 @@ def _predict(fitting: list[tuple[int, int]], budget_bytes: int, too_large: int) 
 
 
 def round_down(size: int) -> int:
-    """The next multiple of 8 below, from 8 on; smaller sizes as they are."""
+    """Rounds down to a multiple of 8 from 8 on; smaller sizes stay as they are."""
     return size // BATCH_MULTIPLE * BATCH_MULTIPLE if size >= BATCH_MULTIPLE else size

@@ -1,4 +1,4 @@
-"""``--batch auto``: the largest total batch that the chosen devices take, measured with real training steps on each."""
+"""Measures ``--batch auto``, the largest total batch of the chosen devices, with real training steps on each."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from yolo_launch.spec import Device, LaunchPlan
 LIMIT_S = 600.0
 MOST_PER_DEVICE = 1024
 FEWEST_STEPS = 16
-"""In an epoch: larger batches would leave a small data set with too few steps to learn from."""
+"""Steps of an epoch at least: with larger batches a small data set would have too few steps to learn from."""
 FEWEST_IMAGES = 16
 """A total that is always allowed, however small the data set is."""
 LARGEST_SCALE = 1.5
-"""How far --multi-scale enlarges images."""
+"""Largest factor by which --multi-scale enlarges images."""
 EVEN_STRIDE = 64
 
 
 def measure_batch(plan: LaunchPlan, config: TrainConfig, *, say: Callable[[str], None], budget_bytes: int = 0) -> int:
-    """The total batch for ``--batch auto``: what the device with the least room takes, times the devices.
+    """Measures the total batch for ``--batch auto``: the batch of the device with the least room, times the devices.
 
-    Every chosen device is tried at the same time, in a process of its own, with real steps in the precision of the
-    training; 85 % of its free memory may be used, or ``budget_bytes``. ``say`` gets a line a device and the choice.
-    Raises LaunchError where a device cannot be measured or does not take one image.
+    All chosen devices are measured at the same time, each in a process of its own, with real steps in the precision
+    of the training; 85 % of the free memory may be used, or ``budget_bytes``. ``say`` is called with a line for each
+    device and one for the total. Raises LaunchError if a device cannot be measured or has no room for one image.
     """
     if plan.devices[0].kind == "mps":
-        raise _cannot("an Apple GPU tells nobody how much memory is free", plan.devices[0])
+        raise _cannot("an Apple GPU does not report its free memory", plan.devices[0])
     shares = len(plan.devices) * plan.nnodes
     most, why = largest_allowed(config, shares)
     ends = _measure(plan, config, most, budget_bytes)
     sizes = [_size_of(end, device, say) for device, end in zip(plan.devices, ends, strict=True)]
     total = min(sizes) * shares
     capped = f" ({why})" if min(sizes) >= round_down(most) else ""
-    say(f"--batch auto: {total} in all, {min(sizes)} for each of {shares} device{'s' * (shares > 1)}{capped}")
+    devices = "1 device" if shares == 1 else f"{shares} devices"
+    say(f"--batch auto: {total} in all, {min(sizes)} for each of {devices}{capped}")
     return total
 
 
 def largest_allowed(config: TrainConfig, shares: int) -> tuple[int, str]:
-    """The most images a device is tried with, and why no more; a data set of n images gives n/16 in all."""
+    """Returns the most images to try on a device, with the reason; a data set of n images allows n/16 in all."""
     images = _training_images(config)
     most = max(1, max(FEWEST_IMAGES, images // FEWEST_STEPS) // shares)
     if most < MOST_PER_DEVICE:
@@ -76,7 +77,8 @@ def _size_of(end: ProbeEnd, device: Device, say: Callable[[str], None]) -> int:
     too_large = [str(count) for count, peak in tried if peak is None or peak > budget]
     text = f"{describe_device(device)}: tried {', '.join(fit) or 'nothing'} with success"
     if too_large:
-        text += f", {', '.join(too_large)} need{'s' * (len(too_large) == 1)} more than {budget / 2**30:.1f} GB"
+        verb = "needs" if len(too_large) == 1 else "need"
+        text += f", {', '.join(too_large)} {verb} more than {budget / 2**30:.1f} GB"
     say(text)
     if size < 1:
         raise LaunchError(
@@ -99,7 +101,7 @@ def _cannot(why: str, device: Device) -> LaunchError:
 
 
 def _training_images(config: TrainConfig) -> int:
-    """How many images the training split names; the embedded set is drawn where it is meant."""
+    """Counts the images of the training split; draws the embedded set if the configuration has no data."""
     from trainer.data.dataset import find_images, load_dataset_file
     from trainer.data.demo.dataset import default_cache_dir, ensure_demo_dataset
 

@@ -1,6 +1,6 @@
-"""What runs in a probe's own process: ``python -m yolo_launch.probes.child NAME ARGUMENTS``; the answer is a line.
+"""Runs one probe in a process of its own: ``python -m yolo_launch.probes.child NAME ARGUMENTS``.
 
-Torch and the trainer are imported here, in the functions that need them, and never in the launcher itself.
+The answer is one line on standard output. Torch and the trainer are imported in the functions that need them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MATRIX_SIDE = 4096
 REDUCED_FLOATS = 7_200_000
-"""About the gradients of yolov5s."""
+"""About the number of gradients of yolov5s."""
 REPEATS = 5
 LOADING_S, STEPPING_S = 20.0, 20.0
 """Seconds after which no further batch or step is timed."""
@@ -35,11 +35,11 @@ REDUCING_S = 20.0
 """Seconds after which no further sum is timed."""
 BOXES_PER_IMAGE = 20
 USABLE_MEMORY = 0.85
-"""The rest is for communication buffers, fragmentation and validation."""
+"""Share of the free memory to use; the rest is for communication buffers, fragmentation and validation."""
 
 
 def write_disk(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Seconds to write ``bytes`` into a nameless file in ``folder`` and onto the disk."""
+    """Measures the seconds to write ``bytes`` to the disk, into a nameless file in ``folder``."""
     block = os.urandom(1 << 20)
     count = max(1, arguments["bytes"] >> 20)
     with tempfile.TemporaryFile(dir=arguments["folder"]) as stream:
@@ -52,7 +52,7 @@ def write_disk(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def use_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Allocate on the one visible GPU, multiply, compare, free. Raises RuntimeError where torch sees no GPU."""
+    """Allocates on the one visible GPU, multiplies, compares, frees. Raises RuntimeError if torch sees no GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -71,7 +71,7 @@ def use_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_peers(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Pairs of visible GPUs, by position, that cannot reach each other's memory."""
+    """Lists pairs of visible GPUs, by position, that cannot reach each other's memory."""
     import torch
 
     pairs = itertools.permutations(range(torch.cuda.device_count()), 2)
@@ -79,7 +79,7 @@ def list_peers(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def all_reduce(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Add up a gradient's worth of numbers over all ranks, a few times. Raises RuntimeError for a wrong sum."""
+    """Sums as many numbers as a model's gradients over all ranks, a few times. Raises RuntimeError for a wrong sum."""
     from datetime import timedelta
 
     import torch
@@ -95,16 +95,16 @@ def all_reduce(arguments: dict[str, Any]) -> dict[str, Any]:
     dist.all_reduce(payload)  # connections are made here
     if not bool((payload == world_size).all()):
         raise RuntimeError(f"the sum over {world_size} ranks is {payload.max().item()}, not {world_size}")
-    late = torch.zeros(1, device=device)
+    overdue = torch.zeros(1, device=device)
     seconds: list[float] = []
     small_s: list[float] = []
     stop_at = time.monotonic() + REDUCING_S
     for _ in range(REPEATS):
-        late.fill_(float(bool(seconds) and time.monotonic() > stop_at))
-        dist.all_reduce(late)  # all meet here, and stop together
-        if late.item():
+        overdue.fill_(float(bool(seconds) and time.monotonic() > stop_at))
+        dist.all_reduce(overdue)  # the ranks stop at the same step
+        if overdue.item():
             break
-        for numbers, times in ((late, small_s), (payload, seconds)):
+        for numbers, times in ((overdue, small_s), (payload, seconds)):
             began_at = time.monotonic()
             dist.all_reduce(numbers)
             numbers[0].item()
@@ -115,7 +115,7 @@ def all_reduce(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def join_store(timeout_s: float) -> Any:
-    """The store of this job's workers, where the environment says."""
+    """Connects to the store of this job's workers, at MASTER_ADDR and MASTER_PORT of the environment."""
     from datetime import timedelta
 
     from torch.distributed import TCPStore
@@ -125,7 +125,7 @@ def join_store(timeout_s: float) -> Any:
 
 
 def scan_data(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Scan both splits as training does, and leave the same cache behind. Raises DataError."""
+    """Scans both splits as training does, and writes the same cache. Raises DataError."""
     from trainer.data.dataset import load_dataset_file
     from trainer.data.demo.dataset import default_cache_dir
     from trainer.data.scan.scan import scan_split
@@ -146,14 +146,14 @@ def scan_data(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def time_loading(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Seconds that this rank's loader takes for a batch by itself, and seconds of a training step on a ready batch."""
+    """Measures the seconds that this rank's loader takes for a batch, and those of a training step on a ready batch."""
     from trainer.training.loop import train_step
 
     run = _make_run(arguments)
     batches = _endless(run)
     workers = arguments["config"]["workers"]
     batch = next(batches)
-    for _ in range(workers):  # the first batches come all at once
+    for _ in range(workers):  # the loader processes finish their first batches at the same time
         next(batches)
     began_at = time.monotonic()
     loaded = 0
@@ -173,7 +173,7 @@ def time_loading(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The most images that real training steps take in the free memory, and what was tried."""
+    """Measures the most images for which real training steps fit the free memory, and lists the trials."""
     import torch
 
     run = _make_run(arguments)
@@ -185,7 +185,7 @@ def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
 
     def peak_of(batch_size: int) -> int | None:
         try:
-            return _peak_bytes(run, _made_up_batch(run, batch_size, arguments["image_size"]))
+            return _peak_bytes(run, _synthetic_batch(run, batch_size, arguments["image_size"]))
         except torch.cuda.OutOfMemoryError:
             run.state.optimizer.zero_grad(set_to_none=True)
             return None
@@ -195,7 +195,7 @@ def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_run(arguments: dict[str, Any]) -> Run:
-    """All that rank 0 of a one-worker job works with, writing below ``folder``."""
+    """Builds the run of rank 0 of a one-worker job, which writes below ``folder``."""
     from trainer.config.train import TrainConfig
     from trainer.data.demo.dataset import default_cache_dir, ensure_demo_dataset
     from trainer.runtime.distributed import DistEnv
@@ -217,7 +217,7 @@ def _make_run(arguments: dict[str, Any]) -> Run:
 
 
 def _endless(run: Run) -> Iterator[Batch]:
-    """The batches of epoch after epoch; small data sets have few in one."""
+    """Yields the batches of epoch after epoch, because an epoch of a small data set has few."""
     for epoch in itertools.count():
         yield from run.epoch_loader.epoch(epoch, 0, ())
 
@@ -229,8 +229,8 @@ def _wait_for_device(run: Run) -> None:
         torch.cuda.synchronize()
 
 
-def _made_up_batch(run: Run, batch_size: int, image_size: int) -> Batch:
-    """Gray images with boxes all over; what they show has no bearing on memory."""
+def _synthetic_batch(run: Run, batch_size: int, image_size: int) -> Batch:
+    """Makes gray images with random boxes; the content of images does not change the memory needed."""
     import torch
 
     from trainer.data.collate import Batch
@@ -248,7 +248,7 @@ def _made_up_batch(run: Run, batch_size: int, image_size: int) -> Batch:
 
 
 def _peak_bytes(run: Run, batch: Batch) -> int:
-    """Memory at its highest in two steps: the second one has the optimizer's own. On a CPU, of the whole process."""
+    """Returns the peak memory of two steps, the second with the optimizer's state; of the whole process on a CPU."""
     import torch
 
     from trainer.training.loop import train_step
@@ -280,13 +280,13 @@ PROBES = {
 
 
 def main() -> int:
-    """Make the probe that the command line names and print its answer, or why there is none."""
+    """Runs the probe that the command line names and prints its answer, or the reason if there is none."""
     guard_worker()
     try:
         answer, exit_code = PROBES[sys.argv[1]](json.loads(sys.argv[2])), 0
     except UserError as error:
         answer, exit_code = {"problem": str(error), "user_error": error.to_dict()}, 2
-    except Exception as error:  # whatever goes wrong is what the probe was to find out
+    except Exception as error:  # any error is a result of the probe
         answer, exit_code = {"problem": f"{type(error).__name__}: {error}".strip()[:2000]}, 1
     print(f"\n{ANSWER}{json.dumps(answer)}", flush=True)
     return exit_code

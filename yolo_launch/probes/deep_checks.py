@@ -1,4 +1,4 @@
-"""The slower checks of ``doctor --deep``, which start processes: a new probe is one row of PROBES."""
+"""Makes the slower checks of ``doctor --deep``, which start processes: a new probe is one row of PROBES."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ LOOPBACK = "127.0.0.1"
 TRIAL_BYTES = 128 << 20
 SLOW_DISK_BYTES_S = 20e6
 CHECKPOINT_BYTES = 60e6
-"""About a resumable checkpoint of yolov5s in training, with its optimizer and average."""
+"""About the size of a resumable checkpoint of yolov5s in training, with optimizer and average."""
 LARGE_WAIT = 0.2
-"""From this share of a step on, waiting for data is worth mending."""
+"""From this share of the time on, waiting for data is reported as a warning."""
 FAST_WITHOUT_PEERS = 1.5
-"""So much faster without peer-to-peer means that peer-to-peer is defective rather than slow."""
+"""An all-reduce this many times faster without peer-to-peer shows that peer-to-peer is defective, not only slow."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ Say = Callable[[str], None]
 
 
 def run_probes(context: Context, say: Say | None = None, limits: ProbeLimits | None = None) -> list[Finding]:
-    """The findings of every probe, in the order of PROBES; ``say`` hears what is being looked at.
+    """Returns the findings of every probe, in the order of PROBES; ``say`` is called with a line before each probe.
 
-    Takes minutes at most. Call it in the main thread. What goes wrong is a finding, and no process stays behind.
+    Takes minutes at most and must be called in the main thread. Every error becomes a finding, and no process of a
+    probe is left running.
     """
     found: list[Finding] = []
     for what, probe in PROBES:
@@ -59,14 +60,14 @@ def run_probes(context: Context, say: Say | None = None, limits: ProbeLimits | N
             say(f"looking at {what} ...")
         try:
             found.extend(probe(context, limits or ProbeLimits()))
-        except Exception as error:  # one probe that cannot be made must not hide what the others see
+        except Exception as error:  # a failed probe must not hide the findings of the others
             logger.debug("probe of %s", what, exc_info=error)
             found.append(Finding(what, "warning", f"it could not be looked at: {type(error).__name__}: {error}"))
     return found
 
 
 def probe_gpus(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
-    """Each GPU, in a process that sees it alone: allocate, multiply, compare, free."""
+    """Tests each GPU in a process that sees this GPU alone: allocate, multiply, compare, free."""
     devices = _gpus(context)
     environments = [alone_on(device, context.plan) for device in devices]
     ends = run_probe("gpu", {}, environments, limits.gpu_s) if devices else []
@@ -83,12 +84,12 @@ def probe_gpus(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
 
 
 def probe_links(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
-    """How each pair of GPUs is connected, and whether one reaches the other's memory."""
+    """Finds the link of each pair of GPUs, and whether one GPU reaches the other's memory."""
     devices = _gpus(context)
     if len(devices) < 2:
         return
-    everyone = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(visible_name, devices))}
-    (end,) = run_probe("peers", {}, [probe_environment(context.plan, **everyone)], limits.gpu_s)
+    all_visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(visible_name, devices))}
+    (end,) = run_probe("peers", {}, [probe_environment(context.plan, **all_visible)], limits.gpu_s)
     if end.answer is None:
         yield Finding("links", "warning", f"the links between GPUs cannot be read: {end.problem}")
         return
@@ -103,7 +104,7 @@ def probe_links(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
 
 
 def probe_all_reduce(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
-    """The sum over all planned workers, timed; with NCCL, once more without peer-to-peer."""
+    """Times the sum over all planned workers; with NCCL, once more without peer-to-peer."""
     plan = context.plan
     if plan is None or plan.mode != "ddp" or plan.nproc_per_node < 2:
         return
@@ -119,7 +120,7 @@ def probe_all_reduce(context: Context, limits: ProbeLimits) -> Iterable[Finding]
 
 
 def probe_data(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
-    """Both splits, every image and label file, as training reads them."""
+    """Scans both splits, every image and label file, as training does."""
     config = context.config
     if config is None or not config.data:
         yield Finding("data set", "ok", "not looked at: none was given", "yolo-launch doctor --deep --data FILE")
@@ -143,7 +144,7 @@ def probe_data(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
 
 
 def probe_loading(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
-    """The time that one batch takes to load against the time of one training step, on the first device."""
+    """Compares the time to load one batch with the time of one training step, on the first device."""
     plan, config = context.plan, context.config
     if plan is None or config is None or not config.data:
         return
@@ -164,21 +165,24 @@ def probe_loading(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
 
 
 def judge_loading(answer: dict[str, Any], workers: int, cores: int) -> Finding:
-    """What loading times mean: without loader processes they add up, with them only what exceeds the step counts."""
+    """Judges loading times: loader processes load during the step, so only the time beyond the step counts as waiting.
+
+    Without loader processes the whole loading time counts.
+    """
     load_s, step_s = answer["load_s"], answer["step_s"]
-    waits_s = load_s if workers == 0 else max(0.0, load_s - step_s)
-    share = waits_s / (step_s + waits_s)
-    who = f"{workers} loader process{'es' * (workers > 1)}" if workers else "no loader process"
-    seen = f"{answer['images']} images load in {load_s:.3f} s ({who}), and a step takes {step_s:.3f} s"
+    wait_s = load_s if workers == 0 else max(0.0, load_s - step_s)
+    share = wait_s / (step_s + wait_s)
+    processes = {0: "no loader process", 1: "1 loader process"}.get(workers, f"{workers} loader processes")
+    seen = f"{answer['images']} images load in {load_s:.3f} s ({processes}), and a step takes {step_s:.3f} s"
     if share < LARGE_WAIT:
         return Finding("loading", "ok", f"{seen}: {1 - share:.0%} of the time is spent learning")
     ways = [f"--workers {min(cores, max(1, round(workers * load_s / step_s)))}"] if workers < cores else []
-    advice = " or ".join([*ways, "--cache ram, or --cache disk where memory is short"])
+    advice = " or ".join([*ways, "--cache ram, or --cache disk if memory is short"])
     return Finding("loading", "warning", f"{seen}: {share:.0%} of the time is spent waiting for data", advice)
 
 
 def probe_disk(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
-    """How fast the run directory's disk takes a file; nothing of it stays."""
+    """Measures the write speed of the run directory's disk with a file that is removed afterwards."""
     if context.run_dir is None:
         return
     folder = context.run_dir.absolute()
@@ -188,7 +192,7 @@ def probe_disk(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
 
 
 def probe_network(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
-    """What workers meet through: the host's name, and a port of this machine."""
+    """Checks the host's name and a free port of this machine, which workers need to connect."""
     yield from machine_checks.check_host_name(replace(context, plan=None))
     port = ports.free_port()
     if ports.is_free(port, LOOPBACK):
@@ -212,7 +216,7 @@ def _judge_disk(folder: Path, end: ProbeEnd) -> Finding:
 
 
 def _reduce(plan: LaunchPlan, limits: ProbeLimits, **more: str) -> ProbeEnd:
-    """An all-reduce over the plan's workers on this machine: rank 0's end, with the first cause where it failed."""
+    """Runs an all-reduce over the plan's workers on this machine; returns rank 0's end, or the cause of a failure."""
     size, port = plan.nproc_per_node, ports.free_port()
     shared = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port), "WORLD_SIZE": str(size), **more}
     environments = [probe_environment(plan, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(size)]
@@ -224,18 +228,18 @@ def _reduce(plan: LaunchPlan, limits: ProbeLimits, **more: str) -> ProbeEnd:
 
 
 def _judge_nccl(count: int, usual: ProbeEnd, without_peers: ProbeEnd) -> Finding:
-    who, way_out = f"{count} GPUs over NCCL", "NCCL_P2P_DISABLE=1 yolo-launch train ..."
+    gpus, advice = f"{count} GPUs over NCCL", "NCCL_P2P_DISABLE=1 yolo-launch train ..."
     if usual.answer is None and without_peers.answer is None:
-        seen = f"{who}: {usual.problem}; with NCCL_P2P_DISABLE=1: {without_peers.problem}"
+        seen = f"{gpus}: {usual.problem}; with NCCL_P2P_DISABLE=1: {without_peers.problem}"
         return Finding("all-reduce", "failure", seen, "NCCL_DEBUG=INFO yolo-launch train ... shows what NCCL tries")
     if usual.answer is None:
-        seen = f"{who}: {usual.problem}; without peer-to-peer it works: {_speed(without_peers)}"
-        return Finding("all-reduce", "failure", seen, way_out)
+        seen = f"{gpus}: {usual.problem}; without peer-to-peer it works: {_speed(without_peers)}"
+        return Finding("all-reduce", "failure", seen, advice)
     if without_peers.answer is None:
-        return Finding("all-reduce", "ok", f"{who}: {_speed(usual)}; without peer-to-peer: {without_peers.problem}")
-    seen = f"{who}: {_speed(usual)}; without peer-to-peer {_speed(without_peers)}"
+        return Finding("all-reduce", "ok", f"{gpus}: {_speed(usual)}; without peer-to-peer: {without_peers.problem}")
+    seen = f"{gpus}: {_speed(usual)}; without peer-to-peer {_speed(without_peers)}"
     if usual.answer["seconds"] > FAST_WITHOUT_PEERS * without_peers.answer["seconds"]:
-        return Finding("all-reduce", "warning", f"{seen}, which is faster", way_out)
+        return Finding("all-reduce", "warning", f"{seen}, which is faster", advice)
     return Finding("all-reduce", "ok", seen)
 
 
@@ -258,4 +262,4 @@ PROBES: tuple[tuple[str, Probe], ...] = (
     ("data set", probe_data),
     ("loading", probe_loading),
 )
-"""What is looked at, and by whom."""
+"""Name and function of each probe."""

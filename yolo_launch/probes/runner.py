@@ -1,4 +1,4 @@
-"""Runs a probe in processes of its own: each leads a new session, has a time limit, and leaves nothing behind."""
+"""Runs a probe in processes of its own, each with a new session and a time limit; kills what is left of the session."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from yolo_launch.workers.environment import OUTPUT_VARIABLE
 
 WORKER = "yolo_launch.probes.child"
 ANSWER = "PROBE "
-"""How the line begins that a probe answers with; libraries print on the same stream."""
+"""Beginning of the line with a probe's answer; libraries print on the same stream."""
 GRACE_S = 5.0
-"""What the others have left once one process of a probe has failed."""
+"""Seconds that the other processes of a probe have left after one has failed."""
 POLL_S = 0.02
 
 
 @dataclass(frozen=True)
 class ProbeEnd:
-    """How one process of a probe ended: with an answer, or with the reason why there is none."""
+    """The end of one process of a probe: an answer, or the reason why there is none."""
 
     answer: dict[str, Any] | None = None
     problem: str = ""
     user_error: dict[str, str] | None = None
-    """The four parts of a mistake of the user's, where the trainer found one."""
+    """The four parts of the user's error that the trainer found, else None."""
     timed_out: bool = False
 
 
 def run_probe(
     name: str, arguments: Mapping[str, Any], environments: Sequence[Mapping[str, str]], timeout_s: float
 ) -> list[ProbeEnd]:
-    """Run one probe of the worker module once for each environment, all at the same time."""
+    """Runs one probe of the worker module once for each environment, all at the same time."""
     command = (sys.executable, "-u", "-m", WORKER, name, json.dumps(arguments))
     return run_processes(command, environments, timeout_s)
 
@@ -50,16 +50,17 @@ def run_probe(
 def run_processes(
     command: Sequence[str], environments: Sequence[Mapping[str, str]], timeout_s: float
 ) -> list[ProbeEnd]:
-    """Start ``command`` in each environment and wait; at the limit, or on any way out, their sessions are killed.
+    """Starts ``command`` in each environment and waits; at the limit, and on every exit, the sessions are killed.
 
-    Call it in the main thread: the processes die with the thread that started them.
+    Must be called in the main thread: the processes die with the thread that started them.
     """
     children: list[_Child] = []
     deadline = time.monotonic() + timeout_s
     try:
         for environment in environments:
             children.append(_Child(command, environment))
-        while sum(child.is_running() for child in children) and time.monotonic() < deadline:  # each is looked at
+        # The sum, unlike any(), asks each child, so that each records its end.
+        while sum(child.is_running() for child in children) and time.monotonic() < deadline:
             time.sleep(POLL_S)
             if any(child.has_failed() for child in children):
                 deadline = min(deadline, time.monotonic() + GRACE_S)
@@ -71,7 +72,7 @@ def run_processes(
 
 
 def probe_environment(plan: LaunchPlan | None, **more: str) -> dict[str, str]:
-    """What a probe sees: the plan's variables, nothing of another launcher's, and ``more``."""
+    """Returns a probe's environment: the plan's variables, none of another launcher's, and ``more``."""
     removed = set(plan.removed_environment) if plan is not None else set()
     kept = {name: value for name, value in os.environ.items() if name not in removed and not is_rank_variable(name)}
     planned = plan.environment if plan is not None else {}
@@ -79,29 +80,29 @@ def probe_environment(plan: LaunchPlan | None, **more: str) -> dict[str, str]:
 
 
 def alone_on(device: Device, plan: LaunchPlan | None) -> dict[str, str]:
-    """The environment of a process that has one device to itself."""
+    """Returns the environment of a process that sees one device only."""
     if device.kind != "cuda":
         return probe_environment(plan)
     return probe_environment(plan, CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=visible_name(device))
 
 
 def visible_name(device: Device) -> str:
-    """How CUDA_VISIBLE_DEVICES names a device."""
+    """Returns a device's name in CUDA_VISIBLE_DEVICES."""
     return device.uuid or str(device.index)
 
 
 def first_problem(ends: Sequence[ProbeEnd]) -> str:
-    """The cause among several ends: an error of its own before an error about a peer, and both before silence."""
-    told = [end.problem for end in ends if end.problem and not end.timed_out]
-    own = [problem for problem in told if not is_consequence(problem)]
-    return next(iter(own + told + [end.problem for end in ends if end.problem]), "")
+    """Returns the cause among several ends: an error first, one about a peer next, a timeout last."""
+    errors = [end.problem for end in ends if end.problem and not end.timed_out]
+    causes = [problem for problem in errors if not is_consequence(problem)]
+    return next(iter(causes + errors + [end.problem for end in ends if end.problem]), "")
 
 
 class _Child:
-    """One process of a probe, with what it writes."""
+    """One process of a probe, with its output."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        # Files, not pipes: nobody has to read while the process runs, and its own children may hold them open.
+        # Files, not pipes, need no reader while the process runs, and children of the process may hold them open.
         self._stdout: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- finish() closes both
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._ended: tuple[int, int] | None = None
@@ -115,7 +116,7 @@ class _Child:
         )
 
     def is_running(self) -> bool:
-        """Whether the process has not ended; it is not waited for, so that its number stays its own."""
+        """Returns True until the process ends; does not reap the process, so that its PID is not used again."""
         if self._ended is None:
             result = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if result is not None:
@@ -123,11 +124,11 @@ class _Child:
         return self._ended is None
 
     def has_failed(self) -> bool:
-        """Whether the process has ended otherwise than with exit code 0."""
+        """Returns True if the process has ended otherwise than with exit code 0."""
         return self._ended is not None and self._ended != (os.CLD_EXITED, 0)
 
     def finish(self, why_stopped: str) -> ProbeEnd:
-        """Kill what is left of the session and say how the process ended; ``why_stopped`` where it still runs."""
+        """Kills what is left of the session and returns the end, with ``why_stopped`` if the process still ran."""
         timed_out = self.is_running()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -139,8 +140,8 @@ class _Child:
             if timed_out:
                 return ProbeEnd(problem=f"{why_stopped}, and it was stopped", timed_out=True)
             last = next((line.strip() for line in reversed(error_text.splitlines()) if line.strip()), "")
-            died = describe_exit(exit_code) + (f"; its last words: {last[:300]}" if last else "")
-            return ProbeEnd(problem=problem or died, user_error=(answer or {}).get("user_error"))
+            ended = describe_exit(exit_code) + (f"; its last output: {last[:300]}" if last else "")
+            return ProbeEnd(problem=problem or ended, user_error=(answer or {}).get("user_error"))
         return ProbeEnd(answer)
 
 
