@@ -137,7 +137,7 @@ class DetectionLoss:
         return loss / num_images.to(loss)
 
     def _classes(self, rows: Tensor, matches: Sequence[LevelMatches], weights: Tensor) -> Tensor:
-        """Returns the class term after its gain; 0 for one class, which has no other to be told from."""
+        """Returns the class term after its gain; 0 if there is only one class, so no other to distinguish."""
         if self.num_classes == 1:
             return rows.new_zeros(())
         return self.gains.cls * classification_term(

@@ -194,7 +194,7 @@ def _check_with_zero_image(rows: Sequence[LayerRow], layers: Sequence[nn.Module]
         # Other layers may differ in size (padding rows do); those that the head reads may not.
         if row.index in rows[-1].sources and (output.shape[2] * stride != side or output.shape[3] * stride != side):
             sizes = f"{output.shape[3]} x {output.shape[2]} cells from {side} pixels at stride {float(stride):g}"
-            raise row_error(row.where, sizes, f"{float(side / stride):g} a side: mend its padding or the layers before")
+            raise row_error(row.where, sizes, f"{float(side / stride):g} a side: fix its padding or the layers before")
         outputs.append(output)
 
 

@@ -84,7 +84,7 @@ def _broken_ddp_text(facts: TorchFacts, device_count: int) -> str:
     vision = f" (with torchvision {facts.torchvision_version})" if facts.torchvision_version else ""
     return (
         f"torch {facts.torch_version}{vision} cannot train on {device_count} chosen devices: it fixes the visible "
-        "GPUs while it is imported, so a chosen subset is ignored; 1.12.1 mended it"
+        "GPUs while it is imported, so a chosen subset is ignored; 1.12.1 corrected it"
     )
 
 

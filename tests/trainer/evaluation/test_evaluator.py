@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class GatheringRanks:
-    """Stands for ``world_size`` processes: threads that meet in ``gather``, where parts travel pickled."""
+    """Replaces ``world_size`` processes by threads that exchange pickled parts in ``gather``."""
 
     def __init__(self, world_size):
         self.barrier = threading.Barrier(world_size, timeout=60)

@@ -132,7 +132,7 @@ def test_two_runs_with_many_collisions_are_bit_identical_on_threads(make_loss, m
 
 
 def test_the_order_in_which_colliding_rows_are_written_cannot_matter(make_loss, make_batch):
-    """A device may write them in any order, which rows in reverse stand for."""
+    """A device may write colliding rows in any order; the test reverses the rows."""
     loss = make_loss(3, 64)
     predictions, targets = make_batch(2, 3, 64, 50, torch.float64)
     matches = loss.match(targets, [level.shape[2:4] for level in predictions])

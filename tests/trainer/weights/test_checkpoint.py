@@ -177,7 +177,7 @@ def test_a_newer_checkpoint_takes_the_place_of_one_that_could_not_be_written(tmp
 
 @pytest.fixture
 def no_hard_links(monkeypatch):
-    """A file system that knows no hard links."""
+    """A file system without hard links."""
 
     def refuse(*arguments, **options):
         raise PermissionError(1, "Operation not permitted")

@@ -1,4 +1,4 @@
-"""Weights carried into models of the same and of other classes: what comes along, what is reported."""
+"""Weights copied into models of the same and of other classes: the copied tensors, and the report."""
 
 from __future__ import annotations
 

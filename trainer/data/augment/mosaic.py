@@ -73,7 +73,7 @@ def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) 
     if x2 <= x1 or y2 <= y1:
         return
     mask = np.zeros((y2 - y1, x2 - x1), np.uint8)
-    # A pixel's center is half a pixel from its index; polygons are in the coordinates of its edges.
+    # A pixel's center is half a pixel from its index; polygons are in the coordinates of pixel edges.
     corners = np.round(polygon - 0.5).astype(np.int32) - np.array((x1, y1), np.int32)
     cv2.fillPoly(mask, [corners], (1,))
     inside = mask[:, ::-1].astype(bool)

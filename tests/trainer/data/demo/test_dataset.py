@@ -1,4 +1,4 @@
-"""The embedded data set: true boxes, the same bytes every time, and a cache that survives crashes and rivals."""
+"""The embedded data set: true boxes, equal bytes every time, and a cache that survives crashes and other writers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_boxes_are_the_extents_of_the_visible_masks(seed):
 
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_masks_lie_where_the_things_are_painted(seed, monkeypatch):
-    """Swapping black for white behind the things changes every pixel but theirs."""
+    """Swaps black for white behind the objects, which changes every pixel except those of the objects."""
     monkeypatch.setattr(demo, "draw_clutter", lambda generator, surface: None)
     seen = []
     for level in (0, 255):

@@ -34,7 +34,7 @@ FORBIDDEN_EVENTS = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subpro
 
 
 class Watch:
-    """An audit hook, which Python cannot take off again; it looks only while it is on."""
+    """An audit hook, which Python cannot remove again; the hook records only while it is on."""
 
     def __init__(self) -> None:
         self.on = False
@@ -79,7 +79,7 @@ def bounded(watch: Watch) -> Iterator[None]:
 
 
 def read_or_refuse(path, watch: Watch) -> str:
-    """The refusal, "" where the file is fine all the same. Everything but a WeightsError fails the test."""
+    """Returns the refusal, "" if the file is valid after all. Any error other than WeightsError fails the test."""
     with bounded(watch):
         try:
             loaded = load_weights(path)
@@ -153,7 +153,7 @@ def test_nothing_is_called(tmp_path, monkeypatch, watch, name):
 
 
 def test_a_stand_in_is_inert(tmp_path, monkeypatch, watch):
-    """Names under torch.nn and models are let in; calling them does nothing, whatever they are."""
+    """Names under torch.nn and models are accepted; calling them makes placeholders only."""
     monkeypatch.chdir(tmp_path)
     for module, name in (("models.common", "torch.os.system"), ("torch.nn.modules.module", "torch.os.system")):
         write_archive(tmp_path / "a.pt", called(module, name, CANARY), {})
