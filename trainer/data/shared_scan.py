@@ -10,7 +10,7 @@ from trainer.data.scan.report import ScanReport
 from trainer.data.scan.scan import LabeledImages, scan_split
 from trainer.errors import DataError
 from trainer.runtime.distributed import Collectives
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
 
 
@@ -21,7 +21,7 @@ def scan_together(
     single_cls: bool = False,
     collectives: Collectives,
     reporter: Reporter,
-    heartbeat: Heartbeat,
+    heartbeat: HeartbeatWriter,
 ) -> LabeledImages:
     """One split of a data set, scanned once per machine; a collective call. Raises DataError."""
 

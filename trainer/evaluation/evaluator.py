@@ -17,6 +17,7 @@ from trainer.evaluation.matching import IOU_THRESHOLDS, match_detections
 from trainer.evaluation.metrics import ImageResult, Metrics, RankPart, join_parts, summarize
 from trainer.loss import DetectionLoss
 from trainer.model.postprocess import non_max_suppression
+from trainer.protocol import MAX_DETECTIONS, PREDICT_CONFIDENCE, VAL_CONFIDENCE, VAL_IOU
 
 __all__ = ["Evaluator", "Metrics"]
 
@@ -36,13 +37,13 @@ class Evaluator:
         num_classes: int,
         names: Sequence[str],
         loss: DetectionLoss | None = None,
-        confidence_threshold: float = 0.001,
-        nms_iou_threshold: float = 0.6,
-        max_detections: int = 300,
+        confidence_threshold: float = VAL_CONFIDENCE,
+        nms_iou_threshold: float = VAL_IOU,
+        max_detections: int = MAX_DETECTIONS,
         multi_label: bool = True,
         single_class: bool = False,
         iou_thresholds: np.ndarray = IOU_THRESHOLDS,
-        report_confidence: float = 0.25,
+        report_confidence: float = PREDICT_CONFIDENCE,
         sample_batches: int = 3,
         worst_images: int = 16,
         keep_detections: bool = False,

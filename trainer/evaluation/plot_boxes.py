@@ -14,6 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from trainer.protocol import PREDICT_CONFIDENCE
+
 Color = tuple[int, int, int]
 
 # Ten hues that stay apart for most color-blind readers, then a lighter form of each (BGR).
@@ -119,7 +121,7 @@ def save_labels_and_predictions(
     captions: Sequence[str],
     max_images: int = 16,
     *,
-    min_confidence: float = 0.25,
+    min_confidence: float = PREDICT_CONFIDENCE,
 ) -> None:
     """Write a batch twice in one picture: its labels on the left, its predictions on the right.
 

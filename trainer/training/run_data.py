@@ -9,7 +9,7 @@ from trainer.data.scan.scan import LabeledImages
 from trainer.data.shared_scan import scan_together
 from trainer.errors import ConfigError
 from trainer.runtime.distributed import Collectives
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
 
 
@@ -24,7 +24,7 @@ class Data:
 
 
 def load_data(
-    path: str, *, single_cls: bool, collectives: Collectives, reporter: Reporter, heartbeat: Heartbeat
+    path: str, *, single_cls: bool, collectives: Collectives, reporter: Reporter, heartbeat: HeartbeatWriter
 ) -> Data:
     """Read the data-set file and scan both splits, once per machine. Raises DataError or ConfigError."""
     if not path:

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterable
 
+from trainer.protocol import DEFAULT_IMAGE_SIZE
 from yolo_launch.checks.context import Context
 from yolo_launch.host import ports
 from yolo_launch.host.torch_versions import check_torch, check_torchvision
@@ -16,7 +17,6 @@ from yolo_launch.spec import Finding
 PYTHON_FLOOR, PYTHON_NEWEST = (3, 10), (3, 13)
 LOW_DISK_BYTES = 1 << 30
 FEWEST_OPEN_FILES = 1024
-DEFAULT_IMAGE_SIZE = 640
 
 
 def check_python(context: Context) -> Iterable[Finding]:

@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from trainer.protocol import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SUMMARY_FILE, replace_text
 from yolo_launch.errors import ExitCode, LaunchError
 
-CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
-SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
-_LEFT_BY_A_RUN = ("weights/*", "logs/*", "results.csv", "metrics.jsonl", SUMMARY_FILE)
+_LEFT_BY_A_RUN = ("weights/*", "logs/*", RESULTS_FILE, METRICS_FILE, SUMMARY_FILE)
 _MOST_RUNS = 10_000
 
 
@@ -159,13 +158,6 @@ def write_plan(run_dir: Path, facts: Mapping[str, Any]) -> None:
         replace_text(run_dir / PLAN_FILE, json.dumps(facts, indent=2) + "\n")
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new, never half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
 @contextlib.contextmanager
 def writing_to(run_dir: Path) -> Iterator[None]:
     """Turn the file system's refusals into a LaunchError that names the folder."""
@@ -207,7 +199,7 @@ def _newest_unfinished(project: Path) -> Path:
     raise LaunchError(
         "There is no unfinished run to resume.",
         seen=seen,
-        expected="a run without summary.json; a finished one goes on with more epochs",
+        expected=f"a run without {SUMMARY_FILE}; a finished one goes on with more epochs",
         next_command=f"yolo-launch train --resume {max(runs, key=_last_touched)} --epochs N"
         if runs
         else "yolo-launch train",

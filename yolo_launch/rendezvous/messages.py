@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from trainer.protocol import EXIT_USAGE
 from yolo_launch.diagnosis.hangs import StalledRank
 from yolo_launch.rendezvous.framing import FramingError
 from yolo_launch.spec import Finding, Outcome, RankFailure
@@ -81,7 +82,7 @@ class JoinRefused(Message):
     seen: str = ""
     expected: str = ""
     next_command: str = ""
-    exit_code: int = 2
+    exit_code: int = EXIT_USAGE
 
 
 class Seen(Message):

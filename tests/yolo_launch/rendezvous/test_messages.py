@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.yolo_launch.rendezvous.simulation import make_join_request
+from trainer.protocol import Heartbeat
 from yolo_launch.diagnosis.hangs import StalledRank
-from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
 from yolo_launch.diagnosis.stacks import Frame
 from yolo_launch.rendezvous import messages
 from yolo_launch.rendezvous.framing import MAX_FRAME_BYTES, FramingError, text_of

@@ -167,7 +167,7 @@ def test_resume_goes_on_in_the_same_folder_on_the_same_devices(supervisor, data,
 
 def test_resume_may_change_the_number_of_workers_and_split_unevenly(supervisor, data, monkeypatch):
     unfinished(supervisor, data)
-    monkeypatch.setattr("yolo_launch.host.inventory._affinity", lambda: 8)
+    monkeypatch.setattr("yolo_launch.host.inventory.affinity_cores", lambda: 8)
     assert train("--resume", "--gpus", "cpu", "--nproc", "3") == 0
     assert (supervisor.last.plan.global_batch_size, supervisor.last.plan.local_batch_size) == (8, 3)
 
