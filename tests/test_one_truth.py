@@ -11,10 +11,6 @@ from tests.test_architecture import MODULES, tree_of
 PROTOCOL = "trainer.protocol"
 FOLDERS = {"weights", "logs"}
 """Words that name other things too, and a folder of the run directory only where a path is put together."""
-ALLOWED = {
-    ("OUTPUT_ON_STDERR", "yolo_launch.probes.runner"): "names a stream",
-}
-"""(constant, module) -> why its literal stands there."""
 
 
 def constants() -> dict[str, object]:
@@ -52,7 +48,7 @@ def stands_in(literal: str, text: str) -> bool:
 
 @pytest.mark.parametrize("name", STRINGS)
 def test_a_name_of_the_protocol_stands_nowhere_else(name):
-    others = [module for module in MODULES if module != PROTOCOL and (name, module) not in ALLOWED]
+    others = [module for module in MODULES if module != PROTOCOL]
     assert [
         f"{module}: {text!r}" for module in others for text in code_strings(module) if stands_in(STRINGS[name], text)
     ] == []
@@ -61,8 +57,6 @@ def test_a_name_of_the_protocol_stands_nowhere_else(name):
 def test_the_protocol_names_what_both_sides_need():
     assert len(STRINGS) >= 13
     assert {"YOLO_LOGS_DIR", "TORCHELASTIC_ERROR_FILE", "config.yaml", "summary.json"} <= set(STRINGS.values())
-    for name, module in ALLOWED:
-        assert any(stands_in(STRINGS[name], text) for text in code_strings(module)), f"{module} needs no exception"
 
 
 @pytest.mark.parametrize("word", [".heartbeat.json", ".error.json", ".stacks", "rank{rank}.log", "rank0."])

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from trainer.data.dataset import DatasetFile
 from trainer.data.demo.dataset import default_cache_dir
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.report import ScanReport
-from trainer.data.scan.scan import LabeledImages, scan_split
+from trainer.data.scan.scan import scan_split
 from trainer.errors import DataError
 from trainer.runtime.distributed import Collectives
 from trainer.runtime.heartbeat import HeartbeatWriter

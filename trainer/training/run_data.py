@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.data.dataset import DatasetFile, load_dataset_file
-from trainer.data.scan.scan import LabeledImages
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.shared_scan import scan_together
 from trainer.errors import ConfigError
 from trainer.runtime.distributed import Collectives

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from trainer.protocol import BEST_WEIGHTS, DEFAULT_IMAGE_SIZE
+from trainer.protocol import BEST_WEIGHTS, DEFAULT_IMAGE_SIZE, SUMMARY_FILE
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.inputs import OFFICIAL_WEIGHTS
 from yolo_launch.checks.preflight import refuse_failures, run_checks
@@ -140,7 +140,7 @@ def run_job(
     """
     show_start(plan, findings, console)
     with run_directory.writing_to(run_dir):
-        (run_dir / run_directory.SUMMARY_FILE).unlink(missing_ok=True)
+        (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
     # Only now is torch loaded, so that everything that can be refused was refused at once.
     from yolo_launch.supervision.supervisor import launch
 

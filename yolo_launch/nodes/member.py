@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.config.hyperparameters import make_hyperparameters
 from trainer.config.train import TrainConfig, make_config, write_config
-from trainer.protocol import RunFiles
+from trainer.protocol import RunFiles, replace_text
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import refuse_failures, run_checks
 from yolo_launch.errors import LaunchError
@@ -122,7 +122,7 @@ def own_run_dir(description: Mapping[str, Any], rank: int, project: str | None =
             with run_directory.writing_to(candidate):
                 RunFiles(candidate).logs.folder.mkdir(parents=True)
                 plan = {"run_id": run_id, "master_run_dir": str(folder)}
-                run_directory.replace_text(candidate / run_directory.PLAN_FILE, json.dumps(plan) + "\n")
+                replace_text(candidate / run_directory.PLAN_FILE, json.dumps(plan) + "\n")
             return candidate
     raise LaunchError("There are too many folders of earlier runs.", seen=str(folder))
 

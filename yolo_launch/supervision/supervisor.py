@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.protocol import RunFiles
-from trainer.runtime.process_guard import PARENT_VARIABLE
+from trainer.protocol import PARENT_VARIABLE, RunFiles
 from yolo_launch.diagnosis.hangs import stall_failure
 from yolo_launch.diagnosis.restart_policy import Progress, decide, stopped_by
 from yolo_launch.errors import ExitCode, LaunchError

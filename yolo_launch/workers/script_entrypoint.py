@@ -122,8 +122,8 @@ def _keep_output(path: Path) -> None:
     except OSError:
         return
     log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
-    sys.stdout = _Tee(sys.stdout, log)  # type: ignore[assignment]
-    sys.stderr = _Tee(sys.stderr, log)  # type: ignore[assignment]
+    sys.stdout = _Tee(sys.stdout, log)
+    sys.stderr = _Tee(sys.stderr, log)
 
 
 class _Tee:
