@@ -26,12 +26,13 @@ def worker(run_dir: Path, failures: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from trainer.runtime.heartbeat import Heartbeat
+    from trainer.protocol import RunFiles
+    from trainer.runtime.heartbeat import HeartbeatWriter
     from trainer.runtime.process_guard import guard_worker
 
     guard_worker()
     rank = int(os.environ["RANK"])
-    heartbeat = Heartbeat(run_dir / "logs" / f"rank{rank}.heartbeat.json", rank, interval_s=0.0)
+    heartbeat = HeartbeatWriter(RunFiles(run_dir).logs, rank, interval_s=0.0)
     began_at = time.monotonic()
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     with (run_dir / f"joined{rank}.txt").open("a") as stream:

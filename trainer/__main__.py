@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer.config.train import make_config, read_options
-from trainer.errors import EXIT_USAGE, UserError
-from trainer.runtime.process_guard import PARENT_VARIABLE, guard_worker
+from trainer.errors import UserError
+from trainer.protocol import CONFIG_FILE, EXIT_FAILED, EXIT_USAGE, PARENT_VARIABLE, RunFiles
+from trainer.runtime.process_guard import guard_worker
 
-FAILED = (1, EXIT_USAGE)
+FAILED = (EXIT_FAILED, EXIT_USAGE)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Parse the command line and train; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train as one worker.")
-    parser.add_argument("config", type=Path, help="a run's config.yaml")
+    parser.add_argument("config", type=Path, help=f"a run's {CONFIG_FILE}")
     parser.add_argument("--run-dir", type=Path, required=True, help="where the run writes, and resumes from")
     parser.add_argument("--data", help="the same data set at another path of this machine")
     parser.add_argument("--workers", type=int, help="loader processes of this worker")
     options = parser.parse_args(arguments)
-    guard_worker(options.run_dir / "logs")
+    guard_worker(RunFiles(options.run_dir).logs.folder)
     try:
         values = read_options(options.config)
         values.update({name: value for name in ("data", "workers") if (value := getattr(options, name)) is not None})

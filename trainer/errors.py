@@ -4,8 +4,6 @@ from __future__ import annotations
 
 RELAYED = "relayed"
 """Attribute of an exception that another rank raised first."""
-EXIT_USAGE = 2
-"""Exit code of a worker that refused its input."""
 
 
 class UserError(Exception):

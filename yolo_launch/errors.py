@@ -5,19 +5,20 @@ from __future__ import annotations
 from enum import IntEnum
 
 from trainer.errors import UserError
+from trainer.protocol import EXIT_DONE, EXIT_FAILED, EXIT_SAVED_AND_STOPPED, EXIT_USAGE
 
 
 class ExitCode(IntEnum):
     """Exit codes of `yolo-launch`; 128+n is a signal n without saved state."""
 
-    DONE = 0
-    WORKER_FAILED = 1
-    USAGE = 2
+    DONE = EXIT_DONE
+    WORKER_FAILED = EXIT_FAILED
+    USAGE = EXIT_USAGE
     ENVIRONMENT = 3
     STALLED = 4
     NOT_JOINED = 5
     MASTER_LOST = 6
-    SAVED_AND_STOPPED = 75
+    SAVED_AND_STOPPED = EXIT_SAVED_AND_STOPPED
 
 
 class LaunchError(UserError):

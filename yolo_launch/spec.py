@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
+
 Level = Literal["ok", "warning", "failure"]
 Mode = Literal["single", "ddp", "dp"]
 DeviceKind = Literal["cuda", "mps", "cpu"]
@@ -104,13 +106,13 @@ class LaunchRequest:
     gpus: str | None = None
     """'0,1', UUIDs, 'all', 'idle' or 'cpu'."""
     nproc: int | None = None
-    global_batch_size: int | None = 16
+    global_batch_size: int | None = DEFAULT_BATCH_SIZE
     """None is --batch auto."""
     batch_is_default: bool = False
     """True where nobody typed the batch, so that it may grow to the next total that divides."""
     uneven_batch_ok: bool = False
     """True for a resume: the world size may have changed, and the batch is split as evenly as possible."""
-    image_size: int = 640
+    image_size: int = DEFAULT_IMAGE_SIZE
     """Side of the images in pixels, for the shared memory that loaders need."""
     parallel: Literal["auto", "ddp", "dp"] = "auto"
     sync_bn: bool = False

@@ -9,7 +9,8 @@ import torch
 
 from tests.faults.comparison import differences
 from tests.faults.hooks import record_samples, set_value
-from trainer.weights.checkpoint import LAST, PREVIOUS, newest_good
+from trainer.protocol import LAST_WEIGHTS, PREVIOUS_WEIGHTS
+from trainer.weights.checkpoint import newest_good
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +48,12 @@ def damage(path, how):
 def test_it_is_refused_by_name_and_the_one_before_is_used(killed, tmp_path, how):
     weights = tmp_path / "weights"
     shutil.copytree(killed / "weights", weights)
-    before = torch.load(weights / PREVIOUS, weights_only=True)["progress"]
-    damage(weights / LAST, how)
+    before = torch.load(weights / PREVIOUS_WEIGHTS, weights_only=True)["progress"]
+    damage(weights / LAST_WEIGHTS, how)
     content, passed_over = newest_good(weights)
     assert content["progress"] == before
     assert len(passed_over) == 1
-    assert str(weights / LAST) in passed_over[0]
+    assert str(weights / LAST_WEIGHTS) in passed_over[0]
     assert "the one before it is used" in passed_over[0]
 
 
@@ -60,11 +61,11 @@ def test_it_is_refused_by_name_and_the_one_before_is_used(killed, tmp_path, how)
 def test_the_run_goes_on_from_the_one_before_to_the_same_bits(training, undisturbed, killed, how):
     run = training("damaged")
     shutil.copytree(killed, run.run_dir)
-    damage(run.run_dir / "weights" / LAST, how)
+    damage(run.run_dir / "weights" / LAST_WEIGHTS, how)
     run.finish()
-    assert f"{LAST} cannot be used" in run.output()
+    assert f"{LAST_WEIGHTS} cannot be used" in run.output()
     assert "resumed at epoch" in run.output()
-    assert (run.run_dir / "weights" / f"{LAST}.refused").exists(), "it does not take the place of a good one"
+    assert (run.run_dir / "weights" / f"{LAST_WEIGHTS}.refused").exists(), "it does not take the place of a good one"
     assert differences(run.result(), undisturbed()) == []
 
 
@@ -91,6 +92,6 @@ def test_more_epochs_keep_the_optimizer_that_the_run_began_with(training):
     run.finish()
     run.config["epochs"] = 8
     run.finish()
-    content = torch.load(run.run_dir / "weights" / LAST, weights_only=True)
+    content = torch.load(run.run_dir / "weights" / LAST_WEIGHTS, weights_only=True)
     assert len(content["progress"]["history"]) == 8
     assert (content["optimizer_name"], content["recipe"]["optimizer"]) == ("AdamW", "AdamW")

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from tests.faults.comparison import differences
-from trainer.weights.checkpoint import LAST, PREVIOUS, newest_good, read_checkpoint
+from trainer.protocol import LAST_WEIGHTS, PREVIOUS_WEIGHTS
+from trainer.weights.checkpoint import newest_good, read_checkpoint
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,7 +54,7 @@ def expect_lost(run, why):
     assert run.wait(120)
     assert [process.exitcode for process in run.ranks] == [2], run.output()
     end = run.output().partition("the training came to its end, but ")[2]
-    assert f"{LAST} could not be written" in end.splitlines()[0], run.output()
+    assert f"{LAST_WEIGHTS} could not be written" in end.splitlines()[0], run.output()
     assert why in end
     assert not (run.run_dir / "summary.json").exists()
 
@@ -76,7 +77,7 @@ def test_room_that_comes_back_is_used_without_waiting_for_the_next_checkpoint(tr
     run = training("freed")
     run.run_dir, run.output_dir = small_disk / "run", small_disk.parent
     run.start()
-    wait_for_file(run.run_dir / "weights" / PREVIOUS, run)
+    wait_for_file(run.run_dir / "weights" / PREVIOUS_WEIGHTS, run)
     fill(small_disk, 0)
     deadline = time.monotonic() + 60
     while "training goes on" not in run.output() and time.monotonic() < deadline and not run.wait(0):
@@ -93,13 +94,13 @@ def test_a_disk_that_turns_read_only_in_between(training, undisturbed, small_dis
     run = training("readonly")
     run.run_dir, run.output_dir = small_disk / "run", small_disk.parent
     run.start()
-    wait_for_file(run.run_dir / "weights" / PREVIOUS, run)
+    wait_for_file(run.run_dir / "weights" / PREVIOUS_WEIGHTS, run)
     # While a file is open for writing, such as a checkpoint, the disk refuses to turn.
     remount = ["mount", "-o", "remount,ro", str(small_disk)]
     while subprocess.run(remount, capture_output=True).returncode and not run.wait(0):
         time.sleep(0.001)
     expect_lost(run, "Read-only file system")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    assert read_checkpoint(run.run_dir / "weights" / LAST)["progress"]["epoch"] < 3
+    assert read_checkpoint(run.run_dir / "weights" / LAST_WEIGHTS)["progress"]["epoch"] < 3
     run.finish()
     assert differences(run.result(), undisturbed()) == []

@@ -7,7 +7,6 @@ what one rank does with them is derived in the worker, since a restart can chang
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from trainer.config.hyperparameters import Hyperparameters, load_hyperparameters, make_hyperparameters
 from trainer.errors import ConfigError
+from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE, replace_text
 
-CONFIG_FILE = "config.yaml"
 DEFAULT_MODEL = "yolov5s"
 
 DATA, MODEL, LEARNING, RUN = "Data", "Model", "Learning", "Run directory"
@@ -33,9 +32,16 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     data: str = _option("", "--data", panel=DATA, text="data-set YAML; without it a small embedded set is made")
-    imgsz: int = _option(640, "--imgsz", "--img", "--img-size", panel=DATA, gt=0, text="image side in pixels")
+    imgsz: int = _option(
+        DEFAULT_IMAGE_SIZE, "--imgsz", "--img", "--img-size", panel=DATA, gt=0, text="image side in pixels"
+    )
     batch_size: int = _option(
-        16, "--batch", "--batch-size", panel=LEARNING, gt=0, text="total batch over all workers, or 'auto'"
+        DEFAULT_BATCH_SIZE,
+        "--batch",
+        "--batch-size",
+        panel=LEARNING,
+        gt=0,
+        text="total batch over all workers, or 'auto'",
     )
     epochs: int = _option(100, "--epochs", panel=LEARNING, gt=0, text="passes over the training set")
     cfg: str = _option(
@@ -157,15 +163,7 @@ def write_config(config: TrainConfig, path: Path) -> None:
 
     A kill leaves the old file or the new one: without its configuration a run cannot be resumed.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    replace_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), sync=True)
 
 
 def read_config(path: Path) -> TrainConfig:

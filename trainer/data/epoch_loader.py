@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from trainer.data.collate import Batch
 from trainer.data.sampler import EpochBatches
-from trainer.data.scan.scan import LabeledImages
+from trainer.data.scan.label_cache import LabeledImages
 
 
 class EpochLoader:

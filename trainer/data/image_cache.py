@@ -27,6 +27,7 @@ import psutil
 
 from trainer.data.images import ImageFiles, LoadedImage, resized_shape
 from trainer.data.scan.label_cache import LabeledImages
+from trainer.protocol import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -200,25 +201,24 @@ def _make(
         return False
     source = ImageFiles(images.paths, images.shapes_hw, image_size, training=training)
     cv2.setNumThreads(0)
-    beside = path.with_name(path.name + ".part")
-    file = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        # Claims the room at once: a mapped file that outgrows its file system ends in a bus error.
-        os.posix_fallocate(file, 0, total)
+    # The lock makes this the only writer, and under one name the next writer takes over what a killed one left.
+    with replacing(path, beside=path.with_name(path.name + ".part")) as beside:
+        file = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            # Claims the room at once: a mapped file that outgrows its file system ends in a bus error.
+            os.posix_fallocate(file, 0, total)
 
-        def store(index: int) -> None:
-            image = source.load(index)
-            os.pwrite(file, np.ascontiguousarray(image.pixels).data, int(offsets[index]))
-            os.pwrite(file, bytes((image.readable,)), int(offsets[-1]) + index)
+            def store(index: int) -> None:
+                image = source.load(index)
+                os.pwrite(file, np.ascontiguousarray(image.pixels).data, int(offsets[index]))
+                os.pwrite(file, bytes((image.readable,)), int(offsets[-1]) + index)
 
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            for done, _ in enumerate(pool.map(store, range(len(images))), start=1):
-                if on_progress is not None:
-                    on_progress(done, len(images))
-        os.replace(beside, path)
-    finally:
-        os.close(file)
-        beside.unlink(missing_ok=True)
+            with ThreadPoolExecutor(max(1, workers)) as pool:
+                for done, _ in enumerate(pool.map(store, range(len(images))), start=1):
+                    if on_progress is not None:
+                        on_progress(done, len(images))
+        finally:
+            os.close(file)
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,10 +26,8 @@ from trainer.data.collate import Collate, ImageGeometry, LoadedSample
 from trainer.data.images import ImageFiles, ImageSource
 from trainer.data.sampler import NUM_PARTNERS, EpochBatches, SampleKey, ValidationBatches, sample_generator
 from trainer.data.scan.label_cache import LabeledImages
+from trainer.protocol import PREFETCHED_BATCHES, affinity_cores, default_loader_workers
 from trainer.runtime.process_guard import loader_init
-
-_PREFETCH = 4
-"""Batches that each loader process works ahead."""
 
 
 class TrainingData(Dataset[LoadedSample]):
@@ -167,7 +164,7 @@ def _make_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         num_workers=num_workers,
-        prefetch_factor=_PREFETCH,
+        prefetch_factor=PREFETCHED_BATCHES,
         persistent_workers=True,
         # Labels and caches are shared with a forked process at no cost. Such a process dies with its parent, so it
         # cannot keep a GPU that it inherited.
@@ -194,9 +191,8 @@ def _to_pixels(pixels: np.ndarray, boxes: np.ndarray | None, segments: list[np.n
     return Sample(pixels, scaled, [polygon * size for polygon in segments])
 
 
-def loader_workers(wanted: int | None, local_world_size: int) -> int:
-    """Loader processes of this rank: what was asked for, else a share of the cores beside the rank itself."""
+def loader_workers(wanted: int | None, local_world_size: int, device_type: str) -> int:
+    """Loader processes of this rank: what was asked for, else what the launcher's plan would give it."""
     if wanted is not None:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(8, cores // local_world_size - 1))
+    return default_loader_workers(affinity_cores(), local_world_size, on_cpu=device_type == "cpu")

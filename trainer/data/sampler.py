@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.protocol import DEFAULT_IMAGE_SIZE
+
 NUM_PARTNERS = 7
 """Other images that a sample may need: three for its mosaic, four for the mosaic that mixup blends in."""
 
@@ -79,7 +81,7 @@ class EpochBatches:
         world_size: int,
         *,
         aspect_ratios: np.ndarray | None = None,
-        image_size: int = 640,
+        image_size: int = DEFAULT_IMAGE_SIZE,
         stride: int = 32,
     ) -> None:
         self.seed = seed

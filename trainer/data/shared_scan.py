@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from trainer.data.dataset import DatasetFile
 from trainer.data.demo.dataset import default_cache_dir
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.report import ScanReport
-from trainer.data.scan.scan import LabeledImages, scan_split
+from trainer.data.scan.scan import scan_split
 from trainer.errors import DataError
 from trainer.runtime.distributed import Collectives
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
 
 
@@ -21,7 +22,7 @@ def scan_together(
     single_cls: bool = False,
     collectives: Collectives,
     reporter: Reporter,
-    heartbeat: Heartbeat,
+    heartbeat: HeartbeatWriter,
 ) -> LabeledImages:
     """One split of a data set, scanned once per machine; a collective call. Raises DataError."""
 

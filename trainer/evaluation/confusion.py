@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.evaluation.matching import pairwise_iou_numpy
+from trainer.protocol import PREDICT_CONFIDENCE, PREDICT_IOU
 
 
 class ConfusionMatrix:
@@ -16,7 +17,7 @@ class ConfusionMatrix:
     Thresholds as in YOLOv5.
     """
 
-    def __init__(self, num_classes: int, *, confidence: float = 0.25, iou: float = 0.45) -> None:
+    def __init__(self, num_classes: int, *, confidence: float = PREDICT_CONFIDENCE, iou: float = PREDICT_IOU) -> None:
         self.num_classes = num_classes
         self.confidence = confidence
         self.iou = iou

@@ -18,6 +18,7 @@ from trainer.evaluation.matching import IOU_THRESHOLDS, match_detections
 from trainer.evaluation.metrics import ImageResult, Metrics, RankPart, join_parts, summarize
 from trainer.loss import DetectionLoss
 from trainer.model.postprocess import non_max_suppression
+from trainer.protocol import MAX_DETECTIONS, PREDICT_CONFIDENCE, VAL_CONFIDENCE, VAL_IOU
 
 __all__ = ["EvaluationSettings", "Evaluator", "Metrics"]
 
@@ -28,15 +29,15 @@ STAGES = ("load", "inference", "nms", "metrics")
 class EvaluationSettings:
     """How detections are made and counted; the defaults are YOLOv5's."""
 
-    confidence_threshold: float = 0.001
-    nms_iou_threshold: float = 0.6
-    max_detections: int = 300
+    confidence_threshold: float = VAL_CONFIDENCE
+    nms_iou_threshold: float = VAL_IOU
+    max_detections: int = MAX_DETECTIONS
     multi_label: bool = True
     single_class: bool = False
     """Every class counts as class 0."""
     iou_thresholds: np.ndarray = field(default_factory=lambda: IOU_THRESHOLDS)
     """(T,), from 0.5 and rising: the IoUs from which a detection is correct."""
-    report_confidence: float = 0.25
+    report_confidence: float = PREDICT_CONFIDENCE
     """Detections above this count in the confusion matrix and as errors of an image."""
     sample_batches: int = 3
     """Number of first batches that keep their detections for pictures."""

@@ -14,6 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from trainer.protocol import PREDICT_CONFIDENCE
+
 Color = tuple[int, int, int]
 
 # Ten hues that most color-blind readers can tell apart (BGR).
@@ -38,8 +40,6 @@ _CAPTION_PX = 22
 _HEADER_PX = 40
 _MAX_LABELLED_BOXES = 12
 """If a tile has more boxes than this, they are drawn without names, which would cover the picture."""
-_MIN_CONFIDENCE = 0.25
-"""Predictions below this are not drawn, since validation keeps thousands of them."""
 
 
 def class_color(class_id: int) -> Color:
@@ -122,15 +122,15 @@ def save_labels_and_predictions(
     captions: Sequence[str],
     max_images: int = 16,
 ) -> None:
-    """Writes a batch twice in one picture: labels on the left, predictions of confidence 0.25 and above on the right.
+    """Writes a batch twice in one picture: labels on the left, confident predictions on the right.
 
     Arrays as in save_image_mosaic. Raises OSError if the file cannot be written.
     """
     shown = [_rows(found) for found in predictions]
-    shown = [found[found[:, 5] >= _MIN_CONFIDENCE] if found.shape[1] > 5 else found for found in shown]
+    shown = [found[found[:, 5] >= PREDICT_CONFIDENCE] if found.shape[1] > 5 else found for found in shown]
     width = _MOSAIC_WIDTH_PX * 3 // 4
     left = _mosaic(images_bchw, labels, names, captions, max_images, "Labels", width)
-    title = f"Predictions (confidence {_MIN_CONFIDENCE:g} and above)"
+    title = f"Predictions (confidence {PREDICT_CONFIDENCE:g} and above)"
     right = _mosaic(images_bchw, shown, names, captions, max_images, title, width)
     gap = np.full((left.shape[0], 16, 3), 255, np.uint8)
     _write(path, np.hstack([left, gap, right]))

@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer.data.scan.label_cache import LabeledImages
 from trainer.errors import ConfigError
-from trainer.runtime.files import replace_text
+from trainer.protocol import replace_text
 
 _COCO_UNUSED_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 """Of COCO's ids 1 to 90, those that no annotation of the 80 classes uses."""

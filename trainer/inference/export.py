@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.protocol import (
+    DEFAULT_IMAGE_SIZE,
+    MAX_DETECTIONS,
+    PREDICT_CONFIDENCE,
+    PREDICT_IOU,
+    RunFiles,
+    replace_text,
+    replacing,
+)
 from trainer.runtime.process_guard import guard_worker
 
 if TYPE_CHECKING:
@@ -17,14 +25,13 @@ if TYPE_CHECKING:
     from trainer.inference.export_formats import Graph, RunFile
     from trainer.runtime.session import Session
 
-SUMMARY_FILE = "summary.json"
 DEFAULT_OPSET = 17
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and export; the exit code."""
     options = parse(arguments)
-    guard_worker(options.run_dir / "logs")
+    guard_worker(RunFiles(options.run_dir).logs.folder)
     # Only now: importing torch takes seconds.
     from trainer.runtime.session import run_entry
 
@@ -38,15 +45,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run-dir", type=Path, required=True, help="where logs and summary go")
     parser.add_argument("--format", default="onnx", choices=("onnx", "torchscript"))
     parser.add_argument("--out", type=Path, help="the file; beside the weights unless given")
-    parser.add_argument("--imgsz", type=int, help="image side; the one trained on, else 640")
+    parser.add_argument("--imgsz", type=int, help=f"image side; the one trained on, else {DEFAULT_IMAGE_SIZE}")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dynamic", action="store_true", help="any batch and any sides in steps of the stride")
     parser.add_argument("--half", action="store_true", help="float16")
     parser.add_argument("--opset", type=int, default=DEFAULT_OPSET)
     parser.add_argument("--with-nms", action="store_true", help="suppression in the graph (ONNX)")
-    parser.add_argument("--conf", type=float, default=0.25, help="for --with-nms")
-    parser.add_argument("--iou", type=float, default=0.45, help="for --with-nms")
-    parser.add_argument("--max-det", type=int, default=300, help="for --with-nms")
+    parser.add_argument("--conf", type=float, default=PREDICT_CONFIDENCE, help="for --with-nms")
+    parser.add_argument("--iou", type=float, default=PREDICT_IOU, help="for --with-nms")
+    parser.add_argument("--max-det", type=int, default=MAX_DETECTIONS, help="for --with-nms")
     parser.add_argument("--image", type=Path, help="picture for the check; an embedded one unless given")
     return parser.parse_args(arguments)
 
@@ -56,7 +63,6 @@ def export(session: Session, options: argparse.Namespace) -> None:
     from trainer.errors import ConfigError
     from trainer.inference.detector import as_dtype, load_detector
     from trainer.inference.export_formats import SUFFIXES, require
-    from trainer.runtime.files import replace_text
 
     if options.with_nms and options.format != "onnx":
         raise ConfigError("--with-nms is for ONNX", seen=f"--format {options.format}", expected="--format onnx")
@@ -70,19 +76,16 @@ def export(session: Session, options: argparse.Namespace) -> None:
         as_dtype(detector.model, torch.float16)
     image_size = detector.image_size(options.imgsz, session.reporter)
     target = options.out or options.weights.with_suffix(SUFFIXES[options.format])
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{SUFFIXES[options.format]}")
     session.heartbeat.beat("save")
     try:
         graph = make_graph(detector, options, image_size)
-        seen = write_and_check(graph, detector, options, temporary, image_size)
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            seen = write_and_check(graph, detector, options, temporary, image_size)
     except OSError as error:
         raise ConfigError("the exported file cannot be written", seen=str(error), expected="--out FILE") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     summary = {"file": str(target), "bytes": target.stat().st_size, **graph.metadata, **seen}
     session.reporter.say(f"{target} ({summary['bytes'] / 1e6:.1f} MB), {options.format}, {_as_text(seen)}")
-    replace_text(options.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    replace_text(RunFiles(options.run_dir).summary, json.dumps(summary, indent=2) + "\n")
 
 
 def make_graph(detector: Detector, options: argparse.Namespace, image_size: int) -> Graph:

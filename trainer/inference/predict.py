@@ -12,6 +12,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.protocol import (
+    DEFAULT_IMAGE_SIZE,
+    OUTPUT_ON_STDERR,
+    OUTPUT_VARIABLE,
+    PREDICT_BATCH_SIZE,
+    PREDICT_CONFIDENCE,
+    PREDICT_IOU,
+    PREDICT_MAX_DETECTIONS,
+    RunFiles,
+)
 from trainer.runtime.process_guard import guard_worker
 
 if TYPE_CHECKING:
@@ -30,8 +40,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and predict; the exit code."""
     options = parse(arguments)
     if options.json:
-        os.environ["YOLO_TRAINER_OUTPUT"] = "stderr"  # stdout is for the lines of JSON
-    guard_worker(options.run_dir / "logs")
+        os.environ[OUTPUT_VARIABLE] = OUTPUT_ON_STDERR  # stdout is for the lines of JSON
+    guard_worker(RunFiles(options.run_dir).logs.folder)
     # Only now: importing torch takes seconds.
     from trainer.runtime.session import run_entry
 
@@ -46,11 +56,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, film, folder or pattern")
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--run-dir", type=Path, required=True, help="where results go")
-    parser.add_argument("--imgsz", type=int, help="image side; the one trained on, else 640")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--conf", type=float, default=0.25)
-    parser.add_argument("--iou", type=float, default=0.45, help="of non-maximum suppression")
-    parser.add_argument("--max-det", type=int, default=1000)
+    parser.add_argument("--imgsz", type=int, help=f"image side; the one trained on, else {DEFAULT_IMAGE_SIZE}")
+    parser.add_argument("--batch", type=int, default=PREDICT_BATCH_SIZE)
+    parser.add_argument("--conf", type=float, default=PREDICT_CONFIDENCE)
+    parser.add_argument("--iou", type=float, default=PREDICT_IOU, help="of non-maximum suppression")
+    parser.add_argument("--max-det", type=int, default=PREDICT_MAX_DETECTIONS)
     parser.add_argument("--classes", help="only these: indices or names, such as 0,2 or person,car")
     parser.add_argument("--half", action="store_true", help="float16 on a GPU")
     parser.add_argument("--save-txt", action="store_true")

@@ -9,6 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.protocol import (
+    DEFAULT_IMAGE_SIZE,
+    MAX_DETECTIONS,
+    VAL_BATCH_SIZE,
+    VAL_CONFIDENCE,
+    VAL_IOU,
+    RunFiles,
+    replace_text,
+)
 from trainer.runtime.process_guard import guard_worker
 
 if TYPE_CHECKING:
@@ -17,13 +26,11 @@ if TYPE_CHECKING:
     from trainer.inference.detector import Detector
     from trainer.runtime.session import Session
 
-SUMMARY_FILE = "summary.json"
-
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and validate; the exit code."""
     options = parse(arguments)
-    guard_worker(options.run_dir / "logs")
+    guard_worker(RunFiles(options.run_dir).logs.folder)
     # Only now: importing torch takes seconds.
     from trainer.runtime.session import run_entry
 
@@ -37,11 +44,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="a data-set YAML")
     parser.add_argument("--run-dir", type=Path, required=True, help="where summary and pictures go")
     parser.add_argument("--split", default="val", choices=("train", "val", "test"))
-    parser.add_argument("--imgsz", type=int, help="image side; the one trained on, else 640")
-    parser.add_argument("--batch", type=int, default=32, help="images a batch; whole batches are dealt to workers")
-    parser.add_argument("--conf", type=float, default=0.001)
-    parser.add_argument("--iou", type=float, default=0.6, help="of non-maximum suppression")
-    parser.add_argument("--max-det", type=int, default=300)
+    parser.add_argument("--imgsz", type=int, help=f"image side; the one trained on, else {DEFAULT_IMAGE_SIZE}")
+    parser.add_argument(
+        "--batch", type=int, default=VAL_BATCH_SIZE, help="images a batch; whole batches are dealt to workers"
+    )
+    parser.add_argument("--conf", type=float, default=VAL_CONFIDENCE)
+    parser.add_argument("--iou", type=float, default=VAL_IOU, help="of non-maximum suppression")
+    parser.add_argument("--max-det", type=int, default=MAX_DETECTIONS)
     parser.add_argument("--workers", type=int, help="loader processes of this worker")
     parser.add_argument("--half", action="store_true", help="float16 on a GPU")
     parser.add_argument("--noplots", action="store_true")
@@ -83,7 +92,7 @@ def measure(
         batches,
         rank=env.rank,
         world_size=env.world_size,
-        num_workers=loader_workers(options.workers, env.local_world_size),
+        num_workers=loader_workers(options.workers, env.local_world_size, session.device.type),
         pin_memory=session.device.type == "cuda",
     )
     settings = EvaluationSettings(
@@ -118,7 +127,6 @@ def report(
 ) -> None:
     """Say, write and draw what was measured; the summary comes last and marks the end."""
     from trainer.inference import coco_results, val_report
-    from trainer.runtime.files import replace_text
 
     say = session.reporter.say
     for number, line in enumerate(val_report.table_lines(metrics)):
@@ -137,7 +145,7 @@ def report(
             say(f"by COCO's definitions: mAP50 {numbers['map50']:.3f}, mAP50-95 {numbers['map5095']:.3f}")
     if not options.noplots:
         val_report.draw(metrics, images, names, image_size, options.run_dir)
-    replace_text(options.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    replace_text(RunFiles(options.run_dir).summary, json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":

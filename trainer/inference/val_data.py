@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.data.dataset import DatasetFile, load_dataset_file
-from trainer.data.scan.scan import LabeledImages
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.shared_scan import scan_together
 from trainer.errors import DataError
 from trainer.inference.detector import Detector

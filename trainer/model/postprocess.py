@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.boxes import xyxy_from_cxcywh
+from trainer.protocol import MAX_DETECTIONS
 
 MAX_CANDIDATES = 30_000
 """Largest number of candidates per image that take part, the best by score."""
@@ -27,7 +28,7 @@ def non_max_suppression(
     classes: Sequence[int] | None = None,
     agnostic: bool = False,
     multi_label: bool = False,
-    max_detections: int = 300,
+    max_detections: int = MAX_DETECTIONS,
 ) -> list[Tensor]:
     """Suppresses greedily per image, best score first, equal scores in the order of the predictions.
 

@@ -15,10 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-PARENT_VARIABLE = "YOLO_PARENT_PID"
-"""A launcher's process id; the worker that finds itself with another parent has lost it already."""
-LOGS_VARIABLE = "YOLO_LOGS_DIR"
-"""Folder for ``rank{RANK}.stacks``, where SIGUSR2 writes the stacks of all threads."""
+from trainer.protocol import LOGS_VARIABLE, PARENT_VARIABLE, RUN_ID_VARIABLE, LogFiles, rank_in
 
 _PR_SET_PDEATHSIG = 1
 _worker_pid: int | None = None
@@ -38,7 +35,7 @@ def guard_worker(logs_dir: Path | None = None) -> None:
         if hasattr(os, "setsid") and os.getsid(0) != os.getpid():
             os.setsid()  # before torch 2.2 the agent leaves its workers in the terminal's session
         die_with_parent(int(parent))
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
+    elif RUN_ID_VARIABLE in os.environ:
         die_with_parent(os.getppid())
     folder = os.environ.get(LOGS_VARIABLE, "") or (str(logs_dir) if logs_dir else "")
     with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed or no real file
@@ -95,7 +92,7 @@ def _register_stacks(folder: str) -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             faulthandler.register(signal.SIGUSR2, all_threads=True)
         return
-    path = Path(folder) / f"rank{os.environ.get('RANK', '0')}.stacks"
+    path = LogFiles(Path(folder)).stacks(rank_in(os.environ))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a", encoding="utf-8")  # open for the process's whole life: the handler only has the number

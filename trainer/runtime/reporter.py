@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from trainer.protocol import output_is_data
+
 _HEADER = f"{'epoch':>9} {'box':>8} {'obj':>8} {'cls':>8} {'P':>7} {'R':>7} {'mAP50':>7} {'mAP50-95':>9} {'img/s':>7}"
 
 
 def output_stream() -> TextIO:
     """stdout, or stderr where the caller keeps stdout for data."""
-    return sys.stderr if os.environ.get("YOLO_TRAINER_OUTPUT") == "stderr" else sys.stdout
+    return sys.stderr if output_is_data(os.environ) else sys.stdout
 
 
 class Reporter:

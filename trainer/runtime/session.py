@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from trainer.protocol import EXIT_DONE, RunFiles
 from trainer.runtime.distributed import Collectives, DistEnv, process_group
 from trainer.runtime.failure_report import report_failure
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
 
 
@@ -22,7 +23,7 @@ class Session:
     device: torch.device
     run_dir: Path
     reporter: Reporter
-    heartbeat: Heartbeat
+    heartbeat: HeartbeatWriter
 
 
 def run_entry(work: Callable[[Session], None], run_dir: Path) -> int:
@@ -34,15 +35,15 @@ def run_entry(work: Callable[[Session], None], run_dir: Path) -> int:
     env, reporter, heartbeat = DistEnv(), None, None
     try:
         env = DistEnv.from_environ()
-        logs = run_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        heartbeat = Heartbeat(logs / f"rank{env.rank}.heartbeat.json", env.rank)
+        logs = RunFiles(run_dir).logs
+        logs.folder.mkdir(parents=True, exist_ok=True)
+        heartbeat = HeartbeatWriter(logs, env.rank)
         heartbeat.beat("start")
-        reporter = Reporter(enabled=env.is_main, log_path=logs / "rank0.log")
+        reporter = Reporter(enabled=env.is_main, log_path=logs.log(0))
         device = env.device()
         with process_group(env, device):
             work(Session(Collectives(env), device, run_dir, reporter, heartbeat))
         heartbeat.beat("done")
-        return 0
+        return EXIT_DONE
     except Exception as error:
         return report_failure(error, env, reporter, heartbeat)

@@ -15,8 +15,9 @@ from trainer.config.train import TrainConfig, rounded_image_size
 from trainer.model.anchors import anchors_per_level, best_possible_recall, fit_anchors
 from trainer.model.graph import DetectionModel, build_model, load_definition
 from trainer.optim.schedule import Recipe, make_recipe
+from trainer.protocol import RunFiles
 from trainer.runtime.distributed import Collectives, DistEnv, warm_up_ddp, wrap_model
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
 from trainer.training.components import (
     freeze_layers,
@@ -117,7 +118,7 @@ def build_run(
     device: torch.device,
     run_dir: Path,
     reporter: Reporter,
-    heartbeat: Heartbeat,
+    heartbeat: HeartbeatWriter,
     saved: dict[str, Any] | None = None,
 ) -> tuple[Run, Data]:
     """Everything that one rank's training needs, at step 0; ``saved`` is the checkpoint that it will go on from."""
@@ -162,7 +163,7 @@ def build_run(
         reporter=reporter,
         heartbeat=heartbeat,
         results=ResultsWriter(run_dir, tensorboard=env.is_main),
-        checkpoints=CheckpointWriter(run_dir / "weights"),
+        checkpoints=CheckpointWriter(RunFiles(run_dir).weights),
         checkpoint_header=describe_run(config, data, model, image_size, recipe),
         settings=loop_settings(config, model, image_size, autocast),
         finite=NonFiniteDetector(),

@@ -31,7 +31,7 @@ from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
 from trainer.optim.schedule import Recipe, Schedule
 from trainer.runtime.distributed import Collectives
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.training.run_data import Data
 from trainer.training.state import Progress, TrainState
 
@@ -112,7 +112,7 @@ def augmentation_of(config: TrainConfig) -> AugmentationSettings:
 
 
 def image_source(
-    config: TrainConfig, images: LabeledImages, image_size: int, heartbeat: Heartbeat, *, training: bool
+    config: TrainConfig, images: LabeledImages, image_size: int, heartbeat: HeartbeatWriter, *, training: bool
 ) -> ImageSource | None:
     """The machine's one decoded copy of a split where --cache asks for it."""
     if not config.cache:
@@ -161,7 +161,7 @@ def make_feed(
     loader = make_training_loader(
         training,
         sampler,
-        num_workers=loader_workers(config.workers, env.local_world_size),
+        num_workers=loader_workers(config.workers, env.local_world_size, device.type),
         pin_memory=device.type == "cuda",
     )
     return EpochLoader(data.train, sampler, loader, num_classes=len(data.names), draws_by_weight=config.image_weights)
@@ -189,7 +189,7 @@ def make_validator(
         batches,
         rank=collectives.env.rank,
         world_size=collectives.env.world_size,
-        num_workers=loader_workers(config.workers, collectives.env.local_world_size),
+        num_workers=loader_workers(config.workers, collectives.env.local_world_size, device.type),
         pin_memory=device.type == "cuda",
     )
     return Validator(Evaluator(num_classes=len(data.names), names=data.names, loss=loss), loader, collectives, device)

@@ -17,12 +17,12 @@ from trainer.data.sampler import step_generator
 from trainer.evaluation.validator import ValidationStopped
 from trainer.optim.optimizer import clip_gradients, set_rates
 from trainer.optim.schedule import multi_scale_size
+from trainer.protocol import BEST_WEIGHTS
 from trainer.runtime.reporter import duration
 from trainer.training.rollback import TrainingDiverged, any_not_finite, roll_back, save_checkpoint, save_for_inference
 from trainer.training.run import Run
 from trainer.training.state import LOSS_NAMES
 from trainer.training.telemetry import ThroughputMeter
-from trainer.weights.checkpoint import BEST
 
 GRADIENT_LIMIT = 10.0
 
@@ -195,7 +195,7 @@ def _keep_epoch(run: Run, row: dict[str, float], *, is_best: bool, is_final: boo
         run.reporter.end_epoch(settings.epochs, row, is_best=is_best)
         periodic = settings.save_period > 0 and progress.epoch % settings.save_period == 0
         keeps_best = is_best if settings.save else is_final  # --nosave keeps the last epoch alone
-        names = [BEST] * keeps_best + [f"epoch{progress.epoch}.pt"] * periodic
+        names = [BEST_WEIGHTS] * keeps_best + [f"epoch{progress.epoch}.pt"] * periodic
         for name in names:
             save_for_inference(run, name)
     if settings.save or is_final:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from trainer.protocol import LAST_WEIGHTS
 from trainer.runtime.reporter import Reporter
 from trainer.training.run import LocalRequests, Run
-from trainer.weights.checkpoint import LAST, copied, newest_good, set_aside
+from trainer.weights.checkpoint import copied, newest_good, set_aside
 
 MAX_ROLLBACKS = 3
 
@@ -48,7 +49,7 @@ def save_checkpoint(run: Run, *, wait: bool = False) -> bool:
         is_good = not any_not_finite(run) and bool(torch.isfinite(sums).all())
         if is_good and run.collectives.env.is_main:
             content = {**run.checkpoint_header, **copied(run.state.state_dict(sums))}
-            run.checkpoints.submit(LAST, content, keep_previous=True)
+            run.checkpoints.submit(LAST_WEIGHTS, content, keep_previous=True)
             if wait:
                 run.checkpoints.flush()
     run.local_requests.checkpointed_at = time.monotonic()

@@ -14,7 +14,7 @@ from trainer.evaluation.validator import Validator
 from trainer.loss import DetectionLoss
 from trainer.optim.schedule import Schedule
 from trainer.runtime.distributed import Collectives
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
 from trainer.training.state import TrainState
 from trainer.training.telemetry import NonFiniteDetector, ResultsWriter, ThroughputMeter
@@ -65,7 +65,7 @@ class Run:
     epoch_loader: EpochLoader
     validator: Validator
     reporter: Reporter
-    heartbeat: Heartbeat
+    heartbeat: HeartbeatWriter
     results: ResultsWriter
     checkpoints: CheckpointWriter
     checkpoint_header: dict[str, Any]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.data.dataset import DatasetFile, load_dataset_file
-from trainer.data.scan.scan import LabeledImages
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.shared_scan import scan_together
 from trainer.errors import ConfigError
 from trainer.runtime.distributed import Collectives
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
 
 
@@ -24,7 +24,7 @@ class Data:
 
 
 def load_data(
-    path: str, *, single_cls: bool, collectives: Collectives, reporter: Reporter, heartbeat: Heartbeat
+    path: str, *, single_cls: bool, collectives: Collectives, reporter: Reporter, heartbeat: HeartbeatWriter
 ) -> Data:
     """Read the data-set file and scan both splits, once per machine. Raises DataError or ConfigError."""
     if not path:

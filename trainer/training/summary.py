@@ -16,13 +16,12 @@ from trainer.data.collate import Batch
 from trainer.errors import DiskError, WeightsError
 from trainer.evaluation import plot_boxes, plots
 from trainer.evaluation.evaluator import Metrics
-from trainer.runtime.files import replace_text
+from trainer.protocol import BEST_WEIGHTS, RunFiles, replace_text
 from trainer.training.loop import validation_beat
 from trainer.training.run import Run
 from trainer.training.run_data import Data
-from trainer.weights.checkpoint import BEST, read_checkpoint
+from trainer.weights.checkpoint import read_checkpoint
 
-SUMMARY_FILE = "summary.json"
 PICTURED_IMAGES = 16
 SLOW_DATA_SHARE = 0.3
 
@@ -76,7 +75,7 @@ def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
         draw_results(run, data, metrics, run_dir)
     summary = summarize(run, metrics, run_dir)
     try:
-        replace_text(run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        replace_text(RunFiles(run_dir).summary, json.dumps(summary, indent=2) + "\n")
     except OSError as error:
         raise _lost("came to its end", "its summary could not be written", f"{run_dir}: {error.strerror}") from None
 
@@ -87,10 +86,12 @@ def best_model(run: Run) -> Any:
     state: dict[str, Any] = {}
     if run.collectives.env.is_main:
         try:
-            content = read_checkpoint(run.checkpoints.weights_dir / BEST)
+            content = read_checkpoint(run.checkpoints.weights_dir / BEST_WEIGHTS)
             state, epoch = content["ema"]["model"], run.state.progress.best_epoch
             if run.settings.save and content["epoch"] != epoch:
-                run.reporter.warn(f"{BEST} is that of epoch {content['epoch'] + 1}; the one of {epoch + 1} was lost")
+                run.reporter.warn(
+                    f"{BEST_WEIGHTS} is that of epoch {content['epoch'] + 1}; the one of {epoch + 1} was lost"
+                )
         except WeightsError as error:
             run.reporter.warn(f"the best weights cannot be read ({error.what}); the last ones are measured instead")
             state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
@@ -149,7 +150,7 @@ def draw_results(run: Run, data: Data, metrics: Metrics, run_dir: Path) -> None:
     """Curves, confusion matrix, and validation images with labels beside predictions."""
     names = [row.name for row in metrics.per_class]
     curves, ap50 = metrics.curves, np.array([row.ap50 for row in metrics.per_class])
-    _draw(lambda: plots.save_training_curves(run_dir / "results.png", run_dir / "results.csv"))
+    _draw(lambda: plots.save_training_curves(run_dir / "results.png", RunFiles(run_dir).results))
     _draw(
         lambda: plots.save_pr_curve(
             run_dir / "PR_curve.png", curves.recall_points, curves.precision_at_recall, names, ap50

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.runtime.files import replace_text
+from trainer.protocol import RunFiles, replace_text
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class ResultsWriter:
     """results.csv and metrics.jsonl of the run directory, always equal to the run's history."""
 
     def __init__(self, run_dir: Path, tensorboard: bool = True) -> None:
-        self.run_dir = run_dir
+        self.files = RunFiles(run_dir)
         self._board = _make_board(run_dir) if tensorboard else None
 
     def write(self, history: list[dict[str, float]]) -> None:
@@ -55,8 +55,8 @@ class ResultsWriter:
         for row in history:
             rows.writerow(_cell(row.get(column, float("nan"))) for column in RESULT_COLUMNS)
         try:
-            replace_text(self.run_dir / "results.csv", table.getvalue())
-            replace_text(self.run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+            replace_text(self.files.results, table.getvalue())
+            replace_text(self.files.metrics, "".join(json.dumps(row) + "\n" for row in history))
         except OSError as error:
             _log.warning("could not write the results (%s); they are kept in the checkpoint", error)
         if history:

@@ -11,9 +11,10 @@ import torch
 
 from trainer.config.train import TrainConfig
 from trainer.evaluation.validator import ValidationStopped
+from trainer.protocol import EXIT_DONE, EXIT_SAVED_AND_STOPPED, RunFiles
 from trainer.runtime.distributed import Collectives, DistEnv, process_group
 from trainer.runtime.failure_report import report_failure
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
 from trainer.training.build import build_run
 from trainer.training.loop import fit
@@ -21,35 +22,37 @@ from trainer.training.resume import find_saved, resume
 from trainer.training.run import Run
 from trainer.training.summary import draw_start, finish_run, keep_weights
 
-EXIT_SAVED = 75
-"""A signal asked to stop and the state is saved."""
-
 
 def main(config: TrainConfig, run_dir: Path) -> int:
     """Train as one rank of the job that the environment describes; the exit code."""
     env, reporter, heartbeat = DistEnv(), None, None
     try:
         env = DistEnv.from_environ()
-        for folder in ("weights", "logs"):
-            (run_dir / folder).mkdir(parents=True, exist_ok=True)
-        heartbeat = Heartbeat(run_dir / "logs" / f"rank{env.rank}.heartbeat.json", env.rank)
+        files = RunFiles(run_dir)
+        files.make_folders()
+        heartbeat = HeartbeatWriter(files.logs, env.rank)
         heartbeat.beat("start")
-        reporter = Reporter(enabled=env.is_main, log_path=run_dir / "logs" / "rank0.log")
+        reporter = Reporter(enabled=env.is_main, log_path=files.logs.log(0))
         device = env.device()
         set_determinism(device, config.deterministic)
         with process_group(env, device):
             finished = train(config, env, device, run_dir, reporter, heartbeat)
         heartbeat.beat("done")
-        return 0 if finished else EXIT_SAVED
+        return EXIT_DONE if finished else EXIT_SAVED_AND_STOPPED
     except Exception as error:
         return report_failure(error, env, reporter, heartbeat)
 
 
 def train(
-    config: TrainConfig, env: DistEnv, device: torch.device, run_dir: Path, reporter: Reporter, heartbeat: Heartbeat
+    config: TrainConfig,
+    env: DistEnv,
+    device: torch.device,
+    run_dir: Path,
+    reporter: Reporter,
+    heartbeat: HeartbeatWriter,
 ) -> bool:
     """Build, resume, fit and finish; False when a signal asked to stop and the state is saved."""
-    saved = find_saved(run_dir / "weights", Collectives(env), reporter)
+    saved = find_saved(RunFiles(run_dir).weights, Collectives(env), reporter)
     run, data = build_run(config, env, device, run_dir, reporter, heartbeat, saved)
     _stop_on_signals(run)
     resume(run, saved)

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from trainer.errors import WeightsError
+from trainer.protocol import BEST_WEIGHTS, LAST_WEIGHTS, PREVIOUS_WEIGHTS, replacing
 
 FORMAT = "yolo-launch checkpoint"
 VERSION = 1
-LAST, PREVIOUS, BEST = "last.pt", "last.previous.pt", "best.pt"
 RETRY_S = 10.0
 """Seconds from a failed write to the next attempt."""
 
@@ -65,23 +65,20 @@ def write_checkpoint(path: Path, content: dict[str, Any], keep_previous: Path | 
     """
     full = {"format": FORMAT, "version": VERSION, **content}
     full["checksum"] = checksum({key: full[key] for key in sorted(full)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            torch.save(full, file)
-            file.flush()
-            os.fsync(file.fileno())
-        read_checkpoint(temporary)
-        if keep_previous is not None and path.exists():
-            _link_over(path, keep_previous)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                torch.save(full, file)
+                file.flush()
+                os.fsync(file.fileno())
+            read_checkpoint(temporary)
+            if keep_previous is not None and path.exists():
+                _link_over(path, keep_previous)
         _sync(path.parent)
     except RuntimeError as error:  # torch.save's own message for a full disk is "unexpected pos"
         raise _disk_error_behind(error) from error
     except WeightsError as error:
         raise OSError(f"what was written does not read back: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _disk_error_behind(error: BaseException) -> OSError:
@@ -95,17 +92,12 @@ def _disk_error_behind(error: BaseException) -> OSError:
 
 
 def _link_over(source: Path, target: Path) -> None:
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
-    try:
+    with replacing(target) as beside:
         try:
             os.link(source, beside)
         except OSError:  # FAT, some network shares and bucket mounts have no hard links
             shutil.copyfile(source, beside)
             _sync(beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -145,7 +137,7 @@ def newest_good(weights_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Returns the newest resumable checkpoint of a run and one line of text for each file that is not usable."""
     damaged: list[tuple[Path, WeightsError]] = []
     content = None
-    for path in (weights_dir / LAST, weights_dir / PREVIOUS):
+    for path in (weights_dir / LAST_WEIGHTS, weights_dir / PREVIOUS_WEIGHTS):
         if not path.exists():
             continue
         try:
@@ -160,7 +152,7 @@ def newest_good(weights_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
 def set_aside(weights_dir: Path) -> None:
     """Renames a refused ``last.pt``, so that the next write does not replace the good previous file by it."""
     with contextlib.suppress(OSError):
-        (weights_dir / LAST).replace(weights_dir / f"{LAST}.refused")
+        (weights_dir / LAST_WEIGHTS).replace(weights_dir / f"{LAST_WEIGHTS}.refused")
 
 
 def remove_leftovers(weights_dir: Path) -> None:
@@ -249,13 +241,13 @@ class CheckpointWriter:
     def _write(self, job: _Job, *, is_retry: bool = False) -> None:
         path = self.weights_dir / job.name
         try:
-            write_checkpoint(path, job.content, self.weights_dir / PREVIOUS if job.keep_previous else None)
+            write_checkpoint(path, job.content, self.weights_dir / PREVIOUS_WEIGHTS if job.keep_previous else None)
         except Exception as error:  # also MemoryError: the next steps would wait forever for a thread that ended
             reason = error.strerror if isinstance(error, OSError) else None
             self.failures, self.last_error = self.failures + 1, reason or str(error) or type(error).__name__
             if not is_retry:
                 _log.warning("could not write %s (%s); training goes on with the last good one", path, error)
-            if job.name in (LAST, BEST):
+            if job.name in (LAST_WEIGHTS, BEST_WEIGHTS):
                 self._unwritten[job.name] = job
             return
         if self._unwritten.pop(job.name, None) is not None:

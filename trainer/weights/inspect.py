@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import EXIT_USAGE, UserError, WeightsError
+from trainer.errors import UserError, WeightsError
+from trainer.protocol import EXIT_USAGE, replacing
 
 _MAX_NAMES_SHOWN = 12
 
@@ -136,12 +137,8 @@ def convert_weights(loaded: Any, target: Path) -> None:
     try:
         if target.suffix == ".safetensors":
             library = safetensors_library()
-            temporary = target.with_name(f".{target.name}.tmp")
-            try:
+            with replacing(target) as temporary:
                 library.torch.save_file(loaded.state, temporary, {"format": "pt", FORMAT: json.dumps(header)})
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
         else:
             write_checkpoint(target, {**header, "config": {}, "ema": {"model": loaded.state, "updates": 0}})
     except OSError as error:

@@ -7,6 +7,9 @@ import shutil
 import socket
 from collections.abc import Iterable
 
+from packaging.version import Version
+
+from trainer.protocol import DEFAULT_IMAGE_SIZE
 from yolo_launch.checks.context import Context
 from yolo_launch.host import ports
 from yolo_launch.host.torch_versions import check_torch, check_torchvision
@@ -16,12 +19,11 @@ from yolo_launch.spec import Finding
 PYTHON_FLOOR, PYTHON_NEWEST = (3, 10), (3, 13)
 LOW_DISK_BYTES = 1 << 30
 FEWEST_OPEN_FILES = 1024
-DEFAULT_IMAGE_SIZE = 640
 
 
 def check_python(context: Context) -> Iterable[Finding]:
     """Compares Python's version with the versions that are tested."""
-    version = tuple(int(part) for part in context.host.python_version.split(".")[:2])
+    version = Version(context.host.python_version).release[:2]
     if version < PYTHON_FLOOR:
         yield Finding(
             "python", "failure", f"Python {context.host.python_version} is too old", "use Python 3.10 to 3.13"
@@ -56,8 +58,8 @@ def check_driver(context: Context) -> Iterable[Finding]:
         return
     known, built_for = host.driver_cuda_version, host.torch.cuda_version
     seen = f"NVIDIA {host.driver_version}" + (f", CUDA up to {known}" if known else "")
-    if known and built_for and int(built_for.split(".")[0]) > int(known.split(".")[0]):
-        advice = f"a newer driver, or a torch that was built for CUDA {known.split('.')[0]}"
+    if known and built_for and Version(built_for).major > Version(known).major:
+        advice = f"a newer driver, or a torch that was built for CUDA {Version(known).major}"
         yield Finding("driver", "warning", f"{seen}; torch was built for CUDA {built_for}", advice)
     else:
         yield Finding("driver", "ok", seen)

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from trainer.errors import EXIT_USAGE, UserError
+from trainer.errors import UserError
+from trainer.protocol import EXIT_USAGE
 from yolo_launch.cli.commands import doctor, export, node, plan, predict, run, train, val, weights
 from yolo_launch.cli.console import Console
 from yolo_launch.errors import ExitCode, LaunchError

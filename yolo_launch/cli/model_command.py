@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from trainer.protocol import BEST_WEIGHTS, DEFAULT_IMAGE_SIZE, SUMMARY_FILE
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.inputs import OFFICIAL_WEIGHTS
 from yolo_launch.checks.preflight import refuse_failures, run_checks
@@ -28,7 +29,14 @@ MODEL = "Model"
 RESULTS = "Results"
 
 WEIGHTS = Option("weights", ("--weights",), "a .pt file of yolo-launch or YOLOv5, or a .safetensors file", str, MODEL)
-IMGSZ = Option("imgsz", ("--imgsz", "--img", "--img-size"), "image side in pixels", int, MODEL, "as trained, else 640")
+IMGSZ = Option(
+    "imgsz",
+    ("--imgsz", "--img", "--img-size"),
+    "image side in pixels",
+    int,
+    MODEL,
+    f"as trained, else {DEFAULT_IMAGE_SIZE}",
+)
 HALF = Option("half", ("--half",), "float16 (on a GPU)", bool, MODEL)
 ONE_DEVICE = Option(
     "gpus", ("--gpus", "--device"), "one index or UUID, or cpu", str, DEVICES, "the first GPU or the CPU"
@@ -71,7 +79,7 @@ def check_weights_file(weights: str | None, command: str) -> Path:
         raise LaunchError(
             f"yolo-launch {command} needs weights.",
             expected="--weights FILE",
-            next_command=f"yolo-launch {command} --weights runs/train/exp/weights/best.pt",
+            next_command=f"yolo-launch {command} --weights runs/train/exp/weights/{BEST_WEIGHTS}",
         )
     path = Path(weights).expanduser()
     if path.is_file():
@@ -105,7 +113,7 @@ def make_inference_plan(
         if "," in (values.get("gpus") or ""):
             raise LaunchError("This command uses one device.", seen=f"--gpus {values['gpus']}", expected="one device")
         chosen["nproc"] = 1
-    facts: dict[str, Any] = {"image_size": values.get("imgsz") or 640, "workers": values.get("workers")}
+    facts: dict[str, Any] = {"image_size": values.get("imgsz") or DEFAULT_IMAGE_SIZE, "workers": values.get("workers")}
     request = launch_request(chosen, typed, global_batch_size=batch, uneven_batch_ok=True, **facts)
     # How many workers there are is known only now; the batch is that of each.
     total = batch * make_plan(request, host).world_size
@@ -132,7 +140,7 @@ def run_job(
     """
     show_start(plan, findings, console)
     with run_directory.writing_to(run_dir):
-        (run_dir / run_directory.SUMMARY_FILE).unlink(missing_ok=True)
+        (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
     # Only now is torch loaded, so that everything that can be refused was refused at once.
     from yolo_launch.supervision.supervisor import launch
 

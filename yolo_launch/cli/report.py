@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Literal
 
+from trainer.protocol import RunFiles
 from yolo_launch.diagnosis.causes import describe_exit
 from yolo_launch.planning.devices import device_text
 from yolo_launch.spec import STATE_SAVED, LaunchPlan, Outcome, RankFailure
@@ -80,7 +81,7 @@ def lines(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) 
     elif outcome.detail and outcome.kind == "worker_failed":
         rows.append(_labeled("Restarts", outcome.detail))
     if failure is not None:
-        rows.append(_labeled("Log", from_here(failure.log_path or str(run_dir / "logs"))))
+        rows.append(_labeled("Log", from_here(failure.log_path or str(RunFiles(run_dir).logs.folder))))
     if outcome.kind != "done":
         rows.append(_labeled("Next", next_command))
     return [row for row in rows if row]

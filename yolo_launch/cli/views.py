@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.protocol import RunFiles
 from yolo_launch.cli import report
 from yolo_launch.cli.console import Console
 from yolo_launch.jobs.resume_changes import Difference
@@ -107,10 +108,10 @@ def show_result(run_dir: Path, summary: Mapping[str, Any], *, is_demo: bool, con
             f"at epoch {summary.get('best_epoch', '?')} of {summary.get('epochs', '?')}"
         )
     rows = [
-        ["results", str(run_dir / "results.csv")],
-        ["weights", str(run_dir / "weights" / "best.pt")],
+        ["results", str(RunFiles(run_dir).results)],
+        ["weights", str(RunFiles(run_dir).best_weights)],
         ["pictures", str(run_dir)],
-        ["next", f"yolo-launch predict --weights {run_dir / 'weights' / 'best.pt'} PICTURES"],
+        ["next", f"yolo-launch predict --weights {RunFiles(run_dir).best_weights} PICTURES"],
         ["or", "yolo-launch train --data YOUR.yaml" if is_demo else _longer(run_dir, summary)],
     ]
     console.table("", (), rows)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from trainer.protocol import FailureRecord, Heartbeat, read_failure
 from yolo_launch.diagnosis.causes import describe_exit, is_consequence
-from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
 from yolo_launch.errors import ExitCode
 from yolo_launch.spec import RankFailure
 from yolo_launch.workers.files import WorkerFiles
@@ -48,39 +46,25 @@ def worker_ends(
     return ends
 
 
-def read_error(files: WorkerFiles, rank: int) -> tuple[dict[str, Any], float]:
-    """A worker's error file and when it was written; empty where there is none, or only half of one."""
-    path = files.error(rank)
-    try:
-        written_at = path.stat().st_mtime
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}, 0.0
-    return (content, written_at) if isinstance(content, dict) else ({}, 0.0)
-
-
-def failure_of(end: WorkerEnd, files: WorkerFiles, heartbeat: Heartbeat | None) -> RankFailure:
+def failure_of(end: WorkerEnd, record: FailureRecord | None, files: WorkerFiles, beat: Heartbeat | None) -> RankFailure:
     """All that is known of one rank that did not end well."""
-    content, written_at = read_error(files, end.rank)
-    message, traceback = _message(content)
-    if not message:
-        message = describe_exit(end.exit_code)
-        traceback = files.log_tail(end.rank)
-    user_error = content.get("user_error")
+    told = record or FailureRecord(end.rank, "")
+    epoch, step = (told.epoch, told.step) if beat is None else (_or(told.epoch, beat.epoch), _or(told.step, beat.step))
+    times = [moment for moment in (told.written_at, end.ended_at) if moment]
     return RankFailure(
         rank=end.rank,
         local_rank=end.rank,
         # A worker that had failed by its own account and was then ended is no victim of SIGKILL.
-        exit_code=int(ExitCode.WORKER_FAILED) if end.by_us and content else end.exit_code,
-        message=message,
-        traceback=traceback,
-        user_error={str(k): str(v) for k, v in user_error.items()} if isinstance(user_error, dict) else None,
-        epoch=_number(content.get("epoch"), heartbeat.epoch if heartbeat else None),
-        step=_number(content.get("step"), heartbeat.step if heartbeat else None),
-        phase=heartbeat.phase if heartbeat else "",
+        exit_code=int(ExitCode.WORKER_FAILED) if end.by_us and record else end.exit_code,
+        message=told.message or describe_exit(end.exit_code),
+        traceback=told.traceback if told.message else files.log_tail(end.rank),
+        user_error=told.user_error,
+        epoch=epoch,
+        step=step,
+        phase=beat.phase if beat else "",
         log_path=str(files.log(end.rank)) if files.log(end.rank).exists() else "",
         host=socket.gethostname(),
-        timestamp_s=min(t for t in (written_at, end.ended_at) if t) if written_at or end.ended_at else 0.0,
+        timestamp_s=min(times, default=0.0),
     )
 
 
@@ -98,24 +82,24 @@ def rank_failures(
     the agent ended is no cause, unless nothing else is left to name. The keys of several machines compare where their
     clocks agree.
     """
-    failed = [end for end in ends if end.exit_code not in (0, ExitCode.SAVED_AND_STOPPED)]
-    failures = [(end, failure_of(end, files, heartbeats.get(end.rank))) for end in failed]
-    told_something = any(_is_own(end, failure) for end, failure in failures)
+    failed = [end for end in ends if end.exit_code not in (ExitCode.DONE, ExitCode.SAVED_AND_STOPPED)]
+    found = [(end, read_failure(files, end.rank)) for end in failed]
+    failures = [(end, record, failure_of(end, record, files, heartbeats.get(end.rank))) for end, record in found]
+    told_something = any(_is_own(end, failure) for end, _, failure in failures)
 
-    def order(end: WorkerEnd, failure: RankFailure) -> OrderKey:
+    def order(end: WorkerEnd, record: FailureRecord | None, failure: RankFailure) -> OrderKey:
         # When one worker fails, the agent sends SIGTERM to the others.
         by_agent = told_something and end.exit_code == -signal.SIGTERM
-        content, _ = read_error(files, end.rank)
-        silent_abort = told_something and end.exit_code == -signal.SIGABRT and not content
+        silent_abort = told_something and end.exit_code == -signal.SIGABRT and record is None
         return (
-            float((end.by_us and not content) or by_agent),
-            float(is_consequence(failure.message) or content.get("relayed") is True),
+            float((end.by_us and record is None) or by_agent),
+            float(is_consequence(failure.message) or (record is not None and record.relayed)),
             float(silent_abort),
             failure.timestamp_s,
             float(failure.rank),
         )
 
-    return [(order(end, failure), failure) for end, failure in failures]
+    return [(order(end, record, failure), failure) for end, record, failure in failures]
 
 
 def _is_own(end: WorkerEnd, failure: RankFailure) -> bool:
@@ -126,15 +110,5 @@ def _is_own(end: WorkerEnd, failure: RankFailure) -> bool:
     )
 
 
-def _message(content: Mapping[str, Any]) -> tuple[str, str]:
-    """Message and traceback, as the trainer or torch's @record wrote them."""
-    message = content.get("message", "")
-    if isinstance(message, dict):
-        extra = message.get("extraInfo")
-        traceback = extra.get("py_callstack", "") if isinstance(extra, dict) else ""
-        return str(message.get("message", "")), str(traceback)
-    return str(message), ""
-
-
-def _number(value: Any, otherwise: int | None) -> int | None:
-    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else otherwise
+def _or(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value

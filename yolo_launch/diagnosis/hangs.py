@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
+from trainer.protocol import Heartbeat
 from yolo_launch.diagnosis.stacks import Frame, collective_in, main_stack, own_frame, waits_for_loader
 from yolo_launch.spec import RankFailure
 from yolo_launch.workers.files import WorkerFiles

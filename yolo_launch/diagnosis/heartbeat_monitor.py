@@ -2,47 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
-from yolo_launch.workers.files import WorkerFiles
-
-STEP_PHASES = frozenset({"train", "val", "save", "done"})
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """One rank's file: phase, epoch, step in the epoch and the wall-clock second it was written."""
-
-    rank: int
-    phase: str
-    epoch: int
-    step: int
-    written_at: float
-    pid: int = 0
-
-    @property
-    def finished_a_step(self) -> bool:
-        """Whether this rank has learned something since the run began."""
-        return self.phase in STEP_PHASES and (self.epoch, self.step) > (0, 0)
-
-
-def read_heartbeat(files: WorkerFiles, rank: int) -> Heartbeat | None:
-    """The rank's heartbeat; None where there is none or a foreign script wrote something else."""
-    try:
-        content = json.loads(files.heartbeat(rank).read_text(encoding="utf-8"))
-        return Heartbeat(
-            rank=rank,
-            phase=str(content.get("phase", "")),
-            epoch=int(content.get("epoch") or 0),
-            step=int(content.get("step") or 0),
-            written_at=float(content.get("time") or 0.0),
-            pid=int(content.get("pid") or 0),
-        )
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+from trainer.protocol import Heartbeat, LogFiles, read_heartbeat
 
 
 class HangDetector:
@@ -55,7 +18,7 @@ class HangDetector:
 
     def __init__(
         self,
-        files: WorkerFiles,
+        files: LogFiles,
         timeout_s: float,
         *,
         start_allowance_s: float,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.protocol import affinity_cores
 from yolo_launch.errors import LaunchError
 from yolo_launch.host import cgroup
 from yolo_launch.host.nvml import read_gpus
@@ -74,7 +75,7 @@ def inspect_host(environ: Mapping[str, str] | None = None) -> Host:
         name=socket.gethostname(),
         platform=f"{platform.system()} {platform.machine()}",
         devices=devices,
-        cpu_cores=cgroup.usable_cores(_affinity(), cgroup.cpu_quota()),
+        cpu_cores=cgroup.usable_cores(affinity_cores(), cgroup.cpu_quota()),
         memory_total_bytes=memory.total if limit is None else min(memory.total, limit),
         memory_available_bytes=memory.available if left is None else min(memory.available, left),
         shm_total_bytes=shm_total,
@@ -166,12 +167,6 @@ def _probe_with_torch() -> tuple[Device, ...]:
             return tuple(device_from_dict(values) for values in json.loads(line.removeprefix("DEVICES ")))
     logger.warning("the torch probe for accelerators ended with %d: %s", run.returncode, run.stderr.strip()[-300:])
     return ()
-
-
-def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _shared_memory() -> tuple[int, int]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
 
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
 from yolo_launch.spec import Finding, TorchFacts
 
-Release = tuple[int, ...]
-
-LAUNCHER_FLOOR: Release = (1, 11)
+LAUNCHER_FLOOR = Version("1.11")
 """The oldest torch whose elastic agent this launcher can run."""
-TRAINER_FLOOR: Release = (2, 4)
+TRAINER_FLOOR = Version("2.4")
 """The oldest torch that the built-in trainer runs on."""
-STATIC_GRAPH_SINCE: Release = (1, 11)
-BROKEN_FOR_DDP: Release = (1, 12, 0)
+STATIC_GRAPH_SINCE = Version("1.11")
+BROKEN_FOR_DDP = Version("1.12.0")
 """This release fixes the visible GPUs during its import, so that a chosen subset is ignored; corrected in 1.12.1."""
-
-_REQUIREMENT = re.compile(r"^torch\s*\(?\s*([^;)]*)\)?")
-_SPECIFIER = re.compile(r"^\s*(==|!=|>=|<=|~=|>|<)\s*([0-9]+(?:\.[0-9]+)*)(\.\*)?")
 
 
 def read_torch_facts() -> TorchFacts:
@@ -38,20 +37,28 @@ def read_torch_facts() -> TorchFacts:
     )
 
 
-def release_of(version: str) -> Release:
-    """Returns the numbers of a version: '2.4.1+cu121' gives (2, 4, 1), '2.5.0a0+git1' gives (2, 5, 0)."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in match.group().split(".")) if match else ()
+def release_of(version: str) -> Version | None:
+"""This release fixes the visible GPUs during its import and ignores a chosen subset; corrected in 1.12.1."""
+    try:
+        return Version(Version(version).base_version)
+    except InvalidVersion:
+        return None
+
+
+def is_older(version: str, floor: Version) -> bool:
+    """Returns True if a version comes before ``floor``; False if it cannot be read."""
+    release = release_of(version)
+    return release is not None and release < floor
 
 
 def is_ddp_broken(facts: TorchFacts) -> bool:
     """Returns True for torch 1.12.0, whose DDP ignores the chosen GPUs."""
-    return _padded(release_of(facts.torch_version)) == BROKEN_FOR_DDP
+    return release_of(facts.torch_version) == BROKEN_FOR_DDP
 
 
 def supports_static_graph(facts: TorchFacts) -> bool:
     """Returns True if DDP takes ``static_graph``."""
-    return release_of(facts.torch_version) >= STATIC_GRAPH_SINCE
+    return not is_older(facts.torch_version, STATIC_GRAPH_SINCE)
 
 
 def is_cpu_build(facts: TorchFacts) -> bool:
@@ -69,9 +76,9 @@ def check_torch(facts: TorchFacts, *, device_count: int, builtin_trainer: bool, 
             return [Finding("torch", "failure", _broken_ddp_text(facts, device_count), _BROKEN_DDP_ADVICE)]
         if not builtin_trainer:
             return [Finding("torch", "warning", f"torch {version} works with one device only", _BROKEN_DDP_ADVICE)]
-    if release_of(version) < LAUNCHER_FLOOR:
+    if is_older(version, LAUNCHER_FLOOR):
         return [_too_old(version, "the launcher", LAUNCHER_FLOOR, "")]
-    if builtin_trainer and release_of(version) < TRAINER_FLOOR:
+    if builtin_trainer and is_older(version, TRAINER_FLOOR):
         return [_too_old(version, "the built-in trainer", TRAINER_FLOOR, "; 'yolo-launch run SCRIPT' works with it")]
     build = f"CUDA {facts.cuda_version}" if facts.cuda_version else f"ROCm {facts.hip_version}"
     return [Finding("torch", "ok", f"{version}, built for {'CPU' if is_cpu_build(facts) else build}")]
@@ -88,13 +95,12 @@ def _broken_ddp_text(facts: TorchFacts, device_count: int) -> str:
     )
 
 
-def _too_old(version: str, who: str, floor: Release, remark: str) -> Finding:
-    wanted = ".".join(map(str, floor))
+def _too_old(version: str, who: str, floor: Version, remark: str) -> Finding:
     return Finding(
         "torch",
         "failure",
-        f"torch {version} is too old for {who}, which needs {wanted} or newer{remark}",
-        f"python -m pip install 'torch>={wanted}' torchvision",
+        f"torch {version} is too old for {who}, which needs {floor} or newer{remark}",
+        f"python -m pip install 'torch>={floor}' torchvision",
     )
 
 
@@ -123,35 +129,11 @@ def satisfies(version: str, requirement: str) -> bool:
     Local versions ('+cu121') do not count. A specifier or version that cannot be read counts as met, because a check
     without an answer must not stop a run.
     """
-    have = _padded(release_of(version))
-    for part in requirement.split(","):
-        match = _SPECIFIER.match(part)
-        if match is None or not have:
-            continue
-        operator, wanted_text, wildcard = match.groups()
-        wanted = release_of(wanted_text)
-        if not _compare(have, operator, wanted, is_prefix=bool(wildcard)):
-            return False
-    return True
-
-
-def _compare(have: Release, operator: str, wanted: Release, *, is_prefix: bool) -> bool:
-    full = _padded(wanted)
-    is_equal = have[: len(wanted)] == wanted if is_prefix else have == full
-    answers = {
-        "==": is_equal,
-        "!=": not is_equal,
-        ">=": have >= full,
-        "<=": have <= full,
-        ">": have > full,
-        "<": have < full,
-        "~=": have >= full and have[: len(wanted) - 1] == wanted[:-1],
-    }
-    return answers[operator]
-
-
-def _padded(release: Release) -> Release:
-    return release + (0,) * (3 - len(release)) if release else ()
+    release = release_of(version)
+    try:
+        return release is None or SpecifierSet(requirement).contains(release)
+    except InvalidSpecifier:
+        return True
 
 
 def _metadata_version(package: str) -> str:
@@ -162,14 +144,17 @@ def _metadata_version(package: str) -> str:
 
 
 def _torchvision_needs() -> str:
+    from packaging.requirements import InvalidRequirement, Requirement  # slow to import, and needed here alone
+
     try:
         requirements = importlib.metadata.requires("torchvision") or []
     except importlib.metadata.PackageNotFoundError:
         return ""
-    for requirement in requirements:
-        match = _REQUIREMENT.match(requirement)
-        if match and (match.group(1) or requirement.strip() == "torch"):
-            return match.group(1).replace(" ", "")
+    for text in requirements:
+        with contextlib.suppress(InvalidRequirement):
+            requirement = Requirement(text)
+            if requirement.name == "torch" and (requirement.marker is None or requirement.marker.evaluate()):
+                return str(requirement.specifier)
     return ""
 
 

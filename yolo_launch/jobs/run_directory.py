@@ -1,23 +1,21 @@
-"""Where a run writes: chosen once, made atomically, claimed by one launcher, found again for a resume."""
+"""Where a run writes: chosen once, made atomically, held by one launcher, found again for a resume."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from trainer.protocol import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SUMMARY_FILE, replace_text
 from yolo_launch.errors import ExitCode, LaunchError
 
-CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
-SUMMARY_FILE = "summary.json"
-LOCK_FILE = ".lock"
-_LEFT_BY_A_RUN = ("weights/*", "logs/*", "results.csv", "metrics.jsonl", SUMMARY_FILE)
+LOCK_FILE, HOLDER_FILE = ".lock", ".held_by"
+_LEFT_BY_A_RUN = ("weights/*", "logs/*", RESULTS_FILE, METRICS_FILE, SUMMARY_FILE)
 _MOST_RUNS = 10_000
 
 
@@ -66,43 +64,54 @@ def clear_old_run(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def join_request(run_dir: Path) -> IO[str]:
-    """Hold a run folder for this launcher as long as the returned file is open. Raises LaunchError if it is held."""
+@contextlib.contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder for this launcher in the block, or until it dies: the kernel frees the lock with its process.
+
+    Raises LaunchError if another one holds it.
+    """
+    from filelock import FileLock, Timeout  # 0.2 s, which no other command has to wait for
+
+    lock = FileLock(run_dir / LOCK_FILE)
     try:
-        handle = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115  (the caller keeps it open)
-    except OSError as error:
-        raise _cannot_write(run_dir, error.strerror or str(error)) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        holder = handle.read().strip() or "another launcher"
-        handle.close()
+        lock.acquire(timeout=0)
+        (run_dir / HOLDER_FILE).write_text(f"PID {os.getpid()}\n", encoding="utf-8")
+    except Timeout:
         raise LaunchError(
             f"{run_dir} is being trained right now.",
-            seen=f"held by {holder}",
+            seen=f"held by {_holder(run_dir)}",
             expected="a run that nobody works on",
             next_command="wait for it, stop it, or start a new run without --resume and --exist-ok",
         ) from None
-    except OSError:
+    except (OSError, NotImplementedError):
+        if not os.access(run_dir, os.W_OK):
+            raise _cannot_write(run_dir, os.strerror(errno.EACCES)) from None
         # Some network file systems know no locks; the run goes on without one.
-        return handle
-    handle.truncate(0)
-    handle.write(f"PID {os.getpid()}\n")
-    handle.flush()
-    return handle
-
-
-def is_claimed(run_dir: Path) -> bool:
-    """Whether some launcher works on a run now."""
     try:
-        with open(run_dir / LOCK_FILE, encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether some launcher works on a run now."""
+    if not (run_dir / LOCK_FILE).exists():
         return False
-    return False
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(run_dir / LOCK_FILE).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+
+
+def _holder(run_dir: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (run_dir / HOLDER_FILE).read_text(encoding="utf-8").strip()
+    return "another launcher"
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -159,13 +168,6 @@ def write_plan(run_dir: Path, facts: Mapping[str, Any]) -> None:
         replace_text(run_dir / PLAN_FILE, json.dumps(facts, indent=2) + "\n")
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new, never half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
 @contextlib.contextmanager
 def writing_to(run_dir: Path) -> Iterator[None]:
     """Turn the file system's refusals into a LaunchError that names the folder."""
@@ -197,7 +199,7 @@ def _run_folder_of(path: Path) -> Path | None:
 def _newest_unfinished(project: Path) -> Path:
     runs = [path.parent for path in project.glob(f"*/{CONFIG_FILE}")]
     unfinished = [run for run in runs if not is_finished(run)]
-    free = [run for run in unfinished if not is_claimed(run)]
+    free = [run for run in unfinished if not is_held(run)]
     if free:
         return max(free, key=_last_touched)
     if unfinished:
@@ -207,7 +209,7 @@ def _newest_unfinished(project: Path) -> Path:
     raise LaunchError(
         "There is no unfinished run to resume.",
         seen=seen,
-        expected="a run without summary.json; a finished one goes on with more epochs",
+        expected=f"a run without {SUMMARY_FILE}; a finished one goes on with more epochs",
         next_command=f"yolo-launch train --resume {max(runs, key=_last_touched)} --epochs N"
         if runs
         else "yolo-launch train",

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config.train import CONFIG_FILE, TrainConfig, make_config, read_config, read_options, write_config
+from trainer.config.train import TrainConfig, make_config, read_config, read_options, write_config
+from trainer.protocol import CONFIG_FILE
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import run_checks
 from yolo_launch.errors import LaunchError
@@ -198,7 +199,7 @@ def opened(job: TrainingJob) -> Iterator[TrainingJob]:
     config, run_dir = job.config, job.run_dir
     if not job.is_resume:
         run_dir = run_directory.create_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-    with run_directory.join_request(run_dir):
+    with run_directory.hold(run_dir):
         with run_directory.writing_to(run_dir):
             if job.is_resume:
                 run_directory.reopen_run(run_dir)

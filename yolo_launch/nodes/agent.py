@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.errors import EXIT_USAGE, UserError
-from yolo_launch.diagnosis.heartbeat_monitor import read_heartbeat
+from trainer.errors import UserError
+from trainer.protocol import EXIT_USAGE, read_heartbeat
 from yolo_launch.diagnosis.restart_policy import stopped_by
 from yolo_launch.errors import ExitCode
 from yolo_launch.nodes.identity import quiet_variables

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from trainer.protocol import RUN_ID_VARIABLE
 from yolo_launch.errors import LaunchError
 
 _PET_CLUSTER_VARIABLES = ("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_RDZV_ENDPOINT")
@@ -48,7 +49,7 @@ def read_cluster(environ: Mapping[str, str]) -> ClusterFacts:
 
     Raises LaunchError for a value that cannot be read, naming its variable, and for several launchers on one machine.
     """
-    if environ.get("TORCHELASTIC_RUN_ID"):
+    if environ.get(RUN_ID_VARIABLE):
         return ClusterFacts()
     if _is_in_slurm_step(environ):
         return _read_slurm(environ)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from trainer.config.train import CONFIG_FILE, write_config
+from trainer.config.train import write_config
+from trainer.protocol import CONFIG_FILE
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.training_job import TrainingJob

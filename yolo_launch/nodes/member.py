@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.config.hyperparameters import make_hyperparameters
 from trainer.config.train import TrainConfig, make_config, write_config
+from trainer.protocol import RunFiles, replace_text
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import refuse_failures, run_checks
 from yolo_launch.errors import LaunchError
@@ -119,16 +120,16 @@ def own_run_dir(description: Mapping[str, Any], rank: int, project: str | None =
             return candidate
         if not candidate.exists():
             with run_directory.writing_to(candidate):
-                (candidate / "logs").mkdir(parents=True)
+                RunFiles(candidate).logs.folder.mkdir(parents=True)
                 plan = {"run_id": run_id, "master_run_dir": str(folder)}
-                run_directory.replace_text(candidate / run_directory.PLAN_FILE, json.dumps(plan) + "\n")
+                replace_text(candidate / run_directory.PLAN_FILE, json.dumps(plan) + "\n")
             return candidate
     raise LaunchError("There are too many folders of earlier runs.", seen=str(folder))
 
 
 def member_command(config: TrainConfig, run_dir: Path, rank: int) -> WorkerCommand:
     """Write this machine's configuration beside its logs, and say what its workers run."""
-    path = run_dir / "logs" / f"machine{rank}.yaml"
+    path = RunFiles(run_dir).logs.folder / f"machine{rank}.yaml"
     with run_directory.writing_to(run_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_config(config, path)

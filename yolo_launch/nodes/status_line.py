@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import Any, TextIO
 
-from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
+from trainer.protocol import Heartbeat
 from yolo_launch.nodes.nonblocking_stream import NonblockingStream
 from yolo_launch.spec import LaunchPlan
 from yolo_launch.workers.files import WorkerFiles

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from trainer.protocol import batches_in_shared_memory, default_loader_workers
 from yolo_launch.spec import Finding, Host, LaunchRequest
 
-MOST_WORKERS = 8
-PREFETCHED_BATCHES = 2
-"""Batches that one loader process keeps ready, torch's default."""
 BYTES_PER_PIXEL = 3
 
 
@@ -17,8 +15,7 @@ def choose_workers(
     cores_per_rank = max(1, host.cpu_cores // ranks)
     findings: list[Finding] = []
     if request.workers is None:
-        # On a CPU the model needs the cores too, so loaders get a quarter of them, rounded down.
-        workers = min(MOST_WORKERS, cores_per_rank // 4 if on_cpu else cores_per_rank)
+        workers = default_loader_workers(host.cpu_cores, ranks, on_cpu=on_cpu)
     else:
         workers = min(request.workers, cores_per_rank)
         if workers < request.workers:
@@ -31,19 +28,19 @@ def choose_workers(
 
 
 def shared_memory_need(workers: int, ranks: int, local_batch_size: int, image_size: int) -> int:
-    """Returns the most bytes of /dev/shm that loaders hold: prefetched uint8 batches and one on its way to the rank."""
+    """Returns the most bytes of /dev/shm that the uint8 batches of all ranks take."""
     batch_bytes = local_batch_size * BYTES_PER_PIXEL * image_size * image_size
-    return ranks * workers * (PREFETCHED_BATCHES + 1) * batch_bytes
+    return ranks * batches_in_shared_memory(workers) * batch_bytes
 
 
 def _fit_shared_memory(
     request: LaunchRequest, host: Host, ranks: int, workers: int, local_batch_size: int
 ) -> tuple[int, list[Finding]]:
-    need = shared_memory_need(workers, ranks, local_batch_size, request.image_size)
+    needs = [shared_memory_need(n, ranks, local_batch_size, request.image_size) for n in range(workers + 1)]
+    need = needs[workers]
     if not host.shm_total_bytes or need <= host.shm_free_bytes:
         return workers, []
-    one_worker = shared_memory_need(1, ranks, local_batch_size, request.image_size)
-    fitting = min(workers, host.shm_free_bytes // one_worker)
+    fitting = max(n for n in range(workers + 1) if needs[n] <= host.shm_free_bytes)
     seen = (
         f"/dev/shm has {size_text(host.shm_free_bytes)} free and {workers} loader processes per rank need about "
         f"{size_text(need)}; {fitting} are used"

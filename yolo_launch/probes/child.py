@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UserError
+from trainer.protocol import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, RunFiles
 from trainer.runtime.process_guard import guard_worker
 from yolo_launch.probes.batch_search import search_largest
 from yolo_launch.probes.runner import ANSWER
@@ -199,20 +200,20 @@ def _make_run(arguments: dict[str, Any]) -> Run:
     from trainer.config.train import TrainConfig
     from trainer.data.demo.dataset import default_cache_dir, ensure_demo_dataset
     from trainer.runtime.distributed import DistEnv
-    from trainer.runtime.heartbeat import Heartbeat
+    from trainer.runtime.heartbeat import HeartbeatWriter
     from trainer.runtime.reporter import Reporter
     from trainer.training.build import build_run
     from trainer.training.worker import set_determinism
 
     folder = Path(tempfile.mkdtemp(dir=arguments["folder"]))
-    for name in ("weights", "logs"):
-        (folder / name).mkdir()
+    files = RunFiles(folder)
+    files.make_folders()
     values = dict(arguments["config"])
     values["data"] = values["data"] or str(ensure_demo_dataset(default_cache_dir()))
     config, env = TrainConfig(**values), DistEnv()
     device = env.device()
     set_determinism(device, config.deterministic)
-    heartbeat = Heartbeat(folder / "logs" / "rank0.heartbeat.json", rank=0)
+    heartbeat = HeartbeatWriter(files.logs, rank=0)
     return build_run(config, env, device, folder, Reporter(enabled=False), heartbeat)[0]
 
 
@@ -283,11 +284,11 @@ def main() -> int:
     """Runs the probe that the command line names and prints its answer, or the reason if there is none."""
     guard_worker()
     try:
-        answer, exit_code = PROBES[sys.argv[1]](json.loads(sys.argv[2])), 0
+        answer, exit_code = PROBES[sys.argv[1]](json.loads(sys.argv[2])), EXIT_DONE
     except UserError as error:
-        answer, exit_code = {"problem": str(error), "user_error": error.to_dict()}, 2
+        answer, exit_code = {"problem": str(error), "user_error": error.to_dict()}, EXIT_USAGE
     except Exception as error:  # any error is a result of the probe
-        answer, exit_code = {"problem": f"{type(error).__name__}: {error}".strip()[:2000]}, 1
+        answer, exit_code = {"problem": f"{type(error).__name__}: {error}".strip()[:2000]}, EXIT_FAILED
     print(f"\n{ANSWER}{json.dumps(answer)}", flush=True)
     return exit_code
 

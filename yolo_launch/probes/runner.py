@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from trainer.runtime.process_guard import PARENT_VARIABLE
+from trainer.protocol import OUTPUT_ON_STDERR, OUTPUT_VARIABLE, PARENT_VARIABLE
 from yolo_launch.diagnosis.causes import describe_exit, is_consequence
 from yolo_launch.host.inventory import INSTALLED_ONLY, is_rank_variable
 from yolo_launch.spec import Device, LaunchPlan
-from yolo_launch.workers.environment import OUTPUT_VARIABLE
 
 WORKER = "yolo_launch.probes.child"
 ANSWER = "PROBE "
@@ -76,7 +75,14 @@ def probe_environment(plan: LaunchPlan | None, **more: str) -> dict[str, str]:
     removed = set(plan.removed_environment) if plan is not None else set()
     kept = {name: value for name, value in os.environ.items() if name not in removed and not is_rank_variable(name)}
     planned = plan.environment if plan is not None else {}
-    return {**kept, **planned, **INSTALLED_ONLY, PARENT_VARIABLE: str(os.getpid()), OUTPUT_VARIABLE: "stderr", **more}
+    return {
+        **kept,
+        **planned,
+        **INSTALLED_ONLY,
+        PARENT_VARIABLE: str(os.getpid()),
+        OUTPUT_VARIABLE: OUTPUT_ON_STDERR,
+        **more,
+    }
 
 
 def alone_on(device: Device, plan: LaunchPlan | None) -> dict[str, str]:

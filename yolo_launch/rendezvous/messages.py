@@ -6,8 +6,9 @@ import signal
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from trainer.protocol import EXIT_USAGE
 from yolo_launch.diagnosis.hangs import StalledRank
 from yolo_launch.rendezvous.framing import FramingError
 from yolo_launch.spec import Finding, Outcome, RankFailure
@@ -22,18 +23,20 @@ Short = Annotated[str, Field(max_length=300)]
 
 
 class Message(BaseModel):
-    """One frame. ``type`` is the class's name."""
+    """One frame. Its field ``type`` is the class's name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=MOST_TEXT)
 
     def pack(self) -> dict[str, Any]:
         """As JSON values, with texts that the other end takes: values of dataclasses are not checked when made."""
-        return {"type": type(self).__name__, **_fitting(self.model_dump(mode="json"))}
+        values: dict[str, Any] = _fitting(self.model_dump(mode="json"))
+        return values
 
 
 class JoinRequest(Message):
     """A machine asks for its rank and says what it is."""
 
+    type: Literal["JoinRequest"] = "JoinRequest"
     session: Short
     """Of this launcher process, so that it is known again after its connection broke."""
     rank: int = Field(ge=0)
@@ -71,22 +74,25 @@ class JoinRequest(Message):
 class Ready(Message):
     """The machine has looked at the job and at its own copy of the data."""
 
+    type: Literal["Ready"] = "Ready"
     fingerprint: str = ""
 
 
 class JoinRefused(Message):
     """The machine cannot do the job, in the four parts of an error."""
 
+    type: Literal["JoinRefused"] = "JoinRefused"
     what: str
     seen: str = ""
     expected: str = ""
     next_command: str = ""
-    exit_code: int = 2
+    exit_code: int = EXIT_USAGE
 
 
 class Seen(Message):
     """What a machine has found in a cluster check; from the master, what all have found."""
 
+    type: Literal["Seen"] = "Seen"
     findings: tuple[tuple[int, Finding], ...] = Field((), max_length=MOST_NODES)
     """Each with the rank of the machine that found it."""
 
@@ -94,6 +100,7 @@ class Seen(Message):
 class NodeHeartbeat(Message):
     """A sign of life with where the machine's first rank is."""
 
+    type: Literal["NodeHeartbeat"] = "NodeHeartbeat"
     phase: str = ""
     epoch: int = 0
     step: int = 0
@@ -102,6 +109,7 @@ class NodeHeartbeat(Message):
 class StoreReady(Message):
     """Machine 0 serves the store of a round at this port."""
 
+    type: Literal["StoreReady"] = "StoreReady"
     round: int
     port: int = Field(ge=1, le=65535)
 
@@ -109,6 +117,7 @@ class StoreReady(Message):
 class FailureNotice(Message):
     """Something ends a round on this machine; its report follows when its workers are gone."""
 
+    type: Literal["FailureNotice"] = "FailureNotice"
     round: int
     kind: Literal["failed", "stalled"]
 
@@ -116,6 +125,7 @@ class FailureNotice(Message):
 class Report(Message):
     """How a round ended on one machine."""
 
+    type: Literal["Report"] = "Report"
     round: int
     kind: Literal["done", "failed", "stalled", "saved", "stopped", "ended"]
     failure: RankFailure | None = None
@@ -137,18 +147,21 @@ class Report(Message):
 class Leave(Message):
     """The machine goes on purpose."""
 
+    type: Literal["Leave"] = "Leave"
     reason: Short = ""
 
 
 class JoinAccepted(Message):
     """The rank is the machine's; this is the job."""
 
+    type: Literal["JoinAccepted"] = "JoinAccepted"
     job: dict[str, Any]
 
 
 class Roster(Message):
     """Who is there and who is waited for."""
 
+    type: Literal["Roster"] = "Roster"
     text: str
     left_s: float = 0.0
 
@@ -156,6 +169,7 @@ class Roster(Message):
 class Round(Message):
     """Start the workers."""
 
+    type: Literal["Round"] = "Round"
     number: int
     members: tuple[tuple[int, int], ...] = Field(max_length=MOST_NODES)
     """Machine rank and number of workers, in order."""
@@ -167,6 +181,7 @@ class Round(Message):
 class Store(Message):
     """Where the workers of a round meet, on the master."""
 
+    type: Literal["Store"] = "Store"
     round: int
     port: int = Field(ge=1, le=65535)
 
@@ -174,6 +189,7 @@ class Store(Message):
 class Stop(Message):
     """End the round's workers: because of a failure or a loss elsewhere, for a look at a stall, or to let others in."""
 
+    type: Literal["Stop"] = "Stop"
     round: int
     kind: StopKind
     reason: str = ""
@@ -182,40 +198,39 @@ class Stop(Message):
 class LogLine(Message):
     """One line for every console."""
 
+    type: Literal["LogLine"] = "LogLine"
     text: str
 
 
 class End(Message):
     """The job is over."""
 
+    type: Literal["End"] = "End"
     outcome: Outcome
 
 
 class CoordinatorHeartbeat(Message):
     """The master lives."""
 
+    type: Literal["CoordinatorHeartbeat"] = "CoordinatorHeartbeat"
     idle_s: float = 0.0
     """For how long no machine's ranks have moved."""
 
 
-_KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind
-    for kind in (
-        *(JoinRequest, Ready, JoinRefused, Seen, NodeHeartbeat, StoreReady, FailureNotice, Report, Leave),
-        *(JoinAccepted, Roster, Round, Store, Stop, LogLine, End, CoordinatorHeartbeat),
-    )
-}
+_FromNode = JoinRequest | Ready | JoinRefused | Seen | NodeHeartbeat | StoreReady | FailureNotice | Report | Leave
+_FromCoordinator = JoinAccepted | Roster | Round | Store | Stop | LogLine | End | CoordinatorHeartbeat
+_ANY: TypeAdapter[Message] = TypeAdapter(Annotated[_FromNode | _FromCoordinator, Field(discriminator="type")])
 
 
 def parse(frame: dict[str, Any]) -> Message:
-    """The message in a frame. Raises WireError for anything else."""
-    kind = _KINDS.get(str(frame.get("type", "")))
-    if kind is None:
-        raise FramingError(f"an unknown message {str(frame.get('type'))[:40]!r}")
+    """The message in a frame. Raises FramingError for anything else."""
     try:
-        return kind.model_validate({name: value for name, value in frame.items() if name != "type"})
+        return _ANY.validate_python(frame)
     except ValidationError as error:
-        raise FramingError(f"a {kind.__name__} that is not valid: {error.errors()[0]['msg']}") from None
+        first, named = error.errors()[0], str(frame.get("type"))[:40]
+        if first["type"].startswith("union_tag"):
+            raise FramingError(f"an unknown message {named!r}") from None
+        raise FramingError(f"a {named} that is not valid: {first['msg']}") from None
 
 
 def clipped(text: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from trainer.config.train import TrainConfig
+from trainer.protocol import CONFIG_FILE, DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
 
 DEVICES, LAUNCH = "Devices", "Launch"
 
@@ -46,8 +47,17 @@ DRY_RUN = Option("dry_run", ("--dry-run",), "show the plan and start nothing", b
 JSON = Option("json", ("--json",), "one JSON object on stdout, everything else on stderr", bool)
 INLINE = Option("inline", ("--inline",), "train in this process, for a debugger (one worker)", bool)
 DEBUG = Option("debug", ("--debug",), "show the traceback of an error", bool)
-BATCH = Option("batch_size", ("--batch", "--batch-size"), "total batch over all workers, or auto", str, LAUNCH, "16")
-IMGSZ = Option("imgsz", ("--imgsz", "--img", "--img-size"), "image side in pixels", int, LAUNCH, "640")
+BATCH = Option(
+    "batch_size",
+    ("--batch", "--batch-size"),
+    "total batch over all workers, or auto",
+    str,
+    LAUNCH,
+    str(DEFAULT_BATCH_SIZE),
+)
+IMGSZ = Option(
+    "imgsz", ("--imgsz", "--img", "--img-size"), "image side in pixels", int, LAUNCH, str(DEFAULT_IMAGE_SIZE)
+)
 WORKERS = Option("workers", ("--workers",), "loader processes of each worker", int, LAUNCH, "what the cores allow")
 SYNC_BN = Option("sync_bn", ("--sync-bn",), "batch norm over all workers (DDP)", bool)
 
@@ -62,7 +72,7 @@ TRAIN_LAUNCHER_OPTIONS = (
     JSON,
     Option("resume", ("--resume",), "go on with a run: alone, the newest unfinished one", str, LAUNCH, metavar="[RUN]"),
     Option("override", ("--override",), "resume though changed options change the result", bool),
-    Option("config", ("--config",), "options from a file, such as a run's config.yaml", str, LAUNCH, metavar="FILE"),
+    Option("config", ("--config",), f"options from a file, such as a run's {CONFIG_FILE}", str, LAUNCH, metavar="FILE"),
     Option(
         "set_", ("--set",), "one hyperparameter, such as lr0=0.02; may be repeated", list[str], LAUNCH,
         metavar="NAME=VALUE",

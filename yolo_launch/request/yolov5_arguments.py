@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from trainer.config.hyperparameters import Hyperparameters
+from trainer.protocol import METRICS_FILE
 from yolo_launch.errors import LaunchError
 
 REFUSED = {
@@ -20,8 +21,8 @@ REFUSED = {
     "--local_rank": "workers get their rank from the environment; --gpus chooses the devices",
     "--log-artifacts": "this program logs to files and TensorBoard only",
     "--log-imgs": "this program logs to files and TensorBoard only; pictures are in the run directory",
-    "--ndjson-console": "use --json for one JSON object at the end, or read metrics.jsonl in the run directory",
-    "--ndjson-file": "metrics.jsonl in the run directory holds one JSON object a line",
+    "--ndjson-console": f"use --json for one JSON object at the end, or read {METRICS_FILE} in the run directory",
+    "--ndjson-file": f"{METRICS_FILE} in the run directory holds one JSON object a line",
     "--nohf": "nothing is ever uploaded",
     "--notest": "YOLOv5 calls it --noval now, and so does this program",
     "--quad": "the quad loader is not offered; --imgsz, --multi-scale and a larger --batch serve the same end",

@@ -9,8 +9,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from trainer.protocol import read_failure
 from yolo_launch.diagnosis.causes import count_oom_kills, hint_for, look_up_facts
-from yolo_launch.diagnosis.failures import WorkerEnd, first_of, rank_failures, read_error, worker_ends
+from yolo_launch.diagnosis.failures import WorkerEnd, first_of, rank_failures, worker_ends
 from yolo_launch.diagnosis.heartbeat_monitor import HangDetector
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.inventory import INSTALLED_ONLY
@@ -106,7 +107,7 @@ class AttemptRunner:
 
     def told_why(self, failure: RankFailure) -> bool:
         """Whether a failed worker left its own words."""
-        return bool(read_error(self.files, failure.rank)[0])
+        return read_failure(self.files, failure.rank) is not None
 
     def with_hint(self, failure: RankFailure) -> RankFailure:
         """The failure with one sentence on what to do, from what this machine knows."""

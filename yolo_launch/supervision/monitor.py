@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
+from trainer.protocol import HEARTBEAT_PATTERN, read_heartbeat
 from yolo_launch.diagnosis.hangs import StalledRank, examine
-from yolo_launch.diagnosis.heartbeat_monitor import HangDetector, read_heartbeat
+from yolo_launch.diagnosis.heartbeat_monitor import HangDetector
 from yolo_launch.errors import ExitCode
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import Worker, Workers
@@ -269,7 +270,7 @@ class WorkerMonitor:
         self._looked_at = now
         if not self._said_blind and watch.is_blind(now):
             self._said_blind = True
-            self._say("this script writes no heartbeats (logs/rank*.heartbeat.json), so a hang will not be noticed")
+            self._say(f"this script writes no heartbeats (logs/{HEARTBEAT_PATTERN}), so a hang will not be noticed")
         if watch.look([w.rank for w in workers.living()], now):
             self._say("no rank has moved for too long: asking the workers where they are")
             self._ask_for_stacks(now)

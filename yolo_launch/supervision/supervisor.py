@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.runtime.process_guard import PARENT_VARIABLE
+from trainer.protocol import PARENT_VARIABLE, RunFiles
 from yolo_launch.diagnosis.hangs import stall_failure
 from yolo_launch.diagnosis.restart_policy import Progress, decide, stopped_by
 from yolo_launch.errors import ExitCode, LaunchError
@@ -152,7 +152,7 @@ def source_of_restart(run_dir: Path, *, foreign: bool = False) -> str:
     """Where a restarted job goes on from, in words."""
     if foreign:
         return "the script starts again"
-    weights = run_dir / "weights"
+    weights = RunFiles(run_dir).weights
     if any(weights.glob("*.pt")):
         return f"going on from the newest good checkpoint in {weights}"
     return "from the first step: no checkpoint was written yet"

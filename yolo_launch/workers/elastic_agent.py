@@ -26,6 +26,7 @@ from torch.distributed.elastic.multiprocessing import api as multiprocessing_api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
+from trainer.protocol import ERROR_FILE_VARIABLE
 from yolo_launch.spec import LaunchPlan, StoreAddress, WorkerCommand
 from yolo_launch.workers import rendezvous_handler as rendezvous
 from yolo_launch.workers.files import WorkerFiles
@@ -88,7 +89,7 @@ class RankLogs(_LogsSpecs):  # type: ignore[misc]
         for local_rank, env in envs.items():
             rank = self._plan.first_rank + local_rank
             env.update(self._place_of(rank))
-            errors[local_rank] = env["TORCHELASTIC_ERROR_FILE"] = str(self._files.error(rank))
+            errors[local_rank] = env[ERROR_FILE_VARIABLE] = str(self._files.error(rank))
             if rank > 0:
                 stdouts[local_rank], stderrs[local_rank] = self._files.open_log(rank), self._files.open_log(rank)
             else:

@@ -6,13 +6,11 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
-from trainer.runtime.process_guard import LOGS_VARIABLE, PARENT_VARIABLE
+from trainer.protocol import LOGS_VARIABLE, OUTPUT_ON_STDERR, OUTPUT_VARIABLE, PARENT_VARIABLE
 from yolo_launch.host.inventory import is_rank_variable
 from yolo_launch.spec import LaunchPlan
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import JOB_VARIABLE
-
-OUTPUT_VARIABLE = "YOLO_TRAINER_OUTPUT"
 
 
 def child_environment(
@@ -30,7 +28,7 @@ def child_environment(
     environment[LOGS_VARIABLE] = str(files.folder.absolute())
     environment[JOB_VARIABLE] = mark
     if console_json:
-        environment[OUTPUT_VARIABLE] = "stderr"
+        environment[OUTPUT_VARIABLE] = OUTPUT_ON_STDERR
     return environment
 
 

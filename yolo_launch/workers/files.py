@@ -1,44 +1,25 @@
-"""The files of a job's workers in the run directory: logs, errors, heartbeats and stacks of each rank."""
+"""What the launcher does with the files of a job's workers: a section for each attempt, and the end of a log."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.protocol import LogFiles, RunFiles
 
-@dataclass(frozen=True)
-class WorkerFiles:
-    """Paths below ``run_dir/logs``."""
 
-    run_dir: Path
+class WorkerFiles(LogFiles):
+    """The files of each rank in a run directory, and the agent's log beside them."""
 
-    @property
-    def folder(self) -> Path:
-        """Where all of them are."""
-        return self.run_dir / "logs"
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(RunFiles(run_dir).logs.folder)
+        self.run_dir = run_dir
 
     @property
     def agent_log(self) -> Path:
         """What torch's elastic agent has to say."""
         return self.folder / "agent.log"
-
-    def log(self, rank: int) -> Path:
-        """A rank's output; rank 0 writes to the terminal and keeps this one by itself."""
-        return self.folder / f"rank{rank}.log"
-
-    def error(self, rank: int) -> Path:
-        """JSON that a failing worker leaves behind."""
-        return self.folder / f"rank{rank}.error.json"
-
-    def heartbeat(self, rank: int) -> Path:
-        """JSON that a worker keeps up to date."""
-        return self.folder / f"rank{rank}.heartbeat.json"
-
-    def stacks(self, rank: int) -> Path:
-        """Python stacks, written by a worker on SIGUSR2."""
-        return self.folder / f"rank{rank}.stacks"
 
     def begin_attempt(self, attempt: int, ranks: range) -> None:
         """Remove what the last attempt said of itself, and begin a new section in each log but rank 0's.

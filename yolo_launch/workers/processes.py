@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from trainer.protocol import rank_in
+
 JOB_VARIABLE = "YOLO_LAUNCH_JOB"
 """Marks the environment of an attempt's workers, so that they are told apart from any other child."""
 SEARCH_S = 20.0
@@ -81,7 +83,7 @@ class Workers:
             with contextlib.suppress(psutil.Error, OSError, ValueError):
                 environment = child.environ()
                 if environment.get(JOB_VARIABLE) == self.mark and os.getsid(child.pid) == child.pid:
-                    self.add(int(environment.get("RANK", "0")), child.pid)
+                    self.add(rank_in(environment), child.pid)
 
     def living(self) -> list[Worker]:
         """Workers that still run, by rank."""

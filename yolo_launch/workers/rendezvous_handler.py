@@ -39,7 +39,7 @@ class OneNode(RendezvousHandler):
         store = dist.HashStore()
         if not hasattr(rendezvous, "RendezvousInfo"):
             return store, 0, 1
-        meeting = rendezvous.RendezvousStoreInfo(self._address, self._port or get_free_port())
+        meeting = rendezvous.RendezvousStoreInfo(self._address, self._port or get_free_port())  # type: ignore[no-untyped-call]
         return rendezvous.RendezvousInfo(store, 0, 1, meeting)
 
     def is_closed(self) -> bool:

@@ -8,8 +8,7 @@ The script sees the interpreter as `python SCRIPT ...` would leave it.
 
 from __future__ import annotations
 
-import importlib.util
-import json
+import importlib
 import multiprocessing
 import multiprocessing.util
 import os
@@ -27,14 +26,14 @@ _MAIN_THREAD = type(threading.main_thread())
 
 def main() -> None:
     """Run the script that the command line names, in this process."""
-    guard = _load_guard()
+    protocol, guard = _import_ours("trainer.protocol", "trainer.runtime.process_guard")
     guard.guard_worker()
     _tie_loaders(guard)
-    if os.environ.get("YOLO_TRAINER_OUTPUT") == "stderr":
+    if protocol.output_is_data(os.environ):
         os.dup2(2, 1)  # stdout is for the launcher's JSON
-    logs_dir = os.environ.get(guard.LOGS_VARIABLE)
-    if logs_dir and os.environ.get("RANK", "0") == "0":
-        _keep_output(Path(logs_dir) / "rank0.log")
+    logs_dir = os.environ.get(protocol.LOGS_VARIABLE)
+    if logs_dir and protocol.rank_in(os.environ) == 0:
+        _keep_output(protocol.LogFiles(Path(logs_dir)).log(0))
     arguments = sys.argv[1:]
     as_module = arguments[:1] == ["-m"]
     target, *rest = arguments[1:] if as_module else arguments
@@ -53,19 +52,20 @@ def main() -> None:
     except BaseException as error:
         _begin_traceback_in_script(error)
         if not isinstance(error, KeyboardInterrupt):
-            _write_error(error)
+            _write_error(error, protocol)
         raise
 
 
-def _load_guard() -> ModuleType:
-    """trainer.runtime.process_guard by its file, so that a script's own package called trainer keeps its name."""
-    path = Path(__file__).resolve().parents[2] / "trainer" / "runtime" / "process_guard.py"
-    spec = importlib.util.spec_from_file_location("yolo_launch_process_guard", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is missing")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _import_ours(*names: str) -> list[ModuleType]:
+    """Modules of our trainer, from beside this package; a script's own package ``trainer`` keeps its name."""
+    root = str(Path(__file__).resolve().parents[2])
+    sys.path.insert(0, root)
+    try:
+        return [importlib.import_module(name) for name in names]
+    finally:
+        sys.path.remove(root)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "trainer"]:
+            del sys.modules[name]
 
 
 def _tie_loaders(guard: ModuleType) -> None:
@@ -105,23 +105,14 @@ def _begin_traceback_in_script(error: BaseException) -> None:
     sys.excepthook = show_script_only
 
 
-def _write_error(error: BaseException) -> None:
+def _write_error(error: BaseException, protocol: ModuleType) -> None:
     """Leave the exception where the launcher looks; torch's own @record may have been there first."""
-    name = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    name = os.environ.get(protocol.ERROR_FILE_VARIABLE)
     if not name or (Path(name).exists() and Path(name).stat().st_size > 0):
         return
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     message = "".join(traceback.format_exception_only(type(error), error)).strip()
-    content = {
-        "message": {
-            "message": message,
-            "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))},
-        },
-        "rank": int(os.environ.get("RANK", "0")),
-    }
-    temporary = Path(f"{name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    temporary.replace(name)
+    protocol.write_failure(Path(name), protocol.FailureRecord(protocol.rank_in(os.environ), message, text))
 
 
 def _keep_output(path: Path) -> None:
@@ -131,8 +122,8 @@ def _keep_output(path: Path) -> None:
     except OSError:
         return
     log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
-    sys.stdout = _Tee(sys.stdout, log)  # type: ignore[assignment]
-    sys.stderr = _Tee(sys.stderr, log)  # type: ignore[assignment]
+    sys.stdout = _Tee(sys.stdout, log)
+    sys.stderr = _Tee(sys.stderr, log)
 
 
 class _Tee:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from trainer.protocol import ERROR_FILE_VARIABLE
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.spec import Outcome, WorkerCommand
 from yolo_launch.workers.files import WorkerFiles
@@ -21,7 +22,7 @@ def run_child(
     The child leads a session of its own, so the terminal's Ctrl-C reaches the launcher alone. Torch is not imported
     here. Raises LaunchError when the interpreter cannot be started.
     """
-    environment = {**os.environ, "TORCHELASTIC_ERROR_FILE": str(files.error(0).absolute())}
+    environment = {**os.environ, ERROR_FILE_VARIABLE: str(files.error(0).absolute())}
     try:
         child = subprocess.Popen(
             [sys.executable, "-u", *command.arguments],

@@ -106,7 +106,7 @@ def test_samples_do_not_depend_on_a_resume(few, reference, ranks, workers):
 
 @pytest.mark.parametrize("prefetch", [1, 5])
 def test_samples_do_not_depend_on_the_prefetch(few, reference, monkeypatch, prefetch):
-    monkeypatch.setattr("trainer.data.loader._PREFETCH", prefetch)
+    monkeypatch.setattr("trainer.data.loader.PREFETCHED_BATCHES", prefetch)
     assert run_epoch(training_data(few), workers=2) == reference
 
 

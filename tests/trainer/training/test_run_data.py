@@ -11,8 +11,9 @@ import torch
 from trainer.config.train import make_config, read_options
 from trainer.errors import ConfigError
 from trainer.model.graph import build_model, load_definition
+from trainer.protocol import LogFiles
 from trainer.runtime.distributed import Collectives, DistEnv
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
 from trainer.training import build
 from trainer.training.components import freeze_layers
@@ -70,7 +71,7 @@ def test_devices_that_would_choose_differently_are_named_once(capsys, others, sh
 
 def test_a_run_is_built_with_the_precision_of_all_ranks(run_config, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "Collectives", lambda env: KnownPeers(FP16))
-    config, heartbeat = make_config(read_options(run_config(amp="bf16"))), Heartbeat(tmp_path / "heartbeat.json", 0)
+    config, heartbeat = make_config(read_options(run_config(amp="bf16"))), HeartbeatWriter(LogFiles(tmp_path), 0)
     device, reporter = torch.device("cpu"), Reporter(enabled=False)
     run, _ = build.build_run(config, DistEnv(), device, tmp_path, reporter, heartbeat)
     assert run.settings.autocast_dtype is FP16

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from trainer.errors import DiskError
+from trainer.protocol import LAST_WEIGHTS
 from trainer.runtime.distributed import Collectives, DistEnv
 from trainer.training.summary import keep_weights
-from trainer.weights.checkpoint import LAST
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from trainer.weights.checkpoint import LAST
 )
 def test_weights_that_could_not_be_written_are_named_with_how_the_training_ended(finished, ended):
     checkpoints = SimpleNamespace(
-        close=lambda: None, unwritten=[LAST], last_error="No space left on device", weights_dir=Path("weights")
+        close=lambda: None, unwritten=[LAST_WEIGHTS], last_error="No space left on device", weights_dir=Path("weights")
     )
     run = SimpleNamespace(collectives=Collectives(DistEnv()), checkpoints=checkpoints)
     with pytest.raises(DiskError) as caught:

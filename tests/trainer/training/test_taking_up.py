@@ -47,11 +47,11 @@ def test_a_configuration_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "config.yaml"
     write_config(make_config({"seed": 1}), path)
 
-    def half(values, file, **options):
-        file.write("seed: 2")
+    def full(descriptor):
+        assert len(list(tmp_path.iterdir())) == 2, "the new text lies beside the old one"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.config.train.yaml.safe_dump", half)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_config(make_config({"seed": 2}), path)
     assert read_config(path).seed == 1

@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from trainer.errors import WeightsError
+from trainer.protocol import BEST_WEIGHTS, LAST_WEIGHTS, PREVIOUS_WEIGHTS
 from trainer.weights.checkpoint import (
-    BEST,
-    LAST,
-    PREVIOUS,
     CheckpointWriter,
     checksum,
     copied,
@@ -82,18 +80,20 @@ def test_files_that_are_no_checkpoints_are_refused_by_name(tmp_path, name, data)
 def test_the_one_before_is_used_when_the_last_is_damaged(tmp_path):
     writer = CheckpointWriter(tmp_path)
     for step in (1, 2):
-        writer.submit(LAST, content(step), keep_previous=True)
+        writer.submit(LAST_WEIGHTS, content(step), keep_previous=True)
     writer.close()
     assert newest_good(tmp_path)[0]["progress"]["micro_step"] == 2
-    (tmp_path / LAST).write_bytes(b"broken")
+    (tmp_path / LAST_WEIGHTS).write_bytes(b"broken")
     found, passed_over = newest_good(tmp_path)
     assert found["progress"]["micro_step"] == 1
     assert len(passed_over) == 1
-    assert LAST in passed_over[0]
-    (tmp_path / PREVIOUS).write_bytes(b"broken")
+    assert LAST_WEIGHTS in passed_over[0]
+    (tmp_path / PREVIOUS_WEIGHTS).write_bytes(b"broken")
     found, passed_over = newest_good(tmp_path)
     assert found is None
-    assert [("step 0" in line, LAST in line or PREVIOUS in line) for line in passed_over] == [(True, True)] * 2
+    assert [("step 0" in line, LAST_WEIGHTS in line or PREVIOUS_WEIGHTS in line) for line in passed_over] == [
+        (True, True)
+    ] * 2
 
 
 @pytest.fixture
@@ -113,21 +113,21 @@ def step_of(path):
 
 def test_a_failed_write_keeps_the_old_file_and_training_goes_on(tmp_path, full_disk, caplog):
     writer = CheckpointWriter(tmp_path)
-    writer.submit(LAST, content(2), keep_previous=True)
+    writer.submit(LAST_WEIGHTS, content(2), keep_previous=True)
     writer.flush()
     assert writer.failures == 1
     assert "No space left" in caplog.text
     assert list(tmp_path.iterdir()) == [], "half a file helps nobody"
     full_disk()
-    writer.submit(LAST, content(3), keep_previous=True)
+    writer.submit(LAST_WEIGHTS, content(3), keep_previous=True)
     writer.close()
-    assert step_of(tmp_path / LAST) == 3
-    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+    assert step_of(tmp_path / LAST_WEIGHTS) == 3
+    assert [path.name for path in tmp_path.iterdir()] == [LAST_WEIGHTS]
 
 
 def test_a_failed_write_is_tried_again_without_being_asked(tmp_path, full_disk, caplog):
     writer = CheckpointWriter(tmp_path, retry_s=0.05)
-    for name in (BEST, LAST, "epoch1.pt"):
+    for name in (BEST_WEIGHTS, LAST_WEIGHTS, "epoch1.pt"):
         writer.submit(name, content(4))
     writer.flush()
     time.sleep(0.2)
@@ -135,10 +135,10 @@ def test_a_failed_write_is_tried_again_without_being_asked(tmp_path, full_disk, 
     assert caplog.text.count("could not write") == 3, "one warning each, whatever the number of attempts"
     full_disk()
     deadline = time.monotonic() + 10
-    while not (tmp_path / LAST).exists() and time.monotonic() < deadline:
+    while not (tmp_path / LAST_WEIGHTS).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     writer.close()
-    assert (step_of(tmp_path / BEST), step_of(tmp_path / LAST)) == (4, 4)
+    assert (step_of(tmp_path / BEST_WEIGHTS), step_of(tmp_path / LAST_WEIGHTS)) == (4, 4)
     assert "could be written now" in caplog.text
 
 
@@ -151,28 +151,28 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_file_is_called_full(tmp_path, m
 
     monkeypatch.setattr(Path, "open", lambda self, mode="rb": FullHalfWay(self, mode))
     with pytest.raises(OSError, match="No space left on device"):
-        write_checkpoint(tmp_path / LAST, content(1))
+        write_checkpoint(tmp_path / LAST_WEIGHTS, content(1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_end_of_a_run_tries_once_more(tmp_path, full_disk):
     writer = CheckpointWriter(tmp_path)
-    writer.submit(BEST, content(4))
+    writer.submit(BEST_WEIGHTS, content(4))
     writer.flush()
     full_disk()
     writer.close()
-    assert step_of(tmp_path / BEST) == 4
+    assert step_of(tmp_path / BEST_WEIGHTS) == 4
 
 
 def test_a_newer_checkpoint_takes_the_place_of_one_that_could_not_be_written(tmp_path, full_disk):
     writer = CheckpointWriter(tmp_path, retry_s=0.05)
-    writer.submit(LAST, content(1))
+    writer.submit(LAST_WEIGHTS, content(1))
     writer.flush()
     full_disk()
-    writer.submit(LAST, content(2))
+    writer.submit(LAST_WEIGHTS, content(2))
     time.sleep(0.2)
     writer.close()
-    assert step_of(tmp_path / LAST) == 2
+    assert step_of(tmp_path / LAST_WEIGHTS) == 2
 
 
 @pytest.fixture
@@ -188,16 +188,16 @@ def no_hard_links(monkeypatch):
 def test_the_one_before_is_kept_where_there_are_no_hard_links(tmp_path, no_hard_links):
     writer = CheckpointWriter(tmp_path)
     for step in (1, 2, 3):
-        writer.submit(LAST, content(step), keep_previous=True)
+        writer.submit(LAST_WEIGHTS, content(step), keep_previous=True)
     writer.close()
     assert writer.unwritten == []
-    assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (3, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, LAST]
+    assert (step_of(tmp_path / LAST_WEIGHTS), step_of(tmp_path / PREVIOUS_WEIGHTS)) == (3, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS_WEIGHTS, LAST_WEIGHTS]
 
 
 def test_a_copy_without_room_leaves_both_files_as_they_were(tmp_path, no_hard_links, monkeypatch):
     for step in (1, 2):
-        write_checkpoint(tmp_path / LAST, content(step), keep_previous=tmp_path / PREVIOUS)
+        write_checkpoint(tmp_path / LAST_WEIGHTS, content(step), keep_previous=tmp_path / PREVIOUS_WEIGHTS)
 
     def fill_up(source, target):
         Path(target).write_bytes(b"half")
@@ -205,36 +205,36 @@ def test_a_copy_without_room_leaves_both_files_as_they_were(tmp_path, no_hard_li
 
     monkeypatch.setattr(shutil, "copyfile", fill_up)
     with pytest.raises(OSError, match="No space left"):
-        write_checkpoint(tmp_path / LAST, content(3), keep_previous=tmp_path / PREVIOUS)
-    assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (2, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, LAST]
+        write_checkpoint(tmp_path / LAST_WEIGHTS, content(3), keep_previous=tmp_path / PREVIOUS_WEIGHTS)
+    assert (step_of(tmp_path / LAST_WEIGHTS), step_of(tmp_path / PREVIOUS_WEIGHTS)) == (2, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS_WEIGHTS, LAST_WEIGHTS]
 
 
 def test_a_slow_disk_keeps_no_step_waiting(tmp_path, monkeypatch):
     sync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: time.sleep(0.4) or sync(descriptor))
     writer, started_at = CheckpointWriter(tmp_path), time.monotonic()
-    for name in (BEST, LAST):  # an epoch's end: one is being written, the other is queued
+    for name in (BEST_WEIGHTS, LAST_WEIGHTS):  # an epoch's end: one is being written, the other is queued
         writer.submit(name, content(1))
     waited_s = time.monotonic() - started_at
     writer.close()
     assert waited_s < 0.3 < time.monotonic() - started_at
-    assert step_of(tmp_path / LAST) == 1
+    assert step_of(tmp_path / LAST_WEIGHTS) == 1
 
 
 def test_a_refused_file_does_not_replace_the_good_one_before_it(tmp_path):
-    write_checkpoint(tmp_path / PREVIOUS, content(1))
-    (tmp_path / LAST).write_bytes(b"broken")
+    write_checkpoint(tmp_path / PREVIOUS_WEIGHTS, content(1))
+    (tmp_path / LAST_WEIGHTS).write_bytes(b"broken")
     set_aside(tmp_path)
-    write_checkpoint(tmp_path / LAST, content(2), keep_previous=tmp_path / PREVIOUS)
-    assert (step_of(tmp_path / PREVIOUS), step_of(tmp_path / LAST)) == (1, 2)
+    write_checkpoint(tmp_path / LAST_WEIGHTS, content(2), keep_previous=tmp_path / PREVIOUS_WEIGHTS)
+    assert (step_of(tmp_path / PREVIOUS_WEIGHTS), step_of(tmp_path / LAST_WEIGHTS)) == (1, 2)
 
 
 def test_what_killed_writers_left_is_removed(tmp_path):
-    for name in (".last.pt.123.tmp", ".best.pt.7.tmp", LAST, BEST):
+    for name in (".last.pt.123.tmp", ".best.pt.7.tmp", LAST_WEIGHTS, BEST_WEIGHTS):
         (tmp_path / name).write_bytes(b"")
     remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, LAST]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [BEST_WEIGHTS, LAST_WEIGHTS]
 
 
 def test_a_copy_does_not_change_with_the_original():
@@ -255,7 +255,7 @@ def test_a_writer_that_lacks_memory_keeps_nobody_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.weights.checkpoint.write_checkpoint", fail)
     writer = CheckpointWriter(tmp_path)
     for _ in range(4):
-        writer.submit(LAST, {"value": 1})
+        writer.submit(LAST_WEIGHTS, {"value": 1})
     writer.close()
-    assert writer.unwritten == [LAST]
+    assert writer.unwritten == [LAST_WEIGHTS]
     assert writer.last_error == "MemoryError"

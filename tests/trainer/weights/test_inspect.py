@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.trainer.weights.foreign.yolov5_files import NAMES, save_version
-from trainer.errors import EXIT_USAGE
+from trainer.protocol import EXIT_USAGE
 from trainer.weights.checkpoint import read_checkpoint
 from trainer.weights.inspect import run
 from trainer.weights.load import load_model, load_weights

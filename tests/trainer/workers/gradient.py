@@ -7,8 +7,9 @@ import torch
 
 import trainer.training.loop as loop
 from trainer.config.train import make_config, read_options
+from trainer.protocol import RunFiles
 from trainer.runtime.distributed import DistEnv, process_group
-from trainer.runtime.heartbeat import Heartbeat
+from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
 from trainer.training.build import build_run
 
@@ -18,7 +19,7 @@ env, device = DistEnv.from_environ(), torch.device("cpu")
 (Path(run_dir) / "weights").mkdir(parents=True, exist_ok=True)
 torch.set_default_dtype(getattr(torch, dtype))
 with process_group(env, device):
-    heartbeat = Heartbeat(Path(run_dir) / "logs" / f"rank{env.rank}.heartbeat.json", env.rank)
+    heartbeat = HeartbeatWriter(RunFiles(Path(run_dir)).logs, env.rank)
     config = make_config(read_options(Path(config_path)))
     run, _ = build_run(config, env, device, Path(run_dir), Reporter(enabled=False), heartbeat)
     # Statistics that are not the initial ones, so that eval mode is a real function of them.

@@ -193,7 +193,7 @@ def test_the_driver_against_torchs_cuda(make_host, driver_cuda, torch_cuda, leve
 def test_shared_memory_against_what_this_run_needs(context, make_host):
     ((level, seen),) = found(machine_checks.check_shared_memory, context)
     workers = context.plan.workers_per_rank
-    need_mb = workers * 3 * 16 * 3 * 640 * 640 / 2**20
+    need_mb = (workers * 4 + 2) * 16 * 3 * 640 * 640 / 2**20
     assert level == "ok"
     assert seen == f"/dev/shm has 64.0 GB free; {workers} loader processes of this run need at most {need_mb:.0f} MB"
     host = make_host(1, shm_free_bytes=1 << 30, shm_total_bytes=1 << 30)

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
+from trainer.protocol import Heartbeat
 from yolo_launch.diagnosis.failures import WorkerEnd, first_of, rank_failures, worker_ends
-from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import Worker
 

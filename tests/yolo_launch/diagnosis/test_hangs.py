@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
+from trainer.protocol import Heartbeat, read_heartbeat
 from yolo_launch.diagnosis.hangs import StalledRank, blocking_rank, describe_stall, stall_failure
-from yolo_launch.diagnosis.heartbeat_monitor import HangDetector, Heartbeat, read_heartbeat
+from yolo_launch.diagnosis.heartbeat_monitor import HangDetector
 from yolo_launch.diagnosis.stacks import collective_in, main_stack, own_frame
 from yolo_launch.workers.files import WorkerFiles
 
@@ -52,7 +53,7 @@ def test_a_stack_ends_where_the_script_begins():
     starting = (
         '  File "/home/me/train.py", line 9 in <module>\n'
         '  File "<frozen runpy>", line 88 in _run_code\n'
-        '  File "/env/yolo_launch/worker_shim.py", line 48 in main\n'
+        '  File "/env/yolo_launch/workers/script_entrypoint.py", line 48 in main\n'
         '  File "/usr/lib/python3.10/runpy.py", line 196 in _run_module_as_main\n'
     )
     assert main_stack(LOADING + starting)[-1].path == "/home/me/train.py"

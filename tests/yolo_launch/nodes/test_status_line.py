@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
+from trainer.protocol import Heartbeat
 from yolo_launch.nodes import status_line as node_line
 from yolo_launch.nodes.status_line import StatusLine, fitted
 

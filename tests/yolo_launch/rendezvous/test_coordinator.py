@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from tests.yolo_launch.rendezvous.simulation import DATA, Stage, failed, job_facts
+from trainer.protocol import Heartbeat
 from yolo_launch.diagnosis.hangs import StalledRank
-from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
 from yolo_launch.errors import ExitCode
 from yolo_launch.rendezvous.messages import (
     CoordinatorHeartbeat,

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.yolo_launch.rendezvous.simulation import make_join_request
+from trainer.protocol import Heartbeat
 from yolo_launch.diagnosis.hangs import StalledRank
-from yolo_launch.diagnosis.heartbeat_monitor import Heartbeat
 from yolo_launch.diagnosis.stacks import Frame
 from yolo_launch.rendezvous import messages
 from yolo_launch.rendezvous.framing import MAX_FRAME_BYTES, FramingError, text_of
@@ -65,11 +65,13 @@ MESSAGES = [
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_every_message_survives_the_wire(message):
+    assert message.pack()["type"] == type(message).__name__
     assert parse(json.loads(text_of(message.pack()))) == message
 
 
 def test_every_kind_was_tried():
-    assert {type(message) for message in MESSAGES} == set(messages._KINDS.values())
+    kinds = {kind for kind in messages.Message.__subclasses__() if kind.__module__ == messages.__name__}
+    assert {type(message) for message in MESSAGES} == kinds
 
 
 LONG = "x" * (2 * MOST_TEXT) + "the end"
@@ -128,6 +130,17 @@ def test_times_that_are_no_numbers_are_taken():
 def test_anything_else_is_refused(frame):
     with pytest.raises(FramingError):
         parse(frame)
+
+
+def test_a_refused_message_is_named():
+    with pytest.raises(FramingError, match="an unknown message 'Outcome'"):
+        parse({"type": "Outcome", "kind": "done"})
+    with pytest.raises(FramingError, match="an unknown message 'None'"):
+        parse({})
+    with pytest.raises(
+        FramingError, match="a StoreReady that is not valid: Input should be greater than or equal to 1"
+    ):
+        parse({"type": "StoreReady", "round": 1, "port": 0})
 
 
 def test_a_clipped_text_keeps_its_end():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.scan.report import ScanReport
+from trainer.protocol import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +80,7 @@ def write_label_cache(path: Path, images: LabeledImages, report: ScanReport, all
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
     except OSError as error:
         logger.warning("The label cache %s cannot be written (%s); the next start scans again", path, error)

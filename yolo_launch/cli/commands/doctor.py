@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from trainer.config.train import make_config
+from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import run_checks
 from yolo_launch.cli.commands.node import NODE_OPTIONS
@@ -78,7 +79,11 @@ def doctor(ctx: typer.Context, **values: Any) -> None:
     identity = find_identity(values, typed, host, os.environ, console.note) if together else None
     values = scheduled_devices(values, identity, host) if identity is not None else values
     plan, findings = _planned(values, host, typed, identity)
-    config = make_config({"data": values["data"], "imgsz": values["imgsz"] or 640}) if values["data"] else None
+    config = (
+        make_config({"data": values["data"], "imgsz": values["imgsz"] or DEFAULT_IMAGE_SIZE})
+        if values["data"]
+        else None
+    )
     run_dir = Path(values["project"] or "runs/train") / "exp"
     context = Context(host, plan, config, run_dir)
     findings += run_checks(context)
@@ -146,9 +151,9 @@ def _planned(
     request = launch_request(
         values,
         typed,
-        global_batch_size=16 if batch is None else parse_batch(batch),
+        global_batch_size=DEFAULT_BATCH_SIZE if batch is None else parse_batch(batch),
         batch_is_default=batch is None,
-        image_size=values["imgsz"] or 640,
+        image_size=values["imgsz"] or DEFAULT_IMAGE_SIZE,
         workers=values["workers"],
         **facts,
     )

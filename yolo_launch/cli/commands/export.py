@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from trainer.protocol import MAX_DETECTIONS, PREDICT_CONFIDENCE, PREDICT_IOU
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.model_command import (
     IMGSZ,
@@ -44,7 +45,7 @@ EXPORT_OPTIONS = (
     Option("half", ("--half",), "float16", bool, MODEL),
     Option("opset", ("--opset",), "ONNX operator set", int, MODEL, "17"),
     Option("with_nms", ("--with-nms",), "non-maximum suppression in the graph (ONNX)", bool, MODEL),
-    *limits("0.25, for --with-nms", "0.45, for --with-nms", "300, for --with-nms"),
+    *limits(*(f"{number}, for --with-nms" for number in (PREDICT_CONFIDENCE, PREDICT_IOU, MAX_DETECTIONS))),
     Option("image", ("--image",), "picture that the file is checked on", str, RESULTS, "an embedded one"),
     Option(ONE_DEVICE.name, ONE_DEVICE.flags, "where it runs: cpu, or one index or UUID", str, ONE_DEVICE.panel, "cpu"),
     STALL_TIMEOUT,

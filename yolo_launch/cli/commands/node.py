@@ -13,6 +13,7 @@ import typer
 
 from trainer.config.train import TrainConfig
 from trainer.errors import UserError
+from trainer.protocol import RunFiles
 from yolo_launch.checks.preflight import refuse_failures
 from yolo_launch.cli.commands.train import show_dry_run
 from yolo_launch.cli.console import Console
@@ -208,7 +209,7 @@ def finish(
             show_result(run_dir, summary, is_demo=is_demo, console=console)
         return
     if outcome.kind == "done":
-        console.note(f"done; the results are on the master, this machine's logs in {run_dir / 'logs'}")
+        console.note(f"done; the results are on the master, this machine's logs in {RunFiles(run_dir).logs.folder}")
     else:
         show_outcome(outcome, plan, run_dir, next_command, console)
     if console.json_mode:

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from trainer.protocol import CONFIG_FILE, DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
 from yolo_launch.cli.typer_options import with_options
@@ -64,15 +65,15 @@ def plan(ctx: typer.Context, **values: Any) -> None:
     request = launch_request(
         values,
         typed_in(ctx),
-        global_batch_size=16 if values["batch_size"] is None else parse_batch(values["batch_size"]),
+        global_batch_size=DEFAULT_BATCH_SIZE if values["batch_size"] is None else parse_batch(values["batch_size"]),
         batch_is_default=values["batch_size"] is None,
-        image_size=values["imgsz"] or 640,
+        image_size=values["imgsz"] or DEFAULT_IMAGE_SIZE,
         workers=values["workers"],
         sync_bn=bool(values["sync_bn"]),
         nnodes=values["nnodes"] or 1,
     )
     made = make_plan(request, host)
-    command = WorkerCommand(("-m", "trainer", "RUN_DIR/config.yaml", "--run-dir", "RUN_DIR"))
+    command = WorkerCommand(("-m", "trainer", f"RUN_DIR/{CONFIG_FILE}", "--run-dir", "RUN_DIR"))
     if console.json_mode:
         console.json({**plan_facts(made, command), "host": host.name})
     else:

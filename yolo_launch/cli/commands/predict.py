@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trainer.protocol import PREDICT_BATCH_SIZE, PREDICT_CONFIDENCE, PREDICT_IOU, PREDICT_MAX_DETECTIONS
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.model_command import (
     HALF,
@@ -31,14 +32,12 @@ from yolo_launch.jobs import run_directory
 from yolo_launch.request.options import DEBUG, STALL_TIMEOUT, Option
 from yolo_launch.spec import WorkerCommand
 
-DEFAULT_BATCH = 8
-
 PREDICT_OPTIONS = (
     WEIGHTS,
     Option("source", ("--source",), "a source, as YOLOv5 spells it", str, MODEL),
     IMGSZ,
     Option("batch", ("--batch", "--batch-size"), "pictures at a time; changes no result", int, MODEL, "8"),
-    *limits("0.25", "0.45", "1000"),
+    *limits(str(PREDICT_CONFIDENCE), str(PREDICT_IOU), str(PREDICT_MAX_DETECTIONS)),
     Option("classes", ("--classes",), "only these: 0,2 or person,car", str, MODEL),
     HALF,
     Option("save_txt", ("--save-txt",), "write a label file a picture, in YOLO's format", bool, RESULTS),
@@ -98,7 +97,7 @@ def predict(ctx: typer.Context, **values: Any) -> None:
     project, name, exist_ok = values["project"] or "runs/predict", values["name"] or "exp", bool(values["exist_ok"])
     planned = run_directory.next_run_dir(project, name, exist_ok=exist_ok)
     plan, findings = make_inference_plan(
-        values, typed, planned, batch=values["batch"] or DEFAULT_BATCH, one_device=True
+        values, typed, planned, batch=values["batch"] or PREDICT_BATCH_SIZE, one_device=True
     )
     run_dir = run_directory.create_run_dir(project, name, exist_ok=exist_ok)
     arguments = (

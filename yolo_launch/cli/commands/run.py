@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trainer.protocol import RunFiles
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import exit_code_of, refuse_failures, run_checks
 from yolo_launch.cli.console import Console
@@ -88,13 +89,13 @@ def _start(plan: LaunchPlan, command: WorkerCommand, run_dir: Path, console: Con
     from yolo_launch.supervision.supervisor import launch
 
     with run_directory.writing_to(run_dir):
-        (run_dir / "logs").mkdir(exist_ok=True)
+        RunFiles(run_dir).logs.folder.mkdir(exist_ok=True)
     outcome = launch(plan, command, run_dir, console_json=console.json_mode, say=console.note)
     if outcome.kind != "done":
         show_outcome(outcome, plan, run_dir, shlex.join(typed), console)
     if console.json_mode:
         console.json({"run_dir": str(run_dir), "outcome": outcome.kind, "exit_code": outcome.exit_code})
     elif outcome.kind == "done":
-        console.line(f"done; logs: {run_dir / 'logs'}")
+        console.line(f"done; logs: {RunFiles(run_dir).logs.folder}")
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from trainer.protocol import MAX_DETECTIONS, VAL_BATCH_SIZE, VAL_CONFIDENCE, VAL_IOU
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.model_command import (
     HALF,
@@ -30,7 +31,6 @@ from yolo_launch.jobs import run_directory
 from yolo_launch.request.options import DEBUG, GPUS, JSON, NPROC, PORT, STALL_TIMEOUT, WORKERS, Option
 from yolo_launch.spec import WorkerCommand
 
-DEFAULT_BATCH = 32
 SPLITS = ("train", "val", "test")
 
 VAL_OPTIONS = (
@@ -39,8 +39,8 @@ VAL_OPTIONS = (
     Option("split", ("--split", "--task"), "which images: train, val or test", str, MODEL, "val"),
     IMGSZ,
     # Batches depend on data, image size and this number alone, so the result does not depend on the devices.
-    Option("batch", ("--batch", "--batch-size"), "images a batch, of each worker", int, MODEL, str(DEFAULT_BATCH)),
-    *limits("0.001", "0.6", "300"),
+    Option("batch", ("--batch", "--batch-size"), "images a batch, of each worker", int, MODEL, str(VAL_BATCH_SIZE)),
+    *limits(str(VAL_CONFIDENCE), str(VAL_IOU), str(MAX_DETECTIONS)),
     HALF,
     WORKERS,
     Option("coco_json", ("--coco-json",), "write COCO results, and COCO's own numbers with the extra", str, RESULTS),
@@ -82,7 +82,7 @@ def val(ctx: typer.Context, **values: Any) -> None:
     project, name, exist_ok = values["project"] or "runs/val", values["name"] or "exp", bool(values["exist_ok"])
     planned = run_directory.next_run_dir(project, name, exist_ok=exist_ok)
     plan, findings = make_inference_plan(
-        values, typed, planned, batch=values["batch"] or DEFAULT_BATCH, one_device=False
+        values, typed, planned, batch=values["batch"] or VAL_BATCH_SIZE, one_device=False
     )
     run_dir = run_directory.create_run_dir(project, name, exist_ok=exist_ok)
     arguments = (

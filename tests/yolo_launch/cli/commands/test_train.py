@@ -167,7 +167,7 @@ def test_resume_goes_on_in_the_same_folder_on_the_same_devices(supervisor, data,
 
 def test_resume_may_change_the_number_of_workers_and_split_unevenly(supervisor, data, monkeypatch):
     unfinished(supervisor, data)
-    monkeypatch.setattr("yolo_launch.host.inventory._affinity", lambda: 8)
+    monkeypatch.setattr("yolo_launch.host.inventory.affinity_cores", lambda: 8)
     assert train("--resume", "--gpus", "cpu", "--nproc", "3") == 0
     assert (supervisor.last.plan.global_batch_size, supervisor.last.plan.local_batch_size) == (8, 3)
 
@@ -205,12 +205,11 @@ def test_exist_ok_starts_anew_in_the_folder(supervisor, data, tmp_path):
 
 def test_a_run_that_is_being_trained_is_left_alone(supervisor, data, tmp_path, capsys):
     unfinished(supervisor, data)
-    lock = run_directory.join_request(tmp_path / "runs" / "train" / "exp")
-    for arguments in (("--resume",), ("--resume", "exp"), ("--data", data, "--exist-ok")):
-        assert train(*arguments) == 2
-        assert "being trained right now" in capsys.readouterr().err
+    with run_directory.hold(tmp_path / "runs" / "train" / "exp"):
+        for arguments in (("--resume",), ("--resume", "exp"), ("--data", data, "--exist-ok")):
+            assert train(*arguments) == 2
+            assert "being trained right now" in capsys.readouterr().err
     assert len(supervisor.calls) == 1
-    lock.close()
 
 
 def test_inline_takes_one_worker(supervisor, data, capsys):

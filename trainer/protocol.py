@@ -1,0 +1,279 @@
+"""Holds what launcher and worker agree on, so that each fact stands once. It needs the standard library only.
+
+Names of environment variables and files, exit codes, the records that one side writes and the other reads, the loaders'
+share of a machine, and the defaults that both sides show. No other module of either package repeats one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+PARENT_VARIABLE = "YOLO_PARENT_PID"
+"""A launcher's process id; the worker that finds itself with another parent has lost it already."""
+LOGS_VARIABLE = "YOLO_LOGS_DIR"
+"""Folder of the files that ``LogFiles`` names."""
+OUTPUT_VARIABLE = "YOLO_TRAINER_OUTPUT"
+"""``OUTPUT_ON_STDERR`` keeps a worker's stdout free for data."""
+OUTPUT_ON_STDERR = "stderr"
+ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
+"""Where a failing worker leaves a ``FailureRecord``; torch's agent knows it too."""
+RUN_ID_VARIABLE = "TORCHELASTIC_RUN_ID"
+"""Set in every worker of an elastic agent, whoever started it."""
+
+CONFIG_FILE = "config.yaml"
+SUMMARY_FILE = "summary.json"
+RESULTS_FILE = "results.csv"
+METRICS_FILE = "metrics.jsonl"
+LAST_WEIGHTS, PREVIOUS_WEIGHTS, BEST_WEIGHTS = "last.pt", "last.previous.pt", "best.pt"
+HEARTBEAT_PATTERN = "rank*.heartbeat.json"
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+"""The worker refused its input."""
+EXIT_SAVED_AND_STOPPED = 75
+"""A signal asked to stop and the state is saved."""
+
+PREFETCHED_BATCHES = 4
+"""Batches that each loader process works ahead."""
+MOST_LOADER_WORKERS = 8
+
+DEFAULT_IMAGE_SIZE = 640
+DEFAULT_BATCH_SIZE = 16
+VAL_CONFIDENCE, VAL_IOU = 0.001, 0.6
+"""Thresholds of a measurement: nearly every box counts."""
+PREDICT_CONFIDENCE, PREDICT_IOU = 0.25, 0.45
+"""Thresholds for people, and for whoever runs an exported model."""
+MAX_DETECTIONS = 300
+"""Boxes of an image that are measured or exported."""
+PREDICT_MAX_DETECTIONS = 1000
+VAL_BATCH_SIZE, PREDICT_BATCH_SIZE = 32, 8
+
+Phase = Literal["start", "scan", "train", "val", "save", "done"]
+"""What a worker is doing."""
+PHASES: tuple[Phase, ...] = get_args(Phase)
+STEP_PHASES: frozenset[Phase] = frozenset({"train", "val", "save", "done"})
+"""Phases in which epoch and step say how far a run has come."""
+
+
+class LogFiles:
+    """The files of each rank in a run's folder of logs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def log(self, rank: int) -> Path:
+        """A rank's output; rank 0 writes to the terminal and keeps this one by itself."""
+        return self.folder / f"rank{rank}.log"
+
+    def error(self, rank: int) -> Path:
+        """The ``FailureRecord`` that a failing worker leaves behind."""
+        return self.folder / f"rank{rank}.error.json"
+
+    def heartbeat(self, rank: int) -> Path:
+        """The ``Heartbeat`` that a worker keeps up to date."""
+        return self.folder / HEARTBEAT_PATTERN.replace("*", str(rank))
+
+    def stacks(self, rank: int) -> Path:
+        """Python stacks, written by a worker on SIGUSR2."""
+        return self.folder / f"rank{rank}.stacks"
+
+
+class RunFiles:
+    """The files of a run directory that both sides know."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.config = run_dir / CONFIG_FILE
+        self.summary = run_dir / SUMMARY_FILE
+        self.results = run_dir / RESULTS_FILE
+        self.metrics = run_dir / METRICS_FILE
+        self.weights = run_dir / "weights"
+        self.best_weights = self.weights / BEST_WEIGHTS
+        self.logs = LogFiles(run_dir / "logs")
+
+    def make_folders(self) -> None:
+        """Make the folders of weights and logs, and the run directory itself. Raises OSError."""
+        for folder in (self.weights, self.logs.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def rank_in(environ: Mapping[str, str]) -> int:
+    """The rank that a torchrun-style launcher gave a process; 0 for a lone one."""
+    text = environ.get("RANK", "")
+    return int(text) if text.isdigit() else 0
+
+
+def output_is_data(environ: Mapping[str, str]) -> bool:
+    """Whether a worker's stdout belongs to data, so that everything else goes to stderr."""
+    return environ.get(OUTPUT_VARIABLE) == OUTPUT_ON_STDERR
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
+    """A path to write, which takes the place of ``path`` when the block succeeds and is removed when it fails.
+
+    A reader sees the old content or the new one. ``beside`` is that path, in the same folder; without it the name is
+    hidden, ends in .tmp and is not given twice, on this machine or on another that shares the folder.
+    """
+    temporary = beside or path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # also after a rename onto the same file, which does nothing
+
+
+def replace_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Replace a file's content at once; with ``sync`` only when the disk has it. Raises OSError."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What one rank is doing: phase, epoch, step and the wall-clock second of writing."""
+
+    rank: int
+    phase: str
+    epoch: int
+    step: int
+    written_at: float
+    pid: int = 0
+
+    @property
+    def finished_a_step(self) -> bool:
+        """Whether this rank has learned something since the run began."""
+        return self.phase in STEP_PHASES and (self.epoch, self.step) > (0, 0)
+
+
+def write_heartbeat(path: Path, heartbeat: Heartbeat) -> None:
+    """Replace a rank's heartbeat. Raises OSError."""
+    content = {
+        "rank": heartbeat.rank,
+        "pid": heartbeat.pid,
+        "phase": heartbeat.phase,
+        "epoch": heartbeat.epoch,
+        "step": heartbeat.step,
+        "time": heartbeat.written_at,
+    }
+    replace_text(path, json.dumps(content))
+
+
+def read_heartbeat(files: LogFiles, rank: int) -> Heartbeat | None:
+    """The rank's heartbeat; None if there is none or a foreign script wrote something else."""
+    try:
+        content = json.loads(files.heartbeat(rank).read_text(encoding="utf-8"))
+        return Heartbeat(
+            rank=rank,
+            phase=str(content.get("phase", "")),
+            epoch=int(content.get("epoch") or 0),
+            step=int(content.get("step") or 0),
+            written_at=float(content.get("time") or 0.0),
+            pid=int(content.get("pid") or 0),
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+@dataclass(frozen=True)
+class FailureRecord:
+    """Why a rank failed, by its own account."""
+
+    rank: int
+    message: str
+    traceback: str = ""
+    user_error: dict[str, str] | None = None
+    """The four parts and the kind of a mistake of the user's."""
+    relayed: bool = False
+    """Another rank raised it first."""
+    phase: str = ""
+    epoch: int | None = None
+    step: int | None = None
+    written_at: float = 0.0
+    """Of the file, in wall-clock seconds: finer than what torch's format holds."""
+
+
+def write_failure(path: Path, record: FailureRecord) -> None:
+    """Leave a record in the elastic agent's format and a little more. Raises OSError."""
+    now = time.time()
+    content = {
+        "message": {
+            "message": record.message,
+            "extraInfo": {"py_callstack": record.traceback, "timestamp": str(int(now))},
+        },
+        "user_error": record.user_error,
+        "rank": record.rank,
+        "relayed": record.relayed,
+        "phase": record.phase,
+        "epoch": record.epoch,
+        "step": record.step,
+        "time": now,
+    }
+    replace_text(path, json.dumps(content))
+
+
+def read_failure(files: LogFiles, rank: int) -> FailureRecord | None:
+    """What a rank, or torch's own @record in a script, left behind; None if it left nothing, or only half of it."""
+    path = files.error(rank)
+    try:
+        written_at = path.stat().st_mtime
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or not content:
+        return None
+    return replace(_failure_of(rank, content), written_at=written_at)
+
+
+def _failure_of(rank: int, content: Mapping[str, Any]) -> FailureRecord:
+    message, traceback = content.get("message", ""), ""
+    if isinstance(message, dict):
+        extra = message.get("extraInfo")
+        traceback = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
+        message = message.get("message", "")
+    user_error = content.get("user_error")
+    return FailureRecord(
+        rank=rank,
+        message=str(message),
+        traceback=traceback,
+        user_error={str(k): str(v) for k, v in user_error.items()} if isinstance(user_error, dict) else None,
+        relayed=content.get("relayed") is True,
+        phase=str(content.get("phase") or ""),
+        epoch=_whole(content.get("epoch")),
+        step=_whole(content.get("step")),
+    )
+
+
+def _whole(value: object) -> int | None:
+    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def affinity_cores() -> int:
+    """Cores that this process may run on, whatever a control group's quota."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_loader_workers(cores: int, ranks: int, *, on_cpu: bool) -> int:
+    """Loader processes of each of a machine's ranks if nobody asked for a number.
+
+    On a CPU the model wants the cores too, so loaders get a quarter of them, and none of a few.
+    """
+    cores_per_rank = max(1, cores // ranks)
+    return min(MOST_LOADER_WORKERS, cores_per_rank // 4 if on_cpu else cores_per_rank)
+
+
+def batches_in_shared_memory(loader_workers: int) -> int:
+    """Batches of one rank that /dev/shm holds at most: those made ahead, the one in use and the one that follows it."""
+    return PREFETCHED_BATCHES * loader_workers + 2 if loader_workers else 0
