@@ -8,7 +8,10 @@ PINS ?= --constraint constraints.txt
 # Empty installs a wheel instead of a link to this checkout.
 INSTALL_AS ?= --editable
 EXTRAS := test,dev,export,coco
-PYTEST := $(BIN)/pytest -q -p no:cacheprovider --durations=10
+# Processes that tests run in, side by side.
+JOBS ?= 2
+PYTEST := $(BIN)/pytest -q -p no:cacheprovider
+SIDE_BY_SIDE := -n $(JOBS) --dist loadgroup
 # What coverage is measured on: lines that only run in a process of their own are not seen, so those folders stay out.
 FAST_TESTS := tests/yolo_launch $(addprefix tests/trainer/,data evaluation loss model optim)
 
@@ -35,16 +38,16 @@ check:
 	$(BIN)/mypy
 
 test:
-	$(PYTEST)
+	$(PYTEST) $(SIDE_BY_SIDE) --durations=25
 
 test-slow:
-	$(PYTEST) -m 'slow or netns' --timeout=1500
+	$(PYTEST) $(SIDE_BY_SIDE) -m 'slow or netns' --timeout=1500 --durations=40
 
 coverage:
-	$(BIN)/pytest -q -p no:cacheprovider --cov --cov-report=term:skip-covered $(FAST_TESTS)
+	$(PYTEST) $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered $(FAST_TESTS)
 
 docs:
-	$(BIN)/pytest -q -p no:cacheprovider tests/test_docs.py tests/test_clusters_page.py tests/test_architecture.py
+	$(PYTEST) tests/test_docs.py tests/test_clusters_page.py tests/test_architecture.py
 
 # Toy sizes: whether each still runs, not how fast anything is. The others need data, weights or several torch versions.
 bench:
