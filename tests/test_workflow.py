@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
-WORKFLOW = PROJECT_DIR / ".github" / "workflows" / "tests.yml"
+WORKFLOW = PROJECT_DIR / ".github" / "workflows" / "ci.yml"
 PROJECT = (PROJECT_DIR / "pyproject.toml").read_text(encoding="utf-8")
 MAKEFILE = (PROJECT_DIR / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, flags=re.MULTILINE))
