@@ -11,9 +11,10 @@ EXTRAS := test,dev,export,coco
 # Processes that tests run in, side by side.
 JOBS ?= 2
 PYTEST := $(BIN)/pytest -q -p no:cacheprovider
-SIDE_BY_SIDE := -n $(JOBS) --dist loadgroup
-# What coverage is measured on: lines that only run in a process of their own are not seen, so those folders stay out.
-FAST_TESTS := tests/yolo_launch $(addprefix tests/trainer/,data evaluation loss model optim)
+SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
+# The folders of the rooms that pyproject.toml measures coverage of.
+COVERED := $(addprefix tests/yolo_launch/,checks diagnosis host planning request) \
+	$(addprefix tests/trainer/,data/augment data/scan evaluation loss model optim)
 
 # A neighbor on a shared core slows spinning threads fourfold.
 export GOMP_SPINCOUNT = 0
@@ -44,7 +45,7 @@ test-slow:
 	$(PYTEST) $(SIDE_BY_SIDE) -m 'slow or netns' --timeout=1500 --durations=40
 
 coverage:
-	$(PYTEST) $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered $(FAST_TESTS)
+	$(PYTEST) $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered $(COVERED)
 
 docs:
 	$(PYTEST) tests/test_docs.py tests/test_clusters_page.py tests/test_architecture.py

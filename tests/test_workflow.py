@@ -101,6 +101,15 @@ def test_setup_passes_the_pins_on_and_tests_run_in_its_environment(tmp_path):
     assert f"\n{tmp_path}/venv/bin/pytest " in shown
 
 
+def test_coverage_is_of_the_rooms_whose_tests_it_runs():
+    (table,) = re.findall(r"^\[tool\.coverage\.run\]\n(.*?)^\[", PROJECT, flags=re.MULTILINE | re.DOTALL)
+    rooms = re.findall(r'^    "([\w.]+)",$', table, flags=re.MULTILINE)
+    shown = subprocess.run(["make", "-n", "coverage"], cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
+    folders = re.findall(r" (tests/\S+)", shown.stdout)
+    assert folders == [f"tests/{room.replace('.', '/')}" for room in rooms]
+    assert all((PROJECT_DIR / folder).is_dir() for folder in folders)
+
+
 def test_hooks_fetch_nothing():
     hooks = yaml.safe_load((PROJECT_DIR / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert [repository["repo"] for repository in hooks["repos"]] == ["local"]
