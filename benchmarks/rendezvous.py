@@ -53,7 +53,7 @@ def measure(members: int) -> dict[str, float]:
     running_cpu = (time.process_time() - used) / 5
     ended_at = time.monotonic()
     rendezvous.rendezvous.end(Outcome("done", 0))
-    soon(lambda: rendezvous.local_requests.is_over, 20)
+    soon(lambda: rendezvous.coordinator.is_over, 20)
     left_s = time.monotonic() - ended_at
     rendezvous.rendezvous.close(1)
     for crowd in crowds:

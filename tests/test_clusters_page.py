@@ -12,11 +12,24 @@ import yaml
 
 from yolo_launch.cli.main import app
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "clusters.md").read_text(encoding="utf-8")
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+PAGE = (PROJECT_DIR / "docs" / "clusters.md").read_text(encoding="utf-8")
+EXAMPLES = {
+    "bash": ("slurm/train.sh",),
+    "yaml": ("kubernetes/trainjob.yaml", "kubernetes/pytorchjob.yaml", "kubernetes/indexed-job.yaml"),
+}
+"""The files of examples/ that the page shows, in its order."""
 
 
 def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("language", EXAMPLES)
+def test_the_page_shows_the_files_of_examples(language):
+    files = [(PROJECT_DIR / "examples" / name).read_text(encoding="utf-8") for name in EXAMPLES[language]]
+    assert blocks(language) == files
+    assert [name for name in EXAMPLES[language] if f"](../examples/{name})" not in PAGE] == []
 
 
 @pytest.fixture

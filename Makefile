@@ -1,0 +1,60 @@
+# One name for each thing that people, hooks and machines run. CONTRIBUTING.md says which to run when.
+#   make setup VENV=/elsewhere PYTHON=python3.12 PINS="'torch==2.4.*'"
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# What pip is told beside the project: the versions that CI tests. Older Pythons name their own.
+PINS ?= --constraint constraints.txt
+# Empty installs a wheel instead of a link to this checkout.
+INSTALL_AS ?= --editable
+EXTRAS := test,dev,export,coco
+# Processes that tests run in, side by side.
+JOBS ?= 2
+PYTEST := $(BIN)/pytest -q -p no:cacheprovider
+SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
+# The folders of the rooms that pyproject.toml measures coverage of.
+COVERED := $(addprefix tests/yolo_launch/,checks diagnosis host planning request) \
+	$(addprefix tests/trainer/,data/augment data/scan evaluation loss model optim)
+
+# A neighbor on a shared core slows spinning threads fourfold.
+export GOMP_SPINCOUNT = 0
+
+.PHONY: help setup check test test-slow coverage docs bench
+help:
+	@echo "make setup | check | test | test-slow | coverage | docs | bench"
+
+setup: $(VENV)/ready
+	rm -rf build *.egg-info
+	$(BIN)/pip install --quiet --no-deps --force-reinstall $(INSTALL_AS) .
+	rm -rf build *.egg-info
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PINS) '.[$(EXTRAS)]'
+	touch $@
+
+check:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test:
+	$(PYTEST) $(SIDE_BY_SIDE) --durations=25
+
+test-slow:
+	$(PYTEST) $(SIDE_BY_SIDE) -m 'slow or netns' --timeout=1500 --durations=40
+
+coverage:
+	$(PYTEST) $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered $(COVERED)
+
+docs:
+	$(PYTEST) tests/test_docs.py tests/test_clusters_page.py tests/test_architecture.py
+
+# Toy sizes: whether each still runs, not how fast anything is. The others need data, weights or several torch versions.
+bench:
+	$(BIN)/python benchmarks/metrics.py --images 50 --repeats 1
+	$(BIN)/python benchmarks/step.py --imgsz 64 --batch 2 --steps 2
+	$(BIN)/python benchmarks/rendezvous.py 2 8
+	$(BIN)/python benchmarks/endings.py --repeat 1
+	$(BIN)/python benchmarks/restarts.py --restarts 1
+	@echo "the others, and their data: benchmarks/README.md"
