@@ -18,17 +18,23 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of real data sets and weights beside the project; tests skip where it is absent."""
+    """The folder of YOLOv5's weights and of COCO's images beside the project; tests skip if it is absent."""
     folder = PROJECT_DIR.parent / "shared"
     if not (folder / "data").is_dir():
-        pytest.skip(f"needs the data sets in {folder}, which is not here")
+        pytest.skip(f"needs the files in {folder}, which is not here")
     return folder
 
 
 @pytest.fixture(scope="session")
-def copy_bccd(shared_dir: Path) -> Callable[[Path, int, int], Path]:
+def bccd_yaml() -> Path:
+    """The data-set YAML of 40 training and 20 validation images of blood cells, which the repository holds."""
+    return PROJECT_DIR / "tests" / "data" / "bccd" / "bccd.yaml"
+
+
+@pytest.fixture(scope="session")
+def copy_bccd(bccd_yaml: Path) -> Callable[[Path, int, int], Path]:
     """Copies the first training and validation images of bccd into a folder; gives the path of their data-set YAML."""
-    source = shared_dir / "data" / "bccd"
+    source = bccd_yaml.parent
 
     def copy(folder: Path, train: int, val: int) -> Path:
         for split, count in (("train", train), ("val", val)):

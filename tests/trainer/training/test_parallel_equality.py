@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-GRADIENT = str(Path(__file__).parents[1] / "workers" / "gradient.py")
+GRADIENT = str(Path(__file__).parents[2] / "rank_scripts" / "gradient.py")
 
 
 def measure(run_ranks, config, tmp_path, world_size, *arguments):
@@ -54,7 +54,7 @@ def test_validation_numbers_of_one_two_and_three_ranks_are_identical(run_ranks, 
             assert torch.equal(rank["confusion"], alone["confusion"])
 
 
-TRAJECTORY = str(Path(__file__).parents[1] / "workers" / "trajectory.py")
+TRAJECTORY = str(Path(__file__).parents[2] / "rank_scripts" / "trajectory.py")
 
 
 @pytest.fixture

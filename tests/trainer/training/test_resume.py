@@ -15,7 +15,7 @@ import torch
 from tests.trainer.conftest import start_ranks
 from trainer.data.sampler import epoch_order
 
-NAN_WORKER = str(Path(__file__).parents[1] / "workers" / "nan_loss.py")
+NAN_WORKER = str(Path(__file__).parents[2] / "rank_scripts" / "nan_loss.py")
 
 
 def train(run_ranks, config, run_dir, world_size=1, expected=0):
