@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-PROJECT_DIR = Path(__file__).resolve().parents[2]
+from tests import forked_ranks
+from tests.forked_ranks import ForkedRank
+
 PART_SHAPES_HW = ((480, 640), (480, 360), (240, 320), (427, 640), (96, 72), (128, 320), (333, 333), (480, 181))
 
 
@@ -76,34 +74,30 @@ def run_config(small_bccd: Path, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def start_ranks(arguments: Sequence[str], world_size: int, **extra: str) -> list[subprocess.Popen[str]]:
-    """One process a rank of ``python ARGUMENTS``, with the environment that a launcher gives."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(world_size):
-        environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_DIR), **extra}
-        if world_size > 1:
-            environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-            environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *arguments], env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-        )
-    return processes
+@pytest.fixture
+def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[ForkedRank]]]:
+    """Starts a script in every rank; all of them are ended with the test."""
+    started: list[ForkedRank] = []
+
+    def start(arguments: Sequence[str], world_size: int, **extra: str) -> list[ForkedRank]:
+        ranks = forked_ranks.start_ranks(arguments, world_size, tmp_path_factory.mktemp("ranks"), **extra)
+        started.extend(ranks)
+        return ranks
+
+    yield start
+    for rank in started:
+        rank.end()
 
 
 @pytest.fixture
-def run_ranks() -> Callable[..., list[str]]:
-    """Runs a script in every rank to its end; returns what each printed, and fails when one fails."""
+def run_ranks(start_ranks: Callable[..., list[ForkedRank]]) -> Callable[..., list[str]]:
+    """Runs a script in every rank to its end; returns what each printed, and fails if one fails."""
 
     def run(arguments: Sequence[str], world_size: int, expected: int = 0, **extra: str) -> list[str]:
-        processes = start_ranks(arguments, world_size, **extra)
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-        for process, output in zip(processes, outputs, strict=True):
-            assert process.returncode == expected, output
+        ranks = start_ranks(arguments, world_size, **extra)
+        outputs = [rank.wait(240) for rank in ranks]
+        for rank, output in zip(ranks, outputs, strict=True):
+            assert rank.returncode == expected, output
         return outputs
 
     return run
