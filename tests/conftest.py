@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,9 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 
 # A neighbor on a shared core slows spinning threads fourfold; sleeping ones wait their turn.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+# `pytest &` in a shell starts with Ctrl-C ignored, which every program that a test starts would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +53,15 @@ def copy_bccd(bccd_yaml: Path) -> Callable[[Path, int, int], Path]:
         return path
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """yolov5n with a quarter of its channels, whose checkpoints are quickly written."""
+    definition = yaml.safe_load((PROJECT_DIR / "trainer" / "model" / "zoo" / "yolov5n.yaml").read_text())
+    path = tmp_path_factory.mktemp("model") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**definition, "width_multiple": 0.0625}))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import signal
 import socket
 import sys
 import traceback
@@ -58,7 +57,6 @@ def rank_environments(world_size: int) -> list[dict[str, str]]:
 def run_python(arguments: Sequence[str], environ: dict[str, str], log: Path) -> None:
     """Runs ``python ARGUMENTS``, a script or ``-m MODULE``, in this process, which ends with it."""
     become_rank(environ, log)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     module = arguments[0] == "-m"
     sys.argv = list(arguments[1:] if module else arguments)
     code = 0

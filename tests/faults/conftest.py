@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.faults.comparison import result_of
 from tests.forked_ranks import become_rank, fork_context, rank_environments
@@ -32,15 +31,6 @@ def forkserver() -> Any:
 def fault_data(copy_bccd: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data-set YAML with 26 training and 8 validation images of bccd."""
     return copy_bccd(tmp_path_factory.mktemp("fault_data"), 26, 8)
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """yolov5n with a quarter of its channels, whose checkpoints are quickly written."""
-    definition = yaml.safe_load((PROJECT_DIR / "trainer" / "model" / "zoo" / "yolov5n.yaml").read_text())
-    path = tmp_path_factory.mktemp("model") / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**definition, "width_multiple": 0.0625}))
-    return path
 
 
 def run_worker(
