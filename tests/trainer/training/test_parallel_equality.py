@@ -85,11 +85,12 @@ def test_with_frozen_batch_norm_ranks_follow_the_path_of_one(follow, run_config,
 
 
 @pytest.mark.slow
-def test_with_synchronized_batch_norm_ranks_follow_the_path_of_one(follow, run_config, shared_dir):
+def test_with_synchronized_batch_norm_ranks_follow_the_path_of_one(follow, run_config, detector):
     """From trained weights: from random ones any rounding grows a millionfold within fifty steps, on one rank too."""
-    weights = str(shared_dir / "weights" / "yolov5n.pt")
     # Shards of 2, 3 and 4; of an epoch's last step one rank has the only image.
-    config = run_config(epochs=20, imgsz=96, batch_size=7, autoanchor=False, weights=weights, sync_bn=True)
+    config = run_config(
+        epochs=20, imgsz=96, batch_size=7, autoanchor=False, cfg="", weights=str(detector), sync_bn=True
+    )
     (exact,) = follow(config, 1, "float64", "synchronized")
     (alone,) = follow(config, 1, "float32", "synchronized")
     rounding = mean_error(alone["losses"], exact["losses"])
