@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,20 +16,35 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 # A neighbor on a shared core slows spinning threads fourfold; sleeping ones wait their turn.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+# `pytest &` in a shell starts with Ctrl-C ignored, which every program that a test starts would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of real data sets and weights beside the project; tests skip where it is absent."""
+    """The folder of YOLOv5's weights and of COCO's images beside the project; tests skip if it is absent."""
     folder = PROJECT_DIR.parent / "shared"
     if not (folder / "data").is_dir():
-        pytest.skip(f"needs the data sets in {folder}, which is not here")
+        pytest.skip(f"needs the files in {folder}, which is not here")
     return folder
 
 
 @pytest.fixture(scope="session")
-def copy_bccd(shared_dir: Path) -> Callable[[Path, int, int], Path]:
+def bccd_yaml() -> Path:
+    """The data-set YAML of 40 training and 20 validation images of blood cells, which the repository holds."""
+    return PROJECT_DIR / "tests" / "data" / "bccd" / "bccd.yaml"
+
+
+@pytest.fixture(scope="session")
+def detector() -> Path:
+    """Weights that find blood cells in pictures of 160 pixels, white ones best; the repository holds them."""
+    return PROJECT_DIR / "tests" / "data" / "detector.pt"
+
+
+@pytest.fixture(scope="session")
+def copy_bccd(bccd_yaml: Path) -> Callable[[Path, int, int], Path]:
     """Copies the first training and validation images of bccd into a folder; gives the path of their data-set YAML."""
-    source = shared_dir / "data" / "bccd"
+    source = bccd_yaml.parent
 
     def copy(folder: Path, train: int, val: int) -> Path:
         for split, count in (("train", train), ("val", val)):
@@ -43,6 +59,15 @@ def copy_bccd(shared_dir: Path) -> Callable[[Path, int, int], Path]:
         return path
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """yolov5n with a quarter of its channels, whose checkpoints are quickly written."""
+    definition = yaml.safe_load((PROJECT_DIR / "trainer" / "model" / "zoo" / "yolov5n.yaml").read_text())
+    path = tmp_path_factory.mktemp("model") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**definition, "width_multiple": 0.0625}))
+    return path
 
 
 @pytest.fixture(scope="session")

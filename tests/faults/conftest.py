@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
 
 from tests.faults.comparison import result_of
+from tests.forked_ranks import become_rank, fork_context, rank_environments
 
 EPOCHS = 3
 PROJECT_DIR = Path(__file__).resolve().parents[2]
@@ -27,10 +24,7 @@ Hook = tuple[Callable[..., None], tuple[Any, ...]]
 
 @pytest.fixture(scope="session")
 def forkserver() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    # torch._dynamo: what the first optimizer step imports
-    context.set_forkserver_preload(["trainer.training.worker", "torch._dynamo"])
-    return context
+    return fork_context()
 
 
 @pytest.fixture(scope="session")
@@ -39,25 +33,11 @@ def fault_data(copy_bccd: Callable[..., Path], tmp_path_factory: pytest.TempPath
     return copy_bccd(tmp_path_factory.mktemp("fault_data"), 26, 8)
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """yolov5n with a quarter of its channels, whose checkpoints are quickly written."""
-    definition = yaml.safe_load((PROJECT_DIR / "trainer" / "model" / "zoo" / "yolov5n.yaml").read_text())
-    path = tmp_path_factory.mktemp("model") / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**definition, "width_multiple": 0.0625}))
-    return path
-
-
 def run_worker(
     config: dict[str, Any], run_dir: str, environ: dict[str, str], log: str, hooks: tuple[Hook, ...] = ()
 ) -> None:
     """The body of a forked worker: what ``python -m trainer`` does after its imports."""
-    os.setsid()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ.update(environ)
-    torch.set_num_threads(1)
+    become_rank(environ, log)
     from trainer.config.train import make_config
     from trainer.training.worker import main
 
@@ -83,15 +63,8 @@ class Training:
 
     def start(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         self.ranks = []
-        for rank in range(self.world_size):
-            environ = {"OMP_NUM_THREADS": "1"}
-            if self.world_size > 1:
-                environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world_size)}
-                environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+        for rank, environ in enumerate(rank_environments(self.world_size)):
             log = str((self.output_dir or self.run_dir) / f"rank{rank}.out")
             arguments = (self.config, str(self.run_dir), environ, log, self.hooks)
             process = self.context.Process(target=run_worker, args=arguments)

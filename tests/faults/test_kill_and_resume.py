@@ -140,11 +140,11 @@ def test_stopped_in_a_validation_it_saves_at_once_and_validates_again(training, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["weights", "cfg"])
-def test_a_run_goes_on_without_the_files_it_was_started_from(training, tiny_model, shared_dir, tmp_path, what):
+def test_a_run_goes_on_without_the_files_it_was_started_from(training, tiny_model, detector, tmp_path, what):
     """Also with the anchors that were fitted to the labels then."""
     given = tmp_path / ("start.pt" if what == "weights" else "model.yaml")
     if what == "weights":
-        shutil.copy(shared_dir / "weights" / "yolov5n.pt", given)
+        shutil.copy(detector, given)
     else:
         given.write_text(yaml.safe_dump({**yaml.safe_load(tiny_model.read_text()), "anchors": 3}))
     options = {"cfg": "", "checkpoint_interval_s": 600, what: str(given)}

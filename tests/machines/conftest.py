@@ -217,10 +217,10 @@ def namespaces() -> None:
         pytest.skip("needs root on Linux for network namespaces")
     if shutil.which("ip") is None:
         pytest.skip("needs iproute2 (apt-get install iproute2)")
-    probe = run("ip", "netns", "add", "ylprobe", check=False)
+    probe = run("ip", "netns", "add", f"ylprobe{os.getpid()}", check=False)
     if probe.returncode:
         pytest.skip(f"network namespaces cannot be made here: {probe.stderr.strip()}")
-    run("ip", "netns", "del", "ylprobe")
+    run("ip", "netns", "del", f"ylprobe{os.getpid()}")
 
 
 @pytest.fixture

@@ -75,10 +75,10 @@ def test_inside_a_slurm_step_one_command_is_enough(network):
     assert not (b.run_dir / "summary.json").exists()
 
 
-def test_weights_are_needed_on_the_master_alone(network, shared_dir):
+def test_weights_are_needed_on_the_master_alone(network, detector):
     a, b = network(2)
-    shutil.copy(shared_dir / "weights" / "yolov5n.pt", a.folder / "start.pt")
-    a.node("--weights", "start.pt", epochs=1)
+    shutil.copy(detector, a.folder / "start.pt")
+    a.node("--weights", "start.pt", "--cfg", "", epochs=1)
     b.node()
     assert (a.wait(), b.wait()) == (0, 0), a.net.outputs()
     assert "start.pt" in a.output

@@ -97,7 +97,7 @@ class LaunchedJob:
         leader = self.worker(rank).pid
         return [p for p in self.alive() if os.getsid(p.pid) == leader and p.pid != leader]
 
-    def wait_for(self, *names: str, timeout_s: float = 60.0) -> LaunchedJob:
+    def wait_for(self, *names: str, timeout_s: float = 180.0) -> LaunchedJob:
         """Until the workers have made these files in the run directory."""
         wait_until(lambda: all((self.run_dir / name).exists() for name in names), timeout_s, f"{names}: {self.stderr}")
         return self

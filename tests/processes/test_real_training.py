@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
-TYPED = shlex.split("train --data cats.yaml --cfg yolov5n --weights '' --imgsz 64 --batch 4 --gpus cpu --nproc 2")
+TYPED = shlex.split("train --data cats.yaml --weights '' --imgsz 64 --batch 4 --gpus cpu --nproc 2 --noplots")
 RUN = "runs/train/exp"
 
 
 @pytest.fixture
-def training(job, tmp_path):
-    """A job in a folder with a data set of a few pictures; call it with more options to start it."""
+def training(job, tiny_model, tmp_path):
+    """A job in a folder with a data set of a few pictures; call it with more options to start it.
+
+    Steps of a tiny model are short, so that three seconds after a Ctrl-C are enough on a busy machine too.
+    """
     generator = np.random.default_rng(0)
     for split in ("train", "val"):
         for folder in ("images", "labels"):
@@ -34,9 +37,8 @@ def training(job, tmp_path):
     (job.run_dir / "cats.yaml").write_text("path: cats\ntrain: images/train\nval: images/val\nnames: [cat]\n")
 
     def start(*more: str):
-        return job.start_program(
-            *TYPED, "--noplots", *more, XDG_CACHE_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1"
-        )
+        cfg = ("--cfg", str(tiny_model))
+        return job.start_program(*TYPED, *cfg, *more, XDG_CACHE_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
 
     return start
 

@@ -1,3 +1,15 @@
 """Turns files into batches, one stage a module."""
 
-__all__ = ["augment", "collate", "dataset", "demo", "epoch_loader", "image_cache", "images", "loader", "sampler", "scan", "shared_scan"]
+__all__ = [
+    "augment",
+    "collate",
+    "dataset",
+    "demo",
+    "epoch_loader",
+    "image_cache",
+    "images",
+    "loader",
+    "sampler",
+    "scan",
+    "shared_scan",
+]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from trainer.data.dataset import load_dataset_file
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.scan import scan_split
 
 # A busy machine is no failure of a property.
@@ -53,14 +54,14 @@ def scan(tmp_path: Path) -> Callable[..., tuple]:
 
 
 @pytest.fixture(scope="session")
-def bccd(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory):
+def bccd(bccd_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> LabeledImages:
     """The training images of the blood-cell data set."""
-    dataset = load_dataset_file(shared_dir / "data" / "bccd" / "bccd.yaml")
-    return scan_split(dataset, "train", num_classes=3, cache_dir=tmp_path_factory.mktemp("cache"))[0]
+    cache_dir = tmp_path_factory.mktemp("cache")
+    return scan_split(load_dataset_file(bccd_yaml), "train", num_classes=3, cache_dir=cache_dir)[0]
 
 
 @pytest.fixture(scope="session")
-def coco(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Validation images of COCO, of many shapes."""
-    dataset = load_dataset_file(shared_dir / "data" / "coco_permissive" / "coco_permissive.yaml")
-    return scan_split(dataset, "val", num_classes=80, cache_dir=tmp_path_factory.mktemp("cache"))[0]
+def many_shapes(many_shapes_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> LabeledImages:
+    """Images of many shapes: parts of the pictures of blood cells."""
+    cache_dir = tmp_path_factory.mktemp("cache")
+    return scan_split(load_dataset_file(many_shapes_yaml), "val", num_classes=3, cache_dir=cache_dir)[0]

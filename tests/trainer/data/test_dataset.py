@@ -18,10 +18,10 @@ def write(path: Path, text: str = "") -> Path:
     return path
 
 
-def test_real_files_load(shared_dir):
-    dataset = load_dataset_file(shared_dir / "data" / "bccd" / "bccd.yaml")
+def test_real_files_load(bccd_yaml):
+    dataset = load_dataset_file(bccd_yaml)
     assert dataset.names == ("RBC", "WBC", "Platelets")
-    assert [len(find_images(dataset, split)) for split in ("train", "val", "test")] == [205, 87, 72]
+    assert [len(find_images(dataset, split)) for split in ("train", "val")] == [40, 20]
     assert all(label_path_for(path).is_file() for path in find_images(dataset, "train"))
 
 
@@ -120,11 +120,11 @@ def test_label_paths(image, label):
     assert label_path_for(Path(image)) == Path(label)
 
 
-def test_fingerprint_is_that_of_the_content_not_the_place(shared_dir, tmp_path):
-    here = load_dataset_file(shared_dir / "data" / "coco_permissive" / "coco_permissive.yaml")
+def test_fingerprint_is_that_of_the_content_not_the_place(bccd_yaml, tmp_path):
+    here = load_dataset_file(bccd_yaml)
     copy = tmp_path / "copy"
     shutil.copytree(here.root, copy)
-    there = load_dataset_file(copy / "coco_permissive.yaml")
+    there = load_dataset_file(copy / bccd_yaml.name)
     assert fingerprint(there) == fingerprint(here)
     label = label_path_for(find_images(there, "val")[0])
     os.chmod(label, 0o644)

@@ -34,7 +34,7 @@ def test_names_and_preview_are_those_of_the_batches(make_feed, bccd, options):
 
 def test_rare_and_badly_found_classes_weigh_most(bccd):
     counts = class_counts(bccd.boxes, 3)
-    assert counts.sum(axis=0).tolist() == [2381, 214, 209]
+    assert counts.sum(axis=0).tolist() == [606, 45, 54]
     even = image_weights(counts, np.array(()))
     poor_platelets = image_weights(counts, np.array((0.9, 0.9, 0.1)))
     assert (even > 0).all()

@@ -36,17 +36,17 @@ def first(images: LabeledImages, count: int) -> LabeledImages:
 
 
 @pytest.fixture(scope="module")
-def few(bccd, coco):
+def few(bccd, many_shapes):
     """Images of two data sets, with polygons for some objects."""
-    bccd, coco = first(bccd, 15), first(coco, 15)
+    bccd, many_shapes = first(bccd, 15), first(many_shapes, 15)
     angles = np.linspace(0, 2 * np.pi, 9)[:-1]
     circle = np.stack((np.cos(angles), np.sin(angles)), 1) / 2
     round_cells = [[(row[1:3] + circle * row[3:5]).astype(np.float32) for row in boxes] for boxes in bccd.boxes]
     return LabeledImages(
-        bccd.paths + coco.paths,
-        np.concatenate((bccd.shapes_hw, coco.shapes_hw)),
-        bccd.boxes + coco.boxes,
-        round_cells + coco.segments,
+        bccd.paths + many_shapes.paths,
+        np.concatenate((bccd.shapes_hw, many_shapes.shapes_hw)),
+        bccd.boxes + many_shapes.boxes,
+        round_cells + many_shapes.segments,
         "few",
     )
 
@@ -206,10 +206,10 @@ def test_a_rank_without_images_gets_an_empty_batch(few):
 
 
 @pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (2, 3)])
-def test_validation_shows_each_image_once_and_maps_back(coco, workers, world_size):
-    coco = first(coco, 20)
-    data = ValidationData(coco, image_size=320)
-    batches = ValidationBatches(coco.shapes_hw, 8, image_size=320)
+def test_validation_shows_each_image_once_and_maps_back(many_shapes, workers, world_size):
+    many_shapes = first(many_shapes, 20)
+    data = ValidationData(many_shapes, image_size=320)
+    batches = ValidationBatches(many_shapes.shapes_hw, 8, image_size=320)
     seen = []
     for rank in range(world_size):
         for batch in make_validation_loader(data, batches, rank=rank, world_size=world_size, num_workers=workers):
@@ -218,21 +218,23 @@ def test_validation_shows_each_image_once_and_maps_back(coco, workers, world_siz
             for at, (index, geometry) in enumerate(zip(batch.positions.tolist(), batch.geometry, strict=True)):
                 seen.append(index)
                 (h0, w0), (ry, rx), (left, top) = geometry
-                assert (h0, w0) == tuple(coco.shapes_hw[index])
+                assert (h0, w0) == tuple(many_shapes.shapes_hw[index])
                 rows = batch.targets[batch.targets[:, 0] == at, 1:]
                 boxes = xyxy_from_cxcywh(rows[:, 1:]) * torch.tensor([width, height, width, height])
                 mapped = (boxes - torch.tensor([left, top, left, top])) / torch.tensor([rx, ry, rx, ry])
-                original = xyxy_from_cxcywh(torch.from_numpy(coco.boxes[index][:, 1:])) * torch.tensor([w0, h0, w0, h0])
+                original = xyxy_from_cxcywh(torch.from_numpy(many_shapes.boxes[index][:, 1:])) * torch.tensor(
+                    [w0, h0, w0, h0]
+                )
                 torch.testing.assert_close(mapped, original, atol=2e-3, rtol=0)
                 image = batch.images_bchw[at].numpy()
                 inner = image[::-1, top : top + round(h0 * ry), left : left + round(w0 * rx)]
                 size = inner.shape[:0:-1]
                 method = cv2.INTER_AREA if max(h0, w0) > 320 else cv2.INTER_LINEAR
-                expected = cv2.resize(cv2.imread(str(coco.paths[index])), size, interpolation=method)
+                expected = cv2.resize(cv2.imread(str(many_shapes.paths[index])), size, interpolation=method)
                 np.testing.assert_array_equal(inner.transpose(1, 2, 0), expected)
                 assert (image[:, :top] == 114).all()
                 assert (image[:, :, :left] == 114).all()
-    assert sorted(seen) == list(range(len(coco)))
+    assert sorted(seen) == list(range(len(many_shapes)))
 
 
 SCRIPT = """

@@ -139,9 +139,9 @@ def test_weights_decide_how_often_images_and_partners_come():
         sampler.set_epoch(0, weights=np.ones(3))
 
 
-def test_rectangular_batches_hold_like_shapes_in_changing_order(coco):
-    ratios = coco.shapes_hw[:, 0] / coco.shapes_hw[:, 1]
-    sampler = EpochBatches(0, len(coco), 8, 0, 1, aspect_ratios=ratios, image_size=320)
+def test_rectangular_batches_hold_like_shapes_in_changing_order(many_shapes):
+    ratios = many_shapes.shapes_hw[:, 0] / many_shapes.shapes_hw[:, 1]
+    sampler = EpochBatches(0, len(many_shapes), 8, 0, 1, aspect_ratios=ratios, image_size=320)
     firsts = set()
     for epoch in range(6):
         sampler.set_epoch(epoch)
@@ -152,7 +152,7 @@ def test_rectangular_batches_hold_like_shapes_in_changing_order(coco):
             assert len({key.canvas_hw for key in batch}) == 1
             assert height % 32 == width % 32 == 0
             for key in batch:
-                rows, columns = coco.shapes_hw[key.index] * 320 / coco.shapes_hw[key.index].max()
+                rows, columns = many_shapes.shapes_hw[key.index] * 320 / many_shapes.shapes_hw[key.index].max()
                 assert rows <= height
                 assert columns <= width
         spread = np.mean([np.ptp(ratios[[key.index for key in batch]]) for batch in batches])

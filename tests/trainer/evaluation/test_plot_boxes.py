@@ -25,8 +25,7 @@ def near(image, color, tolerance=60):
     return np.abs(image.astype(int) - np.array(color)).max(axis=2) <= tolerance
 
 
-def bccd_batch(shared_dir, count, size=160):
-    folder = shared_dir / "data" / "bccd"
+def bccd_batch(folder, count, size=160):
     images, boxes, captions = [], [], []
     for path in sorted((folder / "images" / "val").iterdir())[:count]:
         image = cv2.resize(cv2.imread(str(path)), (size, size))
@@ -158,8 +157,8 @@ def test_labels_stand_left_of_predictions_and_doubtful_ones_are_left_out(tmp_pat
             assert near(half, class_color(class_id), 5).any() == (class_id == present)
 
 
-def test_real_batch(tmp_path, shared_dir):
-    images, boxes, captions = bccd_batch(shared_dir, 16)
+def test_real_batch(tmp_path, bccd_yaml):
+    images, boxes, captions = bccd_batch(bccd_yaml.parent, 16)
     path = tmp_path / "train.jpg"
     save_image_mosaic(path, images, boxes, ["RBC", "WBC", "Platelets"], captions)
     picture = cv2.imread(str(path))

@@ -146,8 +146,8 @@ def test_label_statistics_of_any_size(tmp_path, count, boxes):
     picture(tmp_path / "labels.png")
 
 
-def test_label_statistics_count_what_is_there(monkeypatch, shared_dir):
-    files = sorted((shared_dir / "data" / "bccd" / "labels" / "train").glob("*.txt"))
+def test_label_statistics_count_what_is_there(monkeypatch, bccd_yaml):
+    files = sorted((bccd_yaml.parent / "labels" / "train").glob("*.txt"))
     rows = np.concatenate([np.loadtxt(path, ndmin=2) for path in files])
     figure = drawn_by(monkeypatch, plots.save_label_statistics, rows, ["RBC", "WBC", "Platelets"])
     counts, shapes, centers, sizes = figure.axes

@@ -25,15 +25,19 @@ def coco_yaml(shared_dir):
 
 
 @pytest.fixture(scope="module")
-def few_images(coco_yaml, tmp_path_factory):
-    """A data-set YAML with the first 7 validation images of coco_permissive."""
-    folder, source = tmp_path_factory.mktemp("few"), coco_yaml.parent
+def few_images(many_shapes_yaml, tmp_path_factory):
+    """A data-set YAML with 7 images of as many shapes."""
+    return copy_first(many_shapes_yaml, tmp_path_factory.mktemp("few"), 7)
+
+
+def copy_first(source_yaml, folder, count):
+    """Copies the first validation images of a data set; returns the path of their data-set YAML."""
     for kind in ("images", "labels"):
         (folder / kind / "val").mkdir(parents=True)
-    for image in sorted((source / "images" / "val").iterdir())[:7]:
+    for image in sorted((source_yaml.parent / "images" / "val").iterdir())[:count]:
         shutil.copy(image, folder / "images" / "val")
-        shutil.copy(source / "labels" / "val" / f"{image.stem}.txt", folder / "labels" / "val")
-    names = yaml.safe_load(coco_yaml.read_text())["names"]
+        shutil.copy(source_yaml.parent / "labels" / "val" / f"{image.stem}.txt", folder / "labels" / "val")
+    names = yaml.safe_load(source_yaml.read_text())["names"]
     path = folder / "few.yaml"
     path.write_text(yaml.safe_dump({"path": ".", "train": "images/val", "val": "images/val", "names": names}))
     return path
@@ -61,13 +65,13 @@ def test_official_weights_score_what_yolov5_computes(official, coco_yaml, golden
     assert found["map5095"] == pytest.approx(expected["map5095"], abs=margin)
 
 
-def test_two_ranks_find_exactly_what_one_does(official, few_images, tmp_path, run_ranks, monkeypatch):
+def test_two_ranks_find_exactly_what_one_does(detector, few_images, tmp_path, run_ranks, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     more = ("--imgsz", "160", "--batch", "2", "--noplots")
     for ranks in (1, 2):
         coco_json = ("--coco-json", str(tmp_path / f"{ranks}.json"))
         run_ranks(
-            ["-m", "trainer.inference.val", *arguments(official, few_images, tmp_path / str(ranks), *more, *coco_json)],
+            ["-m", "trainer.inference.val", *arguments(detector, few_images, tmp_path / str(ranks), *more, *coco_json)],
             ranks,
         )
     one = summary_of(tmp_path / "1")
@@ -76,10 +80,10 @@ def test_two_ranks_find_exactly_what_one_does(official, few_images, tmp_path, ru
     assert (tmp_path / "1.json").read_text() == (tmp_path / "2.json").read_text()
 
 
-def test_summary_pictures_and_coco_results(official, few_images, tmp_path, capsys):
+def test_summary_pictures_and_coco_results(detector, few_images, tmp_path, capsys):
     coco_json = tmp_path / "out" / "coco.json"
     more = ("--imgsz", "160", "--batch", "4", "--coco-json", str(coco_json))
-    assert val.run(arguments(official, few_images, tmp_path, *more)) == 0
+    assert val.run(arguments(detector, few_images, tmp_path, *more)) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     wanted = {"precision", "recall", "map50", "map5095", "images", "boxes", "per_class", "speed_ms"}
     assert wanted <= set(summary)
@@ -90,35 +94,51 @@ def test_summary_pictures_and_coco_results(official, few_images, tmp_path, capsy
         assert (tmp_path / name).stat().st_size > 5000, name
     said = capsys.readouterr().out
     assert "mAP50-95" in said
-    assert "person" in said
+    assert "RBC" in said
     assert "per image: load" in said
 
     rows = json.loads(coco_json.read_text())
     image_ids = {int(path.stem) for path in (few_images.parent / "images" / "val").iterdir()}
     assert {row["image_id"] for row in rows} <= image_ids
-    best = max((row for row in rows if row["image_id"] == 285), key=lambda row: row["score"])
+    best = max((row for row in rows if row["image_id"] == 0), key=lambda row: row["score"])
+    assert best["category_id"] == 1  # white blood cells
+    boxes = read_label_file(few_images.parent / "labels" / "val" / "0000.txt").boxes
+    (label,) = boxes[boxes[:, 0] == 1]
+    x, y, width, height = best["bbox"]
+    assert (x + width / 2) / 640 == pytest.approx(label[1], abs=0.1)
+    assert height / 480 == pytest.approx(label[4], abs=0.2)
+    assert y >= 0
+
+
+def test_coco_results_of_80_classes_have_cocos_numbers(official, coco_yaml, tmp_path):
+    data, coco_json = copy_first(coco_yaml, tmp_path / "few", 1), tmp_path / "coco.json"
+    more = ("--imgsz", "160", "--coco-json", str(coco_json), "--noplots")
+    assert val.run(arguments(official, data, tmp_path, *more)) == 0
+    rows = json.loads(coco_json.read_text())
+    assert {row["image_id"] for row in rows} == {285}
+    best = max(rows, key=lambda row: row["score"])
     assert best["category_id"] == 23  # COCO's number for bear, class 21 of 80
-    label = read_label_file(few_images.parent / "labels" / "val" / "000000000285.txt").boxes[0]
+    label = read_label_file(data.parent / "labels" / "val" / "000000000285.txt").boxes[0]
     x, y, width, height = best["bbox"]
     assert (x + width / 2) / 586 == pytest.approx(label[1], abs=0.1)
     assert height / 640 == pytest.approx(label[4], abs=0.2)
     assert y >= 0
 
 
-def test_other_classes_are_refused(official, few_images, tmp_path, capsys):
+def test_other_classes_are_refused(detector, few_images, tmp_path, capsys):
     content = yaml.safe_load(few_images.read_text()) | {"names": ["cat", "dog"]}
     path = few_images.parent / "two.yaml"
     path.write_text(yaml.safe_dump(content))
-    assert val.run(arguments(official, path, tmp_path)) == 2
+    assert val.run(arguments(detector, path, tmp_path)) == 2
     said = capsys.readouterr().err
-    assert "80 classes in the weights, 2 in the data set" in said
+    assert "3 classes in the weights, 2 in the data set" in said
     assert "Traceback" not in said
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_half_needs_a_gpu(official, few_images, tmp_path, capsys, monkeypatch):
+def test_half_needs_a_gpu(detector, few_images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert val.run(arguments(official, few_images, tmp_path, "--half")) == 2
+    assert val.run(arguments(detector, few_images, tmp_path, "--half")) == 2
     assert "--half needs a GPU" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-WORKER = str(Path(__file__).parents[1] / "workers" / "sync_batch_norm.py")
+WORKER = str(Path(__file__).parents[2] / "rank_scripts" / "sync_batch_norm.py")
 
 
 def whole_batch(given):

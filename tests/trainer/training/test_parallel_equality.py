@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-GRADIENT = str(Path(__file__).parents[1] / "workers" / "gradient.py")
+GRADIENT = str(Path(__file__).parents[2] / "rank_scripts" / "gradient.py")
 
 
 def measure(run_ranks, config, tmp_path, world_size, *arguments):
@@ -54,7 +54,7 @@ def test_validation_numbers_of_one_two_and_three_ranks_are_identical(run_ranks, 
             assert torch.equal(rank["confusion"], alone["confusion"])
 
 
-TRAJECTORY = str(Path(__file__).parents[1] / "workers" / "trajectory.py")
+TRAJECTORY = str(Path(__file__).parents[2] / "rank_scripts" / "trajectory.py")
 
 
 @pytest.fixture
@@ -85,11 +85,12 @@ def test_with_frozen_batch_norm_ranks_follow_the_path_of_one(follow, run_config,
 
 
 @pytest.mark.slow
-def test_with_synchronized_batch_norm_ranks_follow_the_path_of_one(follow, run_config, shared_dir):
+def test_with_synchronized_batch_norm_ranks_follow_the_path_of_one(follow, run_config, detector):
     """From trained weights: from random ones any rounding grows a millionfold within fifty steps, on one rank too."""
-    weights = str(shared_dir / "weights" / "yolov5n.pt")
     # Shards of 2, 3 and 4; of an epoch's last step one rank has the only image.
-    config = run_config(epochs=20, imgsz=96, batch_size=7, autoanchor=False, weights=weights, sync_bn=True)
+    config = run_config(
+        epochs=20, imgsz=96, batch_size=7, autoanchor=False, cfg="", weights=str(detector), sync_bn=True
+    )
     (exact,) = follow(config, 1, "float64", "synchronized")
     (alone,) = follow(config, 1, "float32", "synchronized")
     rounding = mean_error(alone["losses"], exact["losses"])

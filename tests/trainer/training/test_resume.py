@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.conftest import start_ranks
 from trainer.data.sampler import epoch_order
 
-NAN_WORKER = str(Path(__file__).parents[1] / "workers" / "nan_loss.py")
+NAN_WORKER = str(Path(__file__).parents[2] / "rank_scripts" / "nan_loss.py")
 
 
 def train(run_ranks, config, run_dir, world_size=1, expected=0):
@@ -27,7 +26,7 @@ def results(run_dir):
         return list(csv.DictReader(file))
 
 
-def stop_after_first_checkpoint(config, run_dir, world_size):
+def stop_after_first_checkpoint(start_ranks, config, run_dir, world_size):
     """Start ranks, ask one of them to stop once training has begun; the exit codes."""
     processes = start_ranks(["-m", "trainer", str(config), "--run-dir", str(run_dir)], world_size)
     heartbeat, deadline = run_dir / "logs" / "rank0.heartbeat.json", time.monotonic() + 120
@@ -36,7 +35,7 @@ def stop_after_first_checkpoint(config, run_dir, world_size):
             break
         time.sleep(0.02)
     processes[-1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.wait(120) for process in processes]
     return [process.returncode for process in processes], outputs
 
 
@@ -56,10 +55,10 @@ def test_the_same_command_twice_gives_the_same_results(run_ranks, run_config, tm
 
 
 def test_one_rank_stopped_by_a_signal_stops_all_with_the_state_saved_and_another_world_size_goes_on(
-    run_ranks, run_config, tmp_path
+    run_ranks, start_ranks, run_config, tmp_path
 ):
     config, run_dir = run_config(epochs=4), tmp_path / "run"
-    codes, outputs = stop_after_first_checkpoint(config, run_dir, 2)
+    codes, outputs = stop_after_first_checkpoint(start_ranks, config, run_dir, 2)
     assert codes == [75, 75], outputs
     saved = torch.load(run_dir / "weights" / "last.pt", weights_only=True)
     step = saved["progress"]["micro_step"]

@@ -19,7 +19,7 @@ from trainer.training import build
 from trainer.training.components import freeze_layers
 from trainer.training.precision import agree_on_autocast, shared_autocast
 
-TWO_MACHINES = str(Path(__file__).parents[1] / "workers" / "two_machines.py")
+TWO_MACHINES = str(Path(__file__).parents[2] / "rank_scripts" / "two_machines.py")
 BF16, FP16 = torch.bfloat16, torch.float16
 
 

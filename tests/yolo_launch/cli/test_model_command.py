@@ -218,29 +218,27 @@ def test_weights_describes_and_converts(shared_dir, tmp_path):
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 looks into the working directory first")
 @pytest.mark.parametrize("name", ["trainer", "torch"])
-def test_weights_takes_no_code_from_the_folder_it_is_used_in(shared_dir, tmp_path, name):
+def test_weights_takes_no_code_from_the_folder_it_is_used_in(detector, tmp_path, name):
     (tmp_path / f"{name}.py").write_text("raise SystemExit('taken')")
-    child = start(tmp_path, "weights", str(shared_dir / "weights" / "yolov5n.pt"))
+    child = start(tmp_path, "weights", str(detector))
     assert child.returncode == 0, child.stderr
 
 
-def test_predict_for_real(shared_dir, tmp_path):
-    picture = shared_dir / "data" / "coco_permissive" / "images" / "val" / "000000000285.jpg"
-    official = str(shared_dir / "weights" / "yolov5n.pt")
-    child = start(tmp_path, "predict", "--weights", official, str(picture), "--imgsz", "320", "--json", "--gpus", "cpu")
+def test_predict_for_real(detector, bccd_yaml, tmp_path):
+    picture = bccd_yaml.parent / "images" / "val" / "BloodImage_00000.jpg"
+    words = ("--weights", str(detector), str(picture), "--imgsz", "160", "--json", "--gpus", "cpu")
+    child = start(tmp_path, "predict", *words)
     assert child.returncode == 0, child.stderr
     (line,) = child.stdout.splitlines()
-    assert json.loads(line)["boxes"][0]["name"] == "bear"
+    assert json.loads(line)["boxes"][0]["name"] == "WBC"
     assert (tmp_path / "runs" / "predict" / "exp" / picture.name).is_file()
 
 
 @pytest.mark.slow
-def test_val_for_real_on_two_workers(shared_dir, tmp_path):
-    data = shared_dir / "data" / "coco_permissive" / "coco_permissive.yaml"
-    official = str(shared_dir / "weights" / "yolov5n.pt")
+def test_val_for_real_on_two_workers(detector, bccd_yaml, tmp_path):
     words = ("--imgsz", "160", "--batch", "8", "--gpus", "cpu", "--nproc", "2", "--json", "--noplots")
-    child = start(tmp_path, "val", "--weights", official, "--data", str(data), *words)
+    child = start(tmp_path, "val", "--weights", str(detector), "--data", str(bccd_yaml), *words)
     assert child.returncode == 0, child.stderr
     found = json.loads(child.stdout)
-    assert (found["images"], found["boxes"]) == (52, 384)
+    assert (found["images"], found["boxes"]) == (20, 339)
     assert 0.15 < found["map5095"] < found["map50"] < 0.5

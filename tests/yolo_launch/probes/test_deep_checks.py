@@ -44,9 +44,9 @@ def host():
 
 
 @pytest.fixture
-def context(host, tmp_path, shared_dir):
+def context(host, tmp_path, bccd_yaml):
     plan = make_plan(LaunchRequest(gpus="cpu", nproc=2, global_batch_size=4, image_size=64, workers=0), host)
-    config = make_config({"data": str(shared_dir / "data/bccd/bccd.yaml"), "imgsz": 64, "cfg": "yolov5n"})
+    config = make_config({"data": str(bccd_yaml), "imgsz": 64, "cfg": "yolov5n"})
     return Context(host, plan, config, tmp_path / "runs" / "exp")
 
 
@@ -142,9 +142,9 @@ def test_both_splits_are_scanned(context):
     assert found[1].seen.startswith("val: ")
 
 
-def test_bad_labels_are_named_with_their_file(context, shared_dir, tmp_path):
+def test_bad_labels_are_named_with_their_file(context, bccd_yaml, tmp_path):
     copied = tmp_path / "bccd"
-    shutil.copytree(shared_dir / "data/bccd", copied)
+    shutil.copytree(bccd_yaml.parent, copied)
     label = sorted((copied / "labels/train").glob("*.txt"))[0]
     label.write_text("0 0.5 0.5 nonsense 0.1\n")
     config = context.config.model_copy(update={"data": str(copied / "bccd.yaml")})
@@ -287,8 +287,8 @@ def test_doctor_deep_prints_its_findings(tmp_path):
 
 
 @pytest.mark.slow
-def test_doctor_looks_at_everything_a_run_on_the_cpu_meets(tmp_path, shared_dir):
-    typed = f"doctor --deep --gpus cpu --nproc 2 --imgsz 64 --data {shared_dir / 'data/bccd/bccd.yaml'}"
+def test_doctor_looks_at_everything_a_run_on_the_cpu_meets(tmp_path, bccd_yaml):
+    typed = f"doctor --deep --gpus cpu --nproc 2 --imgsz 64 --data {bccd_yaml}"
     command = [sys.executable, "-c", "from yolo_launch.cli.main import main; main()", *typed.split()]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=os.environ)
     assert run.returncode == 0, run.stdout + run.stderr
