@@ -38,7 +38,7 @@ def read_torch_facts() -> TorchFacts:
 
 
 def release_of(version: str) -> Version | None:
-"""This release fixes the visible GPUs during its import and ignores a chosen subset; corrected in 1.12.1."""
+    """Returns the release of a version: 2.4.1 for '2.4.1+cu121', 2.5.0 for '2.5.0a0+git1', None for no version."""
     try:
         return Version(Version(version).base_version)
     except InvalidVersion:
