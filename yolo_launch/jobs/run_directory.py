@@ -66,7 +66,7 @@ def clear_old_run(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def join_request(run_dir: Path) -> IO[str]:
+def hold_run(run_dir: Path) -> IO[str]:
     """Hold a run folder for this launcher as long as the returned file is open. Raises LaunchError if it is held."""
     try:
         handle = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115  (the caller keeps it open)

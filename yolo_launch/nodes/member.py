@@ -18,7 +18,8 @@ from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.resume_changes import PLACE_FIELDS
 from yolo_launch.jobs.training_job import with_demo_data
 from yolo_launch.planning.plan import make_plan
-from yolo_launch.request.launch_request import config_options, launch_request, parse_overrides
+from yolo_launch.request.launch_request import config_options, launch_request
+from yolo_launch.request.option_values import parse_overrides
 from yolo_launch.request.options import config_field_options
 from yolo_launch.spec import Finding, Host, LaunchRequest, WorkerCommand
 
@@ -53,14 +54,14 @@ def job_config(description: Mapping[str, Any], values: Mapping[str, Any]) -> Tra
 
 def refuse_other_options(config: TrainConfig, values: Mapping[str, Any]) -> None:
     """Options of training that were typed here have to be the job's."""
-    flags = {option.name: option.flags[0].split("/")[0] for option in config_field_options()}
+    flags = {option.name: option.flags[0].split("/")[0] for option in config_field_options(TrainConfig)}
     rows = []
     for name, typed in config_options(values).items():
         job = getattr(config, name)
         same = Path(str(typed)).name == Path(str(job)).name if name in PATH_FIELDS else _plain(typed) == _plain(job)
         if name not in LOCAL_FIELDS and not same:
             rows.append(f"{flags.get(name, name)} {typed} here, {job} in the job")
-    overrides = parse_overrides(values.get("set_"))
+    overrides = parse_overrides(values.get("hyperparameters"))
     here = make_hyperparameters({**config.hyperparameters.model_dump(), **overrides})
     for name, typed in overrides.items():
         job = getattr(config.hyperparameters, name)

@@ -95,8 +95,8 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
 
 def test_a_run_belongs_to_one_launcher_as_long_as_it_lives(tmp_path):
     code = (
-        "import sys, pathlib, time; from yolo_launch.jobs.run_directory import claim;"
-        "lock = claim(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+        "import sys, pathlib, time; from yolo_launch.jobs.run_directory import hold_run;"
+        "lock = hold_run(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
@@ -105,13 +105,13 @@ def test_a_run_belongs_to_one_launcher_as_long_as_it_lives(tmp_path):
         assert holder.stdout.readline() == "held\n"
         assert run_directory.is_claimed(tmp_path)
         with pytest.raises(LaunchError, match="being trained right now") as caught:
-            run_directory.join_request(tmp_path)
+            run_directory.hold_run(tmp_path)
         assert caught.value.seen == f"held by PID {holder.pid}"
     finally:
         holder.kill()
         holder.wait()
     assert not run_directory.is_claimed(tmp_path)
-    run_directory.join_request(tmp_path).close()
+    run_directory.hold_run(tmp_path).close()
 
 
 def test_the_newest_unfinished_run_is_resumed(tmp_path):
@@ -121,7 +121,7 @@ def test_the_newest_unfinished_run_is_resumed(tmp_path):
     assert run_directory.find_run_to_resume(str(tmp_path), NEWEST, NEWEST).name == "exp2"
     (tmp_path / "exp" / "weights" / "last.pt").touch()
     assert run_directory.find_run_to_resume(str(tmp_path), NEWEST, NEWEST).name == "exp"
-    lock = run_directory.join_request(tmp_path / "exp")
+    lock = run_directory.hold_run(tmp_path / "exp")
     assert run_directory.find_run_to_resume(str(tmp_path), NEWEST, NEWEST).name == "exp2"
     lock.close()
 

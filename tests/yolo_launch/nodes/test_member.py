@@ -57,7 +57,7 @@ def test_its_own_path_and_loaders_are_its_own(tmp_path, monkeypatch):
         {"epochs": 3, "batch_size": "64"},
         {"data": "other/coco.yaml", "workers": 7, "project": "elsewhere", "name": "mine"},
         {"cfg": "/home/me/yolov5s"},
-        {"set_": ["lr0=0.020"]},
+        {"hyperparameters": ["lr0=0.020"]},
         {"epochs": None, "gpus": "0", "json": True},
     ],
     ids=str,
@@ -75,7 +75,7 @@ def test_the_same_options_everywhere_are_fine(values):
             ["--batch 32 here, 64 in the job", "yolov5n here, yolov5s in the job"],
         ),
         ({"batch_size": "auto"}, ["--batch None here, 64 in the job"]),
-        ({"set_": ["lr0=0.01"]}, ["--set lr0=0.01 here, 0.02 in the job"]),
+        ({"hyperparameters": ["lr0=0.01"]}, ["--set lr0=0.01 here, 0.02 in the job"]),
     ],
     ids=str,
 )
@@ -90,7 +90,7 @@ def test_other_options_are_refused_by_name(values, rows):
 @pytest.mark.parametrize("pair", ["lr0=fast", "nothing=1"])
 def test_hyperparameters_that_cannot_be_are_refused_without_a_traceback(pair):
     with pytest.raises(ConfigError):
-        refuse_other_options(CONFIG, {"set_": [pair]})
+        refuse_other_options(CONFIG, {"hyperparameters": [pair]})
 
 
 def test_the_embedded_data_is_drawn_on_each_machine(tmp_path, monkeypatch):

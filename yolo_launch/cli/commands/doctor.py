@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import typer
 from trainer.config.train import make_config
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import run_checks
-from yolo_launch.cli.commands.node import NODE_OPTIONS
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
-from yolo_launch.cli.typer_options import with_options
+from yolo_launch.cli.typer_options import takes
 from yolo_launch.cli.views import show_findings, show_host
 from yolo_launch.cluster_check import check as node_checkup
 from yolo_launch.cluster_check import findings as cluster_check
@@ -34,33 +33,9 @@ from yolo_launch.nodes.status_line import StatusLine
 from yolo_launch.planning.plan import make_plan
 from yolo_launch.probes.deep_checks import run_probes
 from yolo_launch.request.command_line import without_value
-from yolo_launch.request.launch_request import launch_request, parse_batch
-from yolo_launch.request.options import BATCH, DEBUG, GPUS, IMGSZ, JSON, LAUNCH, NPROC, WORKERS, Option
+from yolo_launch.request.launch_options import DoctorOptions
+from yolo_launch.request.launch_request import launch_request, shape_facts
 from yolo_launch.spec import Finding, Host, LaunchPlan
-
-TOGETHER = ("rank", "master", "nodes", "join_timeout", "token", "token_file")
-"""Options of a cluster check, from those of ``node``."""
-DOCTOR_OPTIONS = (
-    Option("data", ("--data",), "a data-set YAML to check as well", str, LAUNCH, metavar="FILE"),
-    GPUS,
-    NPROC,
-    BATCH,
-    IMGSZ,
-    WORKERS,
-    Option(
-        "port",
-        ("--port",),
-        "a port to check; with --master, the rendezvous port",
-        int,
-        LAUNCH,
-        "none; with --master 1234",
-    ),
-    Option("project", ("--project",), "folder of runs, whose disk is checked", str, LAUNCH, "runs/train"),
-    Option("deep", ("--deep",), "the slower checks too, which start processes: GPUs, links, disk, data", bool),
-    *(option for option in NODE_OPTIONS if option.name in TOGETHER),
-    JSON,
-    DEBUG,
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -69,23 +44,24 @@ def register(app: typer.Typer) -> None:
     app.command("doctor", cls=TrainCommand, help=text)(doctor)
 
 
-@with_options(DOCTOR_OPTIONS)
-def doctor(ctx: typer.Context, **values: Any) -> None:
+@takes(DoctorOptions)
+def doctor(ctx: typer.Context, options: DoctorOptions) -> None:
     """Print host and findings; exit code 3 where something fails."""
-    console = Console(json_mode=bool(values["json"]))
+    console = Console(json_mode=options.json)
     typed, host = without_value(typed_in(ctx), "--token"), inspect_host()
-    together = any(values[name] is not None for name in ("rank", "master", "nodes"))
-    identity = find_identity(values, typed, host, os.environ, console.note) if together else None
-    values = scheduled_devices(values, identity, host) if identity is not None else values
-    plan, findings = _planned(values, host, typed, identity)
-    config = make_config({"data": values["data"], "imgsz": values["imgsz"] or 640}) if values["data"] else None
-    run_dir = Path(values["project"] or "runs/train") / "exp"
+    together = (options.rank, options.master, options.nodes) != (None, None, None)
+    identity = find_identity(vars(options), typed, host, os.environ, console.note) if together else None
+    if identity is not None:
+        options = replace(options, gpus=scheduled_devices(vars(options), identity, host)["gpus"])
+    plan, findings = _planned(options, host, typed, identity)
+    config = make_config({"data": options.data, "imgsz": options.imgsz}) if options.data else None
+    run_dir = Path(options.project) / "exp"
     context = Context(host, plan, config, run_dir)
     findings += run_checks(context)
     if not console.json_mode:
         show_host(host, console)
         show_findings(findings, console)
-    if values["deep"]:
+    if options.deep:
         deeper = run_probes(context, console.note)
         findings += deeper
         if not console.json_mode:
@@ -96,7 +72,7 @@ def doctor(ctx: typer.Context, **values: Any) -> None:
         console.note(describe_identity(identity, variables))
         line = StatusLine(shows_progress=identity.rank > 0)
         more, found_together = _together(
-            NodeContext(values, typed, host, identity, variables, console, line), findings, plan
+            NodeContext(vars(options), typed, host, identity, variables, console, line), findings, plan
         )
         exit_code = found_together or exit_code
         if not console.json_mode:
@@ -105,7 +81,7 @@ def doctor(ctx: typer.Context, **values: Any) -> None:
     if console.json_mode:
         console.json({"host": asdict(host), "findings": [asdict(finding) for finding in findings]})
     else:
-        console.line(_verdict(findings, is_deep=bool(values["deep"])))
+        console.line(_verdict(findings, is_deep=options.deep))
     if exit_code:
         raise typer.Exit(exit_code)
 
@@ -134,24 +110,15 @@ def _together(machine: NodeContext, own: Sequence[Finding], plan: LaunchPlan | N
 
 
 def _planned(
-    values: dict[str, Any], host: Host, typed: tuple[str, ...], identity: NodeIdentity | None
+    options: DoctorOptions, host: Host, typed: tuple[str, ...], identity: NodeIdentity | None
 ) -> tuple[LaunchPlan | None, list[Finding]]:
     """The plan of what was asked for; a plan that is refused is a finding here."""
     facts: dict[str, Any] = {}
     if identity is not None:
-        values = {**values, "port": None}
+        options = replace(options, port=None)
         # How the batch divides is known once all workers are.
         facts = {"nnodes": identity.nodes[1] if identity.nodes else 2, "uneven_batch_ok": True}
-    batch = values["batch_size"]
-    request = launch_request(
-        values,
-        typed,
-        global_batch_size=16 if batch is None else parse_batch(batch),
-        batch_is_default=batch is None,
-        image_size=values["imgsz"] or 640,
-        workers=values["workers"],
-        **facts,
-    )
+    request = launch_request(options, typed, **shape_facts(options), **facts)
     try:
         plan = make_plan(request, host)
     except LaunchError as error:

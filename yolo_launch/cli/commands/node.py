@@ -17,7 +17,7 @@ from yolo_launch.checks.preflight import refuse_failures
 from yolo_launch.cli.commands.train import show_dry_run
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
-from yolo_launch.cli.typer_options import with_options
+from yolo_launch.cli.typer_options import options_from, with_options
 from yolo_launch.cli.views import show_differences, show_findings, show_outcome, show_result
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
@@ -41,32 +41,11 @@ from yolo_launch.rendezvous.admission import JOIN_TIMEOUT_S
 from yolo_launch.rendezvous.messages import Round
 from yolo_launch.rendezvous.round_outcome import refused
 from yolo_launch.request.command_line import retype, without_value
-from yolo_launch.request.options import Option, train_options
+from yolo_launch.request.options import options_of
+from yolo_launch.request.train_options import NodeOptions
 from yolo_launch.spec import LaunchPlan, LaunchRequest, Outcome
 from yolo_launch.supervision.attempt import AttemptRunner
 from yolo_launch.supervision.supervisor import source_of_restart
-
-MACHINES = "Machines"
-NODE_OPTIONS = (
-    Option("rank", ("--rank",), "0 on the master, then 1, 2, ...", int, MACHINES, "the scheduler's"),
-    Option("master", ("--master",), "address of the machine with rank 0", str, MACHINES, "the scheduler's"),
-    Option("nodes", ("--nodes",), "machines, or MIN:MAX for a job that may run with fewer", str, MACHINES,
-           "the master's"),
-    Option("port", ("--port",), "the rendezvous port on the master", int, MACHINES, "1234, or the scheduler's"),
-    Option("join_timeout", ("--join-timeout",), "seconds that machines wait for one another", float, MACHINES, "600"),
-    Option("rejoin_timeout", ("--rejoin-timeout",), "seconds that a lost machine is waited for", float, MACHINES,
-           "300"),
-    Option("join_grace", ("--join-grace",), "seconds that a job of MIN:MAX machines waits for more than MIN", float,
-           MACHINES, "30"),
-    Option("token", ("--token",), "a secret that every machine must know", str, MACHINES, "YOLO_LAUNCH_TOKEN"),
-    Option("token_file", ("--token-file",), "a file with that secret", str, MACHINES, metavar="FILE"),
-)  # fmt: skip
-
-
-def node_options() -> list[Option]:
-    """The options of ``train`` that make sense on several machines, and those of the machines."""
-    left_out = {"inline", *(option.name for option in NODE_OPTIONS)}
-    return [*NODE_OPTIONS, *(option for option in train_options() if option.name not in left_out)]
 
 
 def register(app: typer.Typer) -> None:
@@ -75,7 +54,7 @@ def register(app: typer.Typer) -> None:
     app.command("node", cls=TrainCommand, help=text)(node)
 
 
-@with_options(node_options())
+@with_options(options_of(NodeOptions))
 def node(ctx: typer.Context, **values: Any) -> None:
     """Find this machine's place, take part, and leave with the job's exit code."""
     console = Console(json_mode=bool(values["json"]))
@@ -97,7 +76,7 @@ def lead(machine: NodeContext) -> None:
     """The master: make the job, open the rendezvous, take part."""
     console, identity, values = machine.console, machine.identity, machine.values
     most = identity.nodes[1] if identity.nodes else 1
-    job = make_job({**values, "port": None}, machine.typed, machine.host, nnodes=most)
+    job = make_job(options_from(NodeOptions, {**values, "port": None}), machine.typed, machine.host, nnodes=most)
     if job.plan.batch_is_auto:
         raise LaunchError("--batch auto measures the GPUs of one machine.", expected="--batch with the total of all")
     if values["dry_run"]:

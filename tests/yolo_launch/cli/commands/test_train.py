@@ -205,7 +205,7 @@ def test_exist_ok_starts_anew_in_the_folder(supervisor, data, tmp_path):
 
 def test_a_run_that_is_being_trained_is_left_alone(supervisor, data, tmp_path, capsys):
     unfinished(supervisor, data)
-    lock = run_directory.join_request(tmp_path / "runs" / "train" / "exp")
+    lock = run_directory.hold_run(tmp_path / "runs" / "train" / "exp")
     for arguments in (("--resume",), ("--resume", "exp"), ("--data", data, "--exist-ok")):
         assert train(*arguments) == 2
         assert "being trained right now" in capsys.readouterr().err
