@@ -12,8 +12,9 @@ from typing import Any
 
 from trainer.errors import EXIT_USAGE, UserError
 from yolo_launch.diagnosis.heartbeat_monitor import read_heartbeat
+from yolo_launch.diagnosis.outcome import NodeReport
 from yolo_launch.diagnosis.restart_policy import stopped_by
-from yolo_launch.errors import ExitCode
+from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.nodes.identity import quiet_variables
 from yolo_launch.nodes.status_line import StatusLine
 from yolo_launch.planning.devices import device_text
@@ -68,7 +69,7 @@ class NodeAgent:
 
     def __post_init__(self) -> None:
         self._round = 0
-        self._last_report: Report | None = None
+        self._last_report: NodeReport | None = None
         self._runner: AttemptRunner | None = None
         self._store: Any = None
         self._monitor: WorkerMonitor | None = None
@@ -154,11 +155,11 @@ class NodeAgent:
         meeting = self._meet(start, monitor)
         if meeting is None:
             number = int(monitor.stop_signal) if monitor.stop_signal is not None else None
-            last = Report(round=start.number, kind="ended" if number is None else "stopped", signal=number)
+            last = NodeReport("ended" if number is None else "stopped", signal=number)
         else:
             last = self._report(runner.run(monitor, start.number - 1, meeting), monitor, runner)
         self._last_report = last
-        self.member.send(last)
+        self.member.send(Report(round=start.number, report=last))
         self.line.waiting()
 
     def _meet(self, start: Round, monitor: WorkerMonitor) -> StoreAddress | None:
@@ -200,33 +201,18 @@ class NodeAgent:
         else:
             monitor.end_round(LINGER_S if message.kind == "failed" else 0.0)
 
-    def _report(self, attempt: Attempt, monitor: WorkerMonitor, runner: AttemptRunner) -> Report:
-        heard = attempt.hang_detector
-        facts: dict[str, Any] = {
-            "round": self._round,
-            "finished_a_step": heard.finished_a_step,
-            "ran_s": attempt.ran_s,
-            "saved": attempt.saved,
-        }
-        if monitor.stall:
-            return Report(kind="stalled", stalled=tuple(monitor.stall), **facts)
-        if monitor.stop_signal is not None and not attempt.all_done:
-            return Report(kind="stopped", signal=int(monitor.stop_signal), **facts)
-        if attempt.failures:
-            key, failure = min(attempt.failures, key=lambda pair: pair[0])
-            # Workers that were ended because of another machine are no failure of this one.
-            kind = "ended" if monitor.round_ended and key[0] else "failed"
-            return Report(kind=kind, failure=self._told(failure, runner), key=key, **facts)
-        if attempt.saved:
-            return Report(kind="saved", **facts)
-        if attempt.agent_error is not None:
-            error = runner.agent_failed(attempt)
+    def _report(self, attempt: Attempt, monitor: WorkerMonitor, runner: AttemptRunner) -> NodeReport:
+        try:
+            report = runner.report(attempt, monitor)
+        except LaunchError as error:
             failure = RankFailure(runner.plan.first_rank, 0, int(error.exit_code), f"{error.what}: {error.seen}")
-            return Report(kind="failed", failure=self._told(failure, runner), key=(0, 0, 0, time.time(), 0), **facts)
-        return Report(kind="done" if attempt.all_done else "ended", **facts)
+            report = NodeReport("failed", failure=failure, key=(0, 0, 0, time.time(), 0), ran_s=attempt.ran_s)
+        if report.failure is None or report.kind == "stalled":
+            return report
+        return replace(report, failure=self._located(report.failure, runner))
 
-    def _told(self, failure: RankFailure, runner: AttemptRunner) -> RankFailure:
-        """A failure with what only this machine knows: the device, the hint, its own name."""
+    def _located(self, failure: RankFailure, runner: AttemptRunner) -> RankFailure:
+        """A failure with what only this node knows: the device and the node's name."""
         failure = runner.with_hint(failure)
         return replace(
             failure,

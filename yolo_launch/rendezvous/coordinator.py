@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from trainer.errors import UserError
+from yolo_launch.diagnosis.outcome import NodeReport, RoundDecision, decide_outcome, refused_outcome
 from yolo_launch.diagnosis.restart_policy import Progress
 from yolo_launch.errors import ExitCode
 from yolo_launch.rendezvous.admission import JobOffer, RendezvousSettings, other_data, refusal_of
@@ -35,7 +36,6 @@ from yolo_launch.rendezvous.messages import (
     StoreReady,
     clipped,
 )
-from yolo_launch.rendezvous.round_outcome import RoundDecision, judge, refused
 from yolo_launch.spec import Outcome
 
 PULSE_S = 1.0
@@ -131,8 +131,8 @@ class Coordinator:
             self.table.say(text) if self.phase == "stopping" else self._stop("lost", text, now)
         elif self.phase != "ended":
             # A machine that had reported is no loss of this round; the next one waits for it.
-            if participant.in_round and participant.report is not None:
-                self.table.departed[participant.join_request.rank] = (participant, participant.report)
+            if participant.in_round and participant.end is not None:
+                self.table.departed[participant.join_request.rank] = participant.end
             self.table.say(f"machine {participant.label} is gone: {reason}")
         self._maybe_judge(now)
 
@@ -225,7 +225,7 @@ class Coordinator:
             try:
                 self._batch_size = self.job.settle(by_node)
             except UserError as error:
-                self.end(refused(error), now)
+                self.end(refused_outcome(error), now)
                 return
         self._send_roster(now)
         even = self.job.even and self.round == 0
@@ -244,14 +244,12 @@ class Coordinator:
         elif isinstance(message, FailureNotice):
             self._stop(message.kind, f"machine {participant.label} {_TROUBLES[message.kind]}", now)
         else:
-            self._on_report(participant, message, now)
+            self._on_report(participant, message.report, now)
 
-    def _on_report(self, participant: Participant, report: Report, now: float) -> None:
+    def _on_report(self, participant: Participant, report: NodeReport, now: float) -> None:
         if participant.report is not None:
             return
         participant.report = report
-        self._progress.heard = True
-        self._progress.finished_a_step |= report.finished_a_step
         if participant.join_request.rank == 0 and report.kind == "done":
             # Rank 0 leaves last: what the others do from now on changes nothing.
             self._completed, self.phase, self._deadline = True, "stopping", now + FAREWELL_S
@@ -281,15 +279,16 @@ class Coordinator:
             participant = self.table.participants.pop(rank)
             self.table.closing.append(participant.connection)
             self._lost.append((participant.join_request, "it did not say how the round ended"))
-        decision = judge(
-            self.table.reports(),
-            self._lost,
+        decision = decide_outcome(
+            self.table.ends(),
             self._progress,
             self.settings,
+            self.job.source_of_restart,
+            lost=[(join_request.label, reason) for join_request, reason in self._lost],
             completed=self._completed,
             paused=self._paused,
-            source=self.job.source_of_restart,
         )
+        self._progress = decision.progress
         self._act(decision, now)
 
     def _act(self, decision: RoundDecision, now: float) -> None:

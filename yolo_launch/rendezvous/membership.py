@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from yolo_launch.diagnosis.outcome import NodeEnd, NodeReport
 from yolo_launch.rendezvous.admission import RendezvousSettings
-from yolo_launch.rendezvous.messages import JoinRequest, LogLine, Message, NodeHeartbeat, Report, Seen, clipped
+from yolo_launch.rendezvous.messages import JoinRequest, LogLine, Message, NodeHeartbeat, Seen, clipped
 
 MOST_LABELS = 4
 
@@ -23,7 +24,7 @@ class Participant:
     """Its clock less the master's."""
     ready: bool = False
     in_round: bool = False
-    report: Report | None = None
+    report: NodeReport | None = None
     beat: NodeHeartbeat | None = None
     seen: Seen | None = None
 
@@ -32,13 +33,20 @@ class Participant:
         """The machine in words."""
         return self.join_request.label
 
+    @property
+    def end(self) -> NodeEnd | None:
+        """How the round ended on this node; None before its report."""
+        if self.report is None:
+            return None
+        return NodeEnd(self.report, self.label, self.join_request.host, self.clock_ahead_s)
+
 
 @dataclass
 class Participants:
     """The seats by rank, and the words that wait to be sent."""
 
     participants: dict[int, Participant] = field(default_factory=dict)
-    departed: dict[int, tuple[Participant, Report]] = field(default_factory=dict)
+    departed: dict[int, NodeEnd] = field(default_factory=dict)
     """Machines that are gone and had said before how the round ended for them."""
     outbox: list[tuple[int, Message]] = field(default_factory=list)
     """(connection, message)"""
@@ -57,13 +65,9 @@ class Participants:
         """The machines of the current round, by rank."""
         return sorted(rank for rank, participant in self.participants.items() if participant.in_round)
 
-    def reports(self) -> dict[int, tuple[Participant, Report]]:
-        """What has come in about the round that ended."""
-        present = {
-            rank: (participant, participant.report)
-            for rank, participant in self.participants.items()
-            if participant.in_round and participant.report
-        }
+    def ends(self) -> dict[int, NodeEnd]:
+        """How the round ended on each node that has reported."""
+        present = {rank: one.end for rank, one in self.participants.items() if one.in_round and one.end is not None}
         return {**self.departed, **present}
 
     def send(self, ranks: Iterable[int], message: Message) -> None:

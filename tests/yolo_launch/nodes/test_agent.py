@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from yolo_launch.diagnosis.outcome import NodeReport
 from yolo_launch.errors import LaunchError
 from yolo_launch.nodes import agent as node_agent
 from yolo_launch.nodes.agent import NodeAgent, refuse_job
@@ -27,6 +28,7 @@ from yolo_launch.rendezvous.messages import (
     Store,
 )
 from yolo_launch.spec import Outcome, RankFailure
+from yolo_launch.supervision.attempt import AttemptRunner
 
 ROUND = Round(number=1, members=((0, 1), (1, 1)), batch_size=8, even=True)
 DONE = End(outcome=Outcome("done", 0))
@@ -83,13 +85,21 @@ class FakeRunner:
         self.files = None
         self.ran: list[tuple] = []
         self.before = lambda: None
-        facts = {"saved": False, "all_done": True, "failures": [], "agent_error": None, "ran_s": 3.0}
-        self.attempt = SimpleNamespace(hang_detector=SimpleNamespace(finished_a_step=True), **{**facts, **ends})
+        facts = {"saved": False, "all_done": True, "failures": [], "agent_error": None, "ran_s": 3.0, "failure": None}
+        self.attempt = SimpleNamespace(
+            hang_detector=SimpleNamespace(finished_a_step=True, heard=True), **{**facts, **ends}
+        )
 
     def run(self, monitor, number, meeting):
         self.ran.append((number, meeting.address, meeting.port))
         self.before()
         return self.attempt
+
+    def report(self, attempt, monitor):
+        return AttemptRunner.report(self, attempt, monitor)
+
+    def _failure_report(self, *args, **more):
+        return AttemptRunner._failure_report(self, *args, **more)
 
     def with_hint(self, failure):
         return failure
@@ -100,7 +110,7 @@ def hasty(monkeypatch):
     monkeypatch.setattr(node_agent, "STORE_S", 0.5)
     monkeypatch.setattr(node_agent, "FAREWELL_S", 0.3)
     monkeypatch.setattr(node_agent, "HASTY_FAREWELL_S", 0.1)
-    monkeypatch.setattr(node_agent.report, "device_text", lambda plan, local_rank: "a CPU")
+    monkeypatch.setattr(node_agent, "device_text", lambda plan, local_rank: "a CPU")
     monkeypatch.setattr(node_agent, "read_heartbeat", lambda files, rank: None)
 
 
@@ -116,16 +126,18 @@ def play(*messages, runner=None, reconnect=None, monitor=None):
     return SimpleNamespace(job=job, member=member, monitor=monitor, runner=runner, shown=shown)
 
 
-def reports(it) -> list[Report]:
-    return [message for message in it.member.said if isinstance(message, Report)]
+def reports(it) -> list[NodeReport]:
+    """What was reported of each round."""
+    return [message.report for message in it.member.said if isinstance(message, Report)]
 
 
 def test_a_round_is_played_where_the_lobby_says_and_reported():
     it = play(Roster(text="2/2 machines"), LogLine(text="hello"), ROUND, Store(round=1, port=4711), DONE)
     assert it.job.run(it.monitor) == Outcome("done", 0)
     assert it.runner.ran == [(0, "10.0.0.1", 4711)]
-    (report,) = reports(it)
-    assert (report.round, report.kind, report.ran_s, report.finished_a_step) == (1, "done", 3.0, True)
+    (message,) = [message for message in it.member.said if isinstance(message, Report)]
+    report = message.report
+    assert (message.round, report.kind, report.ran_s, report.finished_a_step) == (1, "done", 3.0, True)
     assert "hello\n" in it.shown.getvalue()
 
 

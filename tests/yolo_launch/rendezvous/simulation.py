@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from yolo_launch.diagnosis.outcome import NodeReport
 from yolo_launch.errors import LaunchError
 from yolo_launch.rendezvous.admission import JobOffer, RendezvousSettings
 from yolo_launch.rendezvous.coordinator import Coordinator
@@ -53,6 +54,11 @@ def job_facts(**more) -> JobOffer:
     return JobOffer(**{**facts, **more})
 
 
+def report(number: int, kind: str = "done", **facts) -> Report:
+    """How a round ended on a node."""
+    return Report(round=number, report=NodeReport(kind, **facts))
+
+
 def failed(
     number: int, rank: int, *, at_s: float = 5.0, own: bool = True, text: str = "ValueError: bad", **more
 ) -> Report:
@@ -60,7 +66,7 @@ def failed(
     failure = RankFailure(rank, 0, 1, message=text, timestamp_s=at_s, epoch=1, step=4)
     key = (0.0 if own else 1.0, 0.0, 0.0, at_s, float(rank))
     facts = {"kind": "failed" if own else "ended", "finished_a_step": True, "ran_s": 60.0}
-    return Report(round=number, failure=failure, key=key, **{**facts, **more})
+    return report(number, **{"failure": failure, "key": key, **facts, **more})
 
 
 class Stage:

@@ -7,7 +7,7 @@ import signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.yolo_launch.rendezvous.simulation import DATA, Stage, failed, job_facts
+from tests.yolo_launch.rendezvous.simulation import DATA, Stage, failed, job_facts, report
 from yolo_launch.diagnosis.hangs import StalledRank
 from yolo_launch.rendezvous.messages import FailureNotice, JoinRefused, Leave, Ready, Report, Round, StoreReady
 
@@ -82,14 +82,14 @@ def report_of(how: str, number: int, rank: int) -> list[Report]:
     if how == "failed":
         return [failed(number, rank)]
     if how == "twice":
-        return [failed(number, rank), Report(round=number, kind="done")]
+        return [failed(number, rank), report(number, kind="done")]
     if how == "late":
         return [failed(max(0, number - 1), rank)]
     if how == "stopped":
-        return [Report(round=number, kind="stopped", signal=signal.SIGTERM, saved=True)]
+        return [report(number, kind="stopped", signal=signal.SIGTERM, saved=True)]
     if how == "stalled":
-        return [Report(round=number, kind="stalled", stalled=STALLED)]
-    return [Report(round=number, kind=how, finished_a_step=True)]
+        return [report(number, kind="stalled", stalled=STALLED)]
+    return [report(number, kind=how, finished_a_step=True)]
 
 
 def check(stage: Stage) -> None:

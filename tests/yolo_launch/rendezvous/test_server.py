@@ -26,7 +26,7 @@ from tests.yolo_launch.rendezvous.connections import (
     unauthenticated,
     wait_for,
 )
-from tests.yolo_launch.rendezvous.simulation import DATA, make_join_request
+from tests.yolo_launch.rendezvous.simulation import DATA, make_join_request, report
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.ports import free_port
 from yolo_launch.nodes import session as node_seat
@@ -43,7 +43,7 @@ from yolo_launch.rendezvous.client import (
     request_rank,
 )
 from yolo_launch.rendezvous.framing import PROTOCOL, MessageAuthenticator
-from yolo_launch.rendezvous.messages import End, Leave, NodeHeartbeat, Report, Roster, Round, Stop, Store, StoreReady
+from yolo_launch.rendezvous.messages import End, Leave, NodeHeartbeat, Roster, Round, Stop, Store, StoreReady
 from yolo_launch.rendezvous.server import MOST_UNAUTHENTICATED
 from yolo_launch.spec import Outcome
 
@@ -74,11 +74,11 @@ def test_a_job_from_the_first_knock_to_the_end(token):
         first.send(StoreReady(round=1, port=4711))
         assert wait_for(second, Store).port == 4711
         for member in (second, first):
-            member.send(Report(round=1, kind="done"))
+            member.send(report(1, kind="done"))
         assert [wait_for(member, End).outcome for member in (first, second)] == [Outcome("done", 0)] * 2
         close_all(first, second)
         assert soon(lambda: it.control.is_over)
-        assert not [line for line in it.said if "turned away" in line]
+        assert not [line for line in it.said if "was refused" in line]
 
 
 def test_the_job_is_handed_out_with_the_seat():
@@ -101,7 +101,7 @@ def test_a_stop_reaches_the_hearing_thread_at_once():
         assert time.monotonic() - began_at < 1
         thread, message = stops[0]
         assert isinstance(message, Stop)
-        assert (message.kind, first.stop, thread) == ("lost", message, "member_hear")
+        assert (message.kind, first.stop, thread) == ("lost", message, "member_receive")
         close_all(first, second)
 
 
@@ -289,12 +289,12 @@ def test_garbage_disturbs_neither_a_waiting_nor_a_running_job(token, tmp_path, c
             connection.sendall(text)
             connection.shutdown(socket.SHUT_WR)
         time.sleep(0.5)
-        first.send(Report(round=1, kind="done"))
-        second.send(Report(round=1, kind="done"))
+        first.send(report(1, kind="done"))
+        second.send(report(1, kind="done"))
         assert wait_for(second, End).outcome.kind == "done"
         assert not fuse.exists()
         assert it.heard("an unauthenticated connection to the rendezvous port was refused: 127.0.0.1:")
-        assert len([line for line in it.said if "turned away" in line]) == 1, "a flood is one line"
+        assert len([line for line in it.said if "was refused" in line]) == 1, "a flood is one line"
         close_all(first, second)
     assert "Traceback" not in capfd.readouterr().err
 
@@ -338,7 +338,7 @@ def test_a_thousand_held_connections_disturb_nobody(monkeypatch):
         assert time.monotonic() - began_at < 5
         assert soon(lambda: first.stop is not None)
         assert first.stop.kind == "join"
-        first.send(Report(round=1, kind="saved"))
+        first.send(report(1, kind="saved"))
         assert wait_for(second, Round).number == 2
         time.sleep(1.2)
         beaten.set()
@@ -443,11 +443,11 @@ def test_a_member_whose_threads_fail_says_so_instead_of_going_deaf():
         first.close()
 
 
-STOPPED_LOBBY = """
+STOPPED_MASTER = """
 import time
-from tests.yolo_launch.rendezvous.connections import OpenLobby
-it = OpenLobby(2)
-print(it.door.port, flush=True)
+from tests.yolo_launch.rendezvous.connections import OpenRendezvous
+it = OpenRendezvous(2)
+print(it.endpoint.port, flush=True)
 time.sleep(60)
 """
 
@@ -458,7 +458,7 @@ def test_a_master_that_is_stopped_is_given_up_within_ten_seconds(monkeypatch, sc
     silent_s, lost_s = scale * member_module.SILENT_S, scale * node_seat.LOST_S
     monkeypatch.setattr(member_module, "SILENT_S", silent_s)
     monkeypatch.setattr(node_seat, "LOST_S", lost_s)
-    command = [sys.executable, "-c", STOPPED_LOBBY]
+    command = [sys.executable, "-c", STOPPED_MASTER]
     server = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=subprocess.PIPE, text=True)
     try:
         endpoint = RendezvousEndpoint("127.0.0.1", int(server.stdout.readline()))
@@ -493,7 +493,7 @@ def test_a_seat_is_taken_again_at_the_same_lobby_and_at_no_other(monkeypatch):
         session.member.channel.connection.shutdown(socket.SHUT_RDWR)
         reason = wait_for(session.member, MasterGone).reason
         again = session._reconnect(reason)
-        first.send(Report(round=1, kind="ended"))
+        first.send(report(1, kind="ended"))
         assert again is session.member
         assert wait_for(again, Round).number == 2
         assert shown.getvalue().endswith("the master answers again\n")

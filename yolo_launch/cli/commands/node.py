@@ -19,6 +19,7 @@ from yolo_launch.cli.console import Console
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
 from yolo_launch.cli.typer_options import options_from, with_options
 from yolo_launch.cli.views import show_differences, show_findings, show_outcome, show_result
+from yolo_launch.diagnosis.outcome import refused_outcome
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.host.network import is_local_address
@@ -39,7 +40,6 @@ from yolo_launch.nodes.status_line import StatusLine
 from yolo_launch.planning.plan import make_plan
 from yolo_launch.rendezvous.admission import JOIN_TIMEOUT_S
 from yolo_launch.rendezvous.messages import Round
-from yolo_launch.rendezvous.round_outcome import refused
 from yolo_launch.request.command_line import retype, without_value
 from yolo_launch.request.options import options_of
 from yolo_launch.request.train_options import NodeOptions
@@ -111,7 +111,7 @@ def lead(machine: NodeContext) -> None:
             try:
                 outcome = session.play(make_runner)
             except UserError as error:
-                rendezvous.end(refused(error))
+                rendezvous.end(refused_outcome(error))
                 raise
     command = retype(machine.typed, {"--resume": str(job.run_dir)}, without=("--config",))
     finish(outcome, machine, job.plan, job.run_dir, command, is_demo=job.is_demo)
