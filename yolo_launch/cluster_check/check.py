@@ -156,7 +156,7 @@ def lead(part: ClusterCheck, join_request: JoinRequest) -> Outcome:
 
 def look_at_all(rendezvous: RendezvousServer, own: JoinRequest, rendezvous_port: int) -> cluster_check.Seen:
     """What the master sees of the machines that are there, and what they have told it."""
-    participants = dict(rendezvous.control.table.participants)
+    participants = dict(rendezvous.coordinator.participants.by_rank)
     join_requests = {rank: session.join_request for rank, session in sorted(participants.items())}
     others = [join_request for rank, join_request in join_requests.items() if rank != 0]
     with ThreadPoolExecutor(min(64, len(others) or 1)) as pool:

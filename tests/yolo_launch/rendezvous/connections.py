@@ -32,8 +32,10 @@ class OpenRendezvous:
     ) -> None:
         self.said: list[str] = []
         facts = job_facts(settle=lambda by_node: 64)
-        self.control = Coordinator(RendezvousSettings(min_nodes or nodes, nodes, **settings), facts, time.monotonic())
-        self.rendezvous = RendezvousServer(self.control, "this-rendezvous", token, self.said.append)
+        self.coordinator = Coordinator(
+            RendezvousSettings(min_nodes or nodes, nodes, **settings), facts, time.monotonic()
+        )
+        self.rendezvous = RendezvousServer(self.coordinator, "this-rendezvous", token, self.said.append)
         self.rendezvous.open("127.0.0.1", port)
         self.endpoint = RendezvousEndpoint("127.0.0.1", self.rendezvous.port, token)
 

@@ -47,9 +47,9 @@ def test_a_job_from_its_start_to_its_end():
     assert stage.phase == "running"
     stage.say(0, report(1, kind="done"))
     assert stage.last(0, End).outcome == stage.last(1, End).outcome == Outcome("done", 0)
-    assert not stage.control.is_over
+    assert not stage.coordinator.is_over
     stage.lose(1)
-    assert stage.control.is_over
+    assert stage.coordinator.is_over
 
 
 def test_only_the_master_opens_a_store():
@@ -60,11 +60,11 @@ def test_only_the_master_opens_a_store():
 
 def test_a_farewell_that_nobody_hears_ends_too():
     stage = Stage(2).running(0, 1)
-    stage.control.end(Outcome("done", 0), stage.now)
+    stage.coordinator.end(Outcome("done", 0), stage.now)
     stage.wait(9)
-    assert not stage.control.is_over
+    assert not stage.coordinator.is_over
     stage.wait(2)
-    assert stage.control.is_over
+    assert stage.coordinator.is_over
 
 
 def test_once_rank_0_is_done_what_others_do_changes_nothing():
@@ -350,7 +350,7 @@ def test_nothing_changes_an_end():
     ended = stage.outcome
     stage.say(0, report(1, kind="done"))
     stage.say(0, report(1, kind="done"))
-    stage.control.end(Outcome("master_lost", 6), stage.now)
+    stage.coordinator.end(Outcome("master_lost", 6), stage.now)
     stage.wait(1)
     assert stage.outcome is ended
     assert len(stage.told(1, End)) == 1
@@ -358,7 +358,7 @@ def test_nothing_changes_an_end():
 
 def test_a_report_after_the_end_changes_nothing():
     stage = Stage(2).running(0, 1)
-    stage.control.end(Outcome("interrupted", 130), stage.now)
+    stage.coordinator.end(Outcome("interrupted", 130), stage.now)
     stage.say(0, report(1, kind="done"))
     stage.say(1, report(1, kind="done"))
     stage.wait(1)
@@ -513,7 +513,7 @@ def test_a_machine_that_comes_later_pauses_the_others_and_all_go_on():
     assert stage.phase == "running"
     assert stage.round(2).members == ((0, 2), (1, 2), (2, 2))
     assert not stage.round(2).even
-    assert stage.control.outcome is None
+    assert stage.coordinator.outcome is None
 
 
 def test_workers_killed_for_a_newcomer_are_no_failure():
@@ -565,7 +565,7 @@ def test_a_machine_leaves_with_sigterm_and_the_others_go_on():
     assert (leaving.kind, leaving.exit_code) == ("saved_and_stopped", 75)
     assert stage.connections[1] in stage.closed
     assert stage.round(0).members == ((0, 2), (2, 2))
-    assert stage.control.outcome is None
+    assert stage.coordinator.outcome is None
 
 
 def test_a_leaving_machine_that_is_gone_already_is_no_trouble():
@@ -606,7 +606,7 @@ def test_a_resumed_job_need_not_divide():
 
 def test_a_stranger_to_the_table_is_not_heard():
     stage = Stage(2).running(0, 1)
-    stage.control.on_message(4711, failed(1, 2), stage.now)
-    stage.control.on_gone(4711, "?", stage.now)
-    stage.control.on_message(4711, NodeHeartbeat(), stage.now)
+    stage.coordinator.on_message(4711, failed(1, 2), stage.now)
+    stage.coordinator.on_gone(4711, "?", stage.now)
+    stage.coordinator.on_message(4711, NodeHeartbeat(), stage.now)
     assert stage.phase == "running"

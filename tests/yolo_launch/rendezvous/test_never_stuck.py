@@ -57,7 +57,7 @@ def play(stage: Stage, step: tuple) -> None:
 
 
 def speak(stage: Stage, name: str, rank: int, how: str = "") -> None:
-    number = stage.control.round
+    number = stage.coordinator.round
     if name == "hush":
         stage.silent.add(rank)
     elif name == "wake":
@@ -93,17 +93,17 @@ def report_of(how: str, number: int, rank: int) -> list[Report]:
 
 
 def check(stage: Stage) -> None:
-    control = stage.control
-    participants = control.table.participants
+    coordinator = stage.coordinator
+    participants = coordinator.participants.by_rank
     assert all(rank == participant.join_request.rank < MACHINES for rank, participant in participants.items())
     assert len({participant.connection for participant in participants.values()}) == len(participants)
     assert not {participant.connection for participant in participants.values()} & stage.closed, (
         "a seat whose connection was closed"
     )
-    assert control._progress.restarts <= control.settings.max_restarts
-    assert (control.outcome is not None) == (control.phase == "ended")
-    if control.phase == "running":
-        assert 0 in control.table.in_round(), "a round without its master"
+    assert coordinator._progress.restarts <= coordinator.settings.max_restarts
+    assert (coordinator.outcome is not None) == (coordinator.phase == "ended")
+    if coordinator.phase == "running":
+        assert 0 in coordinator.participants.in_round(), "a round without its master"
     for words in stage.heard.values():
         numbers = [message.number for message in words if isinstance(message, Round)]
         assert numbers == sorted(set(numbers)), "a round begun twice"
@@ -133,4 +133,4 @@ def test_no_order_of_events_leaves_a_lobby_waiting_for_ever(steps, fewest, max_r
     assert stage.phase == "ended" or (stage.phase == "running" and not all_go_silent)
     if stage.phase == "ended":
         stage.wait(12, step_s=1.0)
-        assert stage.control.is_over
+        assert stage.coordinator.is_over

@@ -77,7 +77,7 @@ def test_a_job_from_the_first_knock_to_the_end(token):
             member.send(report(1, kind="done"))
         assert [wait_for(member, End).outcome for member in (first, second)] == [Outcome("done", 0)] * 2
         close_all(first, second)
-        assert soon(lambda: it.control.is_over)
+        assert soon(lambda: it.coordinator.is_over)
         assert not [line for line in it.said if "was refused" in line]
 
 
@@ -133,7 +133,7 @@ def test_a_token_that_does_not_fit_is_refused_on_both_sides(lobby_token, own, se
         assert caught.value.exit_code == ExitCode.NOT_JOINED
         assert it.heard(master_sees)
         assert it.heard("127.0.0.1:")
-        assert not it.control.table.participants
+        assert not it.coordinator.participants.by_rank
 
 
 def test_a_lobby_that_only_pretends_to_know_the_token_is_found_out():
@@ -380,7 +380,7 @@ def test_a_handler_that_fails_does_not_end_the_lobby_and_one_that_always_fails_e
     monkeypatch.setattr("yolo_launch.rendezvous.server.BROKEN_S", 0.5)
     with opened(2) as it:
         first = it.sit(0)
-        monkeypatch.setattr(it.control, "tick", lambda now: 1 / 0)
+        monkeypatch.setattr(it.coordinator, "tick", lambda now: 1 / 0)
         assert wait_for(first, End).outcome.detail == "the rendezvous itself failed"
         assert "ZeroDivisionError" in caplog.text
         close_all(first)
@@ -436,7 +436,7 @@ def test_a_member_whose_threads_fail_says_so_instead_of_going_deaf():
 
         second.beat, first.on_stop = odd, fail
         time.sleep(1.5)
-        assert sorted(it.control.table.participants) == [0, 1]
+        assert sorted(it.coordinator.participants.by_rank) == [0, 1]
         second.close()
         assert soon(lambda: first.gone)
         assert "could not be followed: no" in first.gone
@@ -503,7 +503,7 @@ def test_a_seat_is_taken_again_at_the_same_lobby_and_at_no_other(monkeypatch):
     with opened(2, port=port) as it:
         it.rendezvous._id = "another rendezvous"
         assert session._reconnect("gone") is None
-        assert not it.control.table.participants
+        assert not it.coordinator.participants.by_rank
 
 
 def test_a_seat_is_waited_for_at_a_port_that_cuts_connections_until_the_lobby_is_up():
@@ -530,7 +530,7 @@ def test_a_seat_is_waited_for_at_a_port_that_cuts_connections_until_the_lobby_is
 def test_a_member_that_slept_does_not_blame_the_master(monkeypatch):
     monkeypatch.setattr("yolo_launch.rendezvous.client.SILENT_S", 0.8)
     monkeypatch.setattr("yolo_launch.rendezvous.client.ASLEEP_S", 0.6)
-    monkeypatch.setattr("yolo_launch.rendezvous.coordinator.PULSE_S", 0.2)
+    monkeypatch.setattr("yolo_launch.rendezvous.announcements.HEARTBEAT_S", 0.2)
     with opened(2) as it:
         channel = dial(it.endpoint, 5, lambda problem: None)
         greet(channel, it.endpoint)
