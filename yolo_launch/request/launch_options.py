@@ -156,6 +156,9 @@ class DoctorOptions(MachineOptions):
         default_text=f"none; with --master {RENDEZVOUS_PORT}",
     )
     project: str = option("runs/train", "--project", text="folder of runs, whose disk is checked")
+    join_timeout: float = option(
+        300.0, "--join-timeout", text="seconds that machines wait for one another", panel=MACHINES
+    )
     deep: bool = option(False, "--deep", text="the slower checks too, which start processes: GPUs, links, disk, data")
     json: bool = option(False, "--json", text=JSON_TEXT)
     debug: bool = option(False, "--debug", text=DEBUG_TEXT)

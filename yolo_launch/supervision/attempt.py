@@ -1,8 +1,7 @@
-"""One start of all workers of this machine, from their files to what came of them."""
+"""Runs one start of all workers of this node, from their files to the report on them."""
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
@@ -63,8 +62,6 @@ class AttemptRunner:
         self.plan = plan
         self.command = command
         self.files = files
-        self.elsewhere_idle_s: Callable[[], float] = lambda: math.inf
-        """For how long no rank of another machine has moved."""
         self._console_json = console_json
         self._oom_kills_before = count_oom_kills()
 
@@ -83,7 +80,7 @@ class AttemptRunner:
             plan.stall_timeout_s,
             start_allowance_s=monitor.limits.start_allowance_s,
             required=not self.command.foreign,
-            elsewhere_idle_s=self.elsewhere_idle_s,
+            elsewhere_idle_s=monitor.events.elsewhere_idle_s,
         )
         attempt = Attempt(Workers(mark), hang_detector)
         environment = self.environment(mark)

@@ -1,4 +1,4 @@
-"""A plan on this machine from its first worker to its Outcome: attempts, restarts, signals, nothing left behind."""
+"""Runs a plan on one node from its first worker to its outcome: attempts, restarts, signals, nothing left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from yolo_launch.errors import LaunchError
 from yolo_launch.host import ports
 from yolo_launch.spec import LaunchPlan, Outcome, StoreAddress, WorkerCommand
 from yolo_launch.supervision.attempt import AttemptRunner, Say
-from yolo_launch.supervision.monitor import Limits, WorkerMonitor
+from yolo_launch.supervision.limits import Limits
+from yolo_launch.supervision.monitor import AttemptEvents, WorkerMonitor
 from yolo_launch.workers import single_worker as one_worker
 from yolo_launch.workers.environment import applied
 from yolo_launch.workers.files import WorkerFiles
@@ -49,22 +50,27 @@ def launch(
     if inline:
         return run_inline(runner)
     job = Supervisor(runner, say)
-    with monitoring(command, limits or Limits(), job.say) as monitor:
+    with monitoring(job.say, limits, foreign=command.foreign) as monitor:
         return job.run(monitor)
 
 
 @contextlib.contextmanager
-def monitoring(command: WorkerCommand, limits: Limits, say: Say) -> Iterator[WorkerMonitor]:
-    """The watcher and its signals, for as long as this process looks after workers."""
+def monitoring(
+    say: Say, limits: Limits | None = None, *, foreign: bool = False, events: AttemptEvents | None = None
+) -> Iterator[WorkerMonitor]:
+    """Watch workers and take signals, for as long as the block runs. ``foreign`` workers run a script."""
     adopt_orphans()
     # The built-in trainer saves on SIGTERM; a foreign script is told what the user did.
-    interrupt_as = signal.SIGINT if command.foreign else signal.SIGTERM
-    with SignalInbox() as inbox, WorkerMonitor(inbox, limits, say, interrupt_as=interrupt_as) as monitor:
+    interrupt_as = signal.SIGINT if foreign else signal.SIGTERM
+    with (
+        SignalInbox() as inbox,
+        WorkerMonitor(inbox, limits or Limits(), say, interrupt_as=interrupt_as, events=events) as monitor,
+    ):
         yield monitor
 
 
 class Supervisor:
-    """One launch on this machine: attempt after attempt until there is an Outcome."""
+    """Runs attempt after attempt on the only node of a job until there is an outcome."""
 
     def __init__(self, runner: AttemptRunner, say: Say) -> None:
         self.runner = runner

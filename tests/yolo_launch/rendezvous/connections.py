@@ -9,16 +9,16 @@ import time
 
 from tests.yolo_launch.rendezvous.simulation import DATA, job_facts, make_join_request
 from yolo_launch.rendezvous.admission import RendezvousSettings
-from yolo_launch.rendezvous.client import (
+from yolo_launch.rendezvous.client import RendezvousClient
+from yolo_launch.rendezvous.coordinator import Coordinator
+from yolo_launch.rendezvous.dialing import (
     NoRendezvous,
-    RendezvousClient,
     RendezvousEndpoint,
     closing_on_failure,
     dial,
     greet,
     request_rank,
 )
-from yolo_launch.rendezvous.coordinator import Coordinator
 from yolo_launch.rendezvous.messages import Ready
 from yolo_launch.rendezvous.server import RendezvousServer
 from yolo_launch.spec import Outcome
