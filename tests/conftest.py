@@ -20,6 +20,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure() -> None:
+    """Give signals their usual effect, here and in all that tests start: a background shell has some ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder of YOLOv5's weights and of COCO's images beside the project; tests skip if it is absent."""

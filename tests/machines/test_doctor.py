@@ -25,7 +25,7 @@ REJECT_HIGH_PORTS = "tcp dport != 1234 reject with tcp reset"
 
 
 @dataclass
-class NodeContext:
+class Machine:
     """Starts launchers in one place: a network namespace, or this one."""
 
     name: str
@@ -66,16 +66,16 @@ def ends(*processes: subprocess.Popen[str]) -> list[tuple[int, str, str]]:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[tuple[NodeContext, NodeContext]]:
+def here(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
     """Two launchers beside each other."""
-    machines = NodeContext("here", tmp_path / "a"), NodeContext("here", tmp_path / "b")
+    machines = Machine("here", tmp_path / "a"), Machine("here", tmp_path / "b")
     yield machines
     for machine in machines:
         machine.close()
 
 
 @pytest.fixture
-def checked_machines(tmp_path: Path) -> Iterator[list[NodeContext]]:
+def checked_machines(tmp_path: Path) -> Iterator[list[Machine]]:
     """Three network namespaces, gpu-a to gpu-c, on one switch in a fourth; the firewall of each is its own."""
     if os.geteuid() != 0:
         pytest.skip("needs root for network namespaces")
@@ -101,7 +101,7 @@ def checked_machines(tmp_path: Path) -> Iterator[list[NodeContext]]:
                 run("ip", "-n", space, "link", "set", link, "up")
             renamed = ("unshare", "-u", "sh", "-c", f'hostname {name}; exec "$@"', "sh")
             prefix = ("ip", "netns", "exec", space, *renamed)
-            machines.append(NodeContext(name, tmp_path / name, f"10.93.7.{place}", prefix))
+            machines.append(Machine(name, tmp_path / name, f"10.93.7.{place}", prefix))
         yield machines
     finally:
         for machine in machines:
@@ -117,7 +117,7 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def block(machine: NodeContext, rule: str) -> None:
+def block(machine: Machine, rule: str) -> None:
     """Let the firewall of a machine treat what comes in."""
     if shutil.which("nft") is None:
         pytest.skip("needs nft (nftables) to block ports")
@@ -126,14 +126,12 @@ def block(machine: NodeContext, rule: str) -> None:
     subprocess.run([*machine.prefix[:4], "nft", "-f", "-"], input=rules, text=True, check=True)
 
 
-def check_up(
-    machine: NodeContext, rank: int, master: str, port: int, *more: str, nodes: int = 2
-) -> subprocess.Popen[str]:
+def check_up(machine: Machine, rank: int, master: str, port: int, *more: str, nodes: int = 2) -> subprocess.Popen[str]:
     where = ("--master", master, "--port", str(port), "--rank", str(rank), *(("--nodes", str(nodes)) * (rank == 0)))
     return machine.start("doctor", *where, "--gpus", "cpu", "--join-timeout", "60", *more)
 
 
-def check_all(machines: list[NodeContext], *more: str) -> list[tuple[int, str, str]]:
+def check_all(machines: list[Machine], *more: str) -> list[tuple[int, str, str]]:
     """A cluster check of all of them, the first one being the master: how each ended."""
     master, nodes = machines[0].address, len(machines)
     return ends(*[check_up(one, rank, master, 1234, *more, nodes=nodes) for rank, one in enumerate(machines)])

@@ -1,3 +1,3 @@
 """Turns typed words into a request and an outcome into words."""
 
-__all__ = ["console", "main"]
+__all__ = ["main"]

@@ -1,14 +1,50 @@
-"""Makes Typer parameters of the option tables."""
+"""Makes Typer parameters of options, and typed options of what Typer parsed."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from yolo_launch.request.options import Option
+from yolo_launch.request.options import MODEL, PARSE, Option, config_values, options_of
+
+T = TypeVar("T")
+
+
+def takes(kind: type[T], *first: inspect.Parameter) -> Callable[[Callable[[typer.Context, T], None]], Any]:
+    """Make a command of a function that takes a context and typed options.
+
+    ``first`` are parameters of fields that no option stands for, such as the files of a command.
+    """
+
+    def decorate(function: Callable[[typer.Context, T], None]) -> Any:
+        @with_options(options_of(kind), *first)
+        def command(ctx: typer.Context, **values: Any) -> None:
+            function(ctx, options_from(kind, values))
+
+        command.__doc__, command.__name__ = function.__doc__, function.__name__
+        return command
+
+    return decorate
+
+
+def options_from(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The typed options that Typer's values stand for; None among them means that the option was not typed.
+
+    Raises LaunchError for words that cannot be read.
+    """
+    given: dict[str, Any] = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        value = values.get(field.name)
+        if MODEL in field.metadata:
+            given[field.name] = config_values(field.metadata[MODEL], values)
+        elif value is not None:
+            parse = field.metadata.get(PARSE)
+            given[field.name] = parse(value) if parse else value
+    return kind(**given)
 
 
 def with_options(options: Iterable[Option], *first: inspect.Parameter) -> Callable[[Callable[..., None]], Any]:

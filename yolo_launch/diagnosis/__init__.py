@@ -1,3 +1,3 @@
 """Finds why workers ended or hang, and decides what becomes of the job."""
 
-__all__ = ["causes", "failures", "hangs", "heartbeat_monitor", "restart_policy"]
+__all__ = ["causes", "failures", "hangs", "heartbeat_monitor", "outcome", "restart_policy"]

@@ -14,7 +14,8 @@ from yolo_launch.spec import RankFailure
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import Worker
 
-OrderKey = tuple[float, ...]
+FailureKey = tuple[float, float, float, float, float]
+"""Whether the launcher ended it, whether a peer did, whether it aborted without a word, the time, the rank."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ def failure_of(end: WorkerEnd, record: FailureRecord | None, files: WorkerFiles,
     )
 
 
-def first_of(failures: Sequence[tuple[OrderKey, RankFailure]]) -> RankFailure | None:
+def first_of(failures: Sequence[tuple[FailureKey, RankFailure]]) -> RankFailure | None:
     """The failure that the others follow from, or None where every rank ended well."""
     return min(failures, key=lambda pair: pair[0])[1] if failures else None
 
 
 def rank_failures(
     ends: list[WorkerEnd], files: WorkerFiles, heartbeats: Mapping[int, Heartbeat]
-) -> list[tuple[OrderKey, RankFailure]]:
+) -> list[tuple[FailureKey, RankFailure]]:
     """Every failure with a key, the smallest of which is the cause: an own exception before a lost peer, then time.
 
     Times are file times, far finer than the whole seconds that torch's agent compares. A rank that the launcher or
@@ -87,7 +88,7 @@ def rank_failures(
     failures = [(end, record, failure_of(end, record, files, heartbeats.get(end.rank))) for end, record in found]
     told_something = any(_is_own(end, failure) for end, _, failure in failures)
 
-    def order(end: WorkerEnd, record: FailureRecord | None, failure: RankFailure) -> OrderKey:
+    def order(end: WorkerEnd, record: FailureRecord | None, failure: RankFailure) -> FailureKey:
         # When one worker fails, the agent sends SIGTERM to the others.
         by_agent = told_something and end.exit_code == -signal.SIGTERM
         silent_abort = told_something and end.exit_code == -signal.SIGABRT and record is None

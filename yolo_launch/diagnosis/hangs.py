@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from dataclasses import dataclass
 
 import psutil
@@ -101,20 +102,19 @@ def stall_hint(first: StalledRank) -> str:
     return ""
 
 
-def stall_failure(ranks: list[StalledRank], files: WorkerFiles) -> RankFailure:
-    """The blocking rank as a failure. Its traceback is the main thread of every rank; the files hold all threads."""
+def stall_failure(ranks: list[StalledRank]) -> RankFailure:
+    """The blocking rank as a failure, with the main thread of every rank for a traceback."""
     first = blocking_rank(ranks)
     beat = first.heartbeat
     return RankFailure(
         rank=first.rank,
-        local_rank=first.rank,
-        exit_code=-9,
+        local_rank=0,
+        exit_code=-signal.SIGKILL,
         message=describe_stall(ranks),
         traceback=stall_traceback(ranks),
         epoch=beat.epoch if beat else None,
         step=beat.step if beat else None,
         phase=first.phase,
-        log_path=str(files.stacks(first.rank)),
         hint=stall_hint(first),
     )
 

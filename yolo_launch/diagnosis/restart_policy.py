@@ -1,4 +1,4 @@
-"""Whether a failed job is started again. Pure: the supervisor does what is decided here."""
+"""Decides whether a failed job is started again. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNWATCHED_START_S = 60.0
 PORT_TRIES = 3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
     """What is known of the job so far, over all attempts."""
 

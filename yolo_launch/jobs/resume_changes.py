@@ -51,7 +51,7 @@ def resumed_config(saved: TrainConfig, given: Mapping[str, Any], overrides: Mapp
 
 def find_differences(saved: TrainConfig, wanted: TrainConfig) -> list[Difference]:
     """Every option and hyperparameter whose value changes, in the order of the configuration."""
-    flags = {option.name: option.flags[0].split("/")[0] for option in config_field_options()}
+    flags = {option.name: option.flags[0].split("/")[0] for option in config_field_options(TrainConfig)}
     found = []
     for name in TrainConfig.model_fields:
         before, after = getattr(saved, name), getattr(wanted, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from yolo_launch.errors import LaunchError
 from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.resume_changes import Difference, find_differences, refuse_changed_result, resumed_config
 from yolo_launch.planning.plan import make_plan, plan_facts
-from yolo_launch.request.launch_request import DEMO_OPTIONS, config_options, launch_request, parse_overrides
+from yolo_launch.request.launch_request import DEMO_OPTIONS, launch_request
+from yolo_launch.request.train_options import JobOptions
 from yolo_launch.request.yolov5_arguments import NEWEST_RUN
 from yolo_launch.spec import Finding, Host, LaunchPlan, LaunchRequest, WorkerCommand
 
@@ -48,19 +49,19 @@ class TrainingJob:
         return WorkerCommand(("-m", "trainer", str(config_path), "--run-dir", str(self.run_dir)))
 
 
-def make_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, *, nnodes: int = 1) -> TrainingJob:
+def make_job(options: JobOptions, typed: tuple[str, ...], host: Host, *, nnodes: int = 1) -> TrainingJob:
     """The job that the options of ``train`` describe. With more than one machine its plan is a draft for this one.
 
     Raises LaunchError for what cannot work.
     """
-    make = _new_job if values["resume"] is None else _resumed_job
-    return make(values, typed, host, nnodes)
+    make = _new_job if options.resume is None else _resumed_job
+    return make(options, typed, host, nnodes)
 
 
-def _new_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
+def _new_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
     """The job of a fresh start: defaults, then ``--config``, then what was typed."""
-    given, overrides = config_options(values), parse_overrides(values["set_"])
-    options = dict(read_options(Path(values["config"]))) if values["config"] else {}
+    given = asked.given
+    options = dict(read_options(Path(asked.config))) if asked.config else {}
     if "hyp" in given:
         # A set named now goes before the resolved values of the file.
         options.pop("hyperparameters", None)
@@ -69,13 +70,13 @@ def _new_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, nnod
     wants_auto = "batch_size" in options and options["batch_size"] is None
     if wants_auto:
         del options["batch_size"]
-    config = _with_absolute_paths(make_config(options, overrides))
+    config = _with_absolute_paths(make_config(options, dict(asked.hyperparameters)))
     request = launch_request(
-        {**values, "parallel": config.parallel} if values["parallel"] is None else values,
+        replace(asked, parallel=asked.parallel or config.parallel),
         typed,
         workers=config.workers,
         global_batch_size=None if wants_auto else config.batch_size,
-        batch_is_default="batch_size" not in given and not wants_auto and not values["config"],
+        batch_is_default="batch_size" not in given and not wants_auto and not asked.config,
         nnodes=nnodes,
         **_facts(config),
     )
@@ -87,15 +88,16 @@ def _new_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, nnod
     return replace(job, findings=_check(job))
 
 
-def _resumed_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
+def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
     """The job of a run that goes on: its own configuration, and what may change of it."""
-    given, overrides = config_options(values), parse_overrides(values["set_"])
-    if values["config"]:
+    given = asked.given
+    if asked.config:
         raise LaunchError("--resume takes the run's own configuration.", seen="--config", expected="--resume alone")
+    assert asked.resume is not None
     project = given.get("project", TrainConfig.model_fields["project"].default)
-    run_dir = run_directory.find_run_to_resume(project, values["resume"], NEWEST_RUN)
+    run_dir = run_directory.find_run_to_resume(project, asked.resume, NEWEST_RUN)
     saved = read_config(run_dir / CONFIG_FILE)
-    config = _with_absolute_paths(resumed_config(saved, given, overrides))
+    config = _with_absolute_paths(resumed_config(saved, given, asked.hyperparameters))
     if run_directory.is_finished(run_dir) and config.epochs <= saved.epochs:
         raise LaunchError(
             f"{run_dir} is finished; there is nothing to resume.",
@@ -104,10 +106,10 @@ def _resumed_job(values: Mapping[str, Any], typed: tuple[str, ...], host: Host, 
             next_command=f"yolo-launch train --resume {run_dir} --epochs {2 * saved.epochs}",
         )
     differences = find_differences(saved, config)
-    if not values["override"]:
+    if not asked.override:
         refuse_changed_result(differences, str(run_dir), shlex.join(typed))
     request = launch_request(
-        {**values, "parallel": config.parallel} if values["parallel"] is None else values,
+        replace(asked, parallel=asked.parallel or config.parallel),
         typed,
         workers=given.get("workers"),
         global_batch_size=config.batch_size,

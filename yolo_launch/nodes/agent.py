@@ -1,4 +1,4 @@
-"""One machine's part in a job of several: round after round as the rendezvous says, until there is an Outcome."""
+"""Runs one node's part in a job of several: round after round as the rendezvous says, until there is an outcome."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from trainer.errors import UserError
-from trainer.protocol import EXIT_USAGE, read_heartbeat
+from trainer.protocol import EXIT_USAGE
+from yolo_launch.diagnosis.outcome import NodeReport
 from yolo_launch.diagnosis.restart_policy import stopped_by
-from yolo_launch.errors import ExitCode
+from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.nodes.context import NodeContext
+from yolo_launch.nodes.events import NodeEvents
 from yolo_launch.nodes.identity import quiet_variables
-from yolo_launch.nodes.status_line import StatusLine
+from yolo_launch.nodes.session import NodeSession
+from yolo_launch.nodes.work import NodeWork
 from yolo_launch.planning.devices import device_text
-from yolo_launch.rendezvous.client import MasterGone, RendezvousClient, refusal_error
+from yolo_launch.rendezvous.client import MasterGone, RendezvousClient
+from yolo_launch.rendezvous.dialing import refusal_error
 from yolo_launch.rendezvous.messages import (
     End,
-    FailureNotice,
     JoinRefused,
     Leave,
     LogLine,
-    NodeHeartbeat,
+    Message,
     Report,
     Roster,
     Round,
-    Stop,
     Store,
     StoreReady,
     clipped,
@@ -36,48 +38,42 @@ from yolo_launch.rendezvous.messages import (
 from yolo_launch.spec import Outcome, RankFailure, StoreAddress
 from yolo_launch.supervision.attempt import Attempt, AttemptRunner
 from yolo_launch.supervision.monitor import WorkerMonitor
+from yolo_launch.supervision.supervisor import monitoring
 from yolo_launch.workers.signals import signal_name
 from yolo_launch.workers.torch_preload import WARM_S, TorchPreload
 
 POLL_S = 0.1
-LINGER_S = 1.0
-"""What workers get to end once another machine has failed."""
-FAREWELL_S, HASTY_FAREWELL_S = 25.0, 2.0
-"""How long a machine that was signaled waits for the job's end, once it has said so and otherwise. Slurm kills 30 s
-after its signal, and the others may be writing a checkpoint."""
+END_REPORTED_S, END_UNREPORTED_S = 25.0, 2.0
+"""How long a node that was signaled waits for the job's end, after it has reported the signal and otherwise. Slurm
+kills 30 s after its signal, and the other nodes may be writing a checkpoint."""
 STORE_S = WARM_S + 60.0
 """How long the master may take to load torch and open the round's store; one that is gone is noticed before."""
 
-MakeRunner = Callable[[Round], AttemptRunner]
-Reconnect = Callable[[str], RendezvousClient | None]
-"""Takes the reason of the loss; a new seat at the same rendezvous, or None where the master is gone."""
 
-
-@dataclass
 class NodeAgent:
-    """Everything that one machine keeps for the length of a job."""
+    """Follows the rendezvous on one node for the length of a job."""
 
-    rank: int
-    address: str
-    """The master's, as this machine reaches it."""
-    member: RendezvousClient
-    make_runner: MakeRunner
-    reconnect: Reconnect
-    line: StatusLine
-    warm: TorchPreload
-
-    def __post_init__(self) -> None:
-        self._round = 0
-        self._last_report: Report | None = None
-        self._runner: AttemptRunner | None = None
+    def __init__(self, context: NodeContext, work: NodeWork, session: NodeSession, events: NodeEvents) -> None:
+        self._context = context
+        self._work = work
+        self._session = session
+        self._events = events
+        self._status_line = context.status_line
+        self._preload = TorchPreload()
+        self._began_a_round = False
+        self._last_report: NodeReport | None = None
         self._store: Any = None
-        self._monitor: WorkerMonitor | None = None
 
-    def run(self, monitor: WorkerMonitor) -> Outcome:
-        """Follow the rendezvous to the job's end. Call it in the main thread."""
-        self._monitor = monitor
-        monitor.on_trouble = lambda kind: self.member.send(FailureNotice(round=self._round, kind=kind))
-        self._listen(self.member)
+    def run(self) -> Outcome:
+        """Take part until the job is over. Call it in the main thread. Raises what the work raises."""
+        with monitoring(self._status_line.over, foreign=self._work.foreign, events=self._events) as monitor:
+            outcome = self.follow(monitor)
+        self._client.close()
+        return outcome
+
+    def follow(self, monitor: WorkerMonitor) -> Outcome:
+        """Answer the master's messages with a monitor that runs."""
+        self._events.monitor = monitor
         try:
             while True:
                 outcome = self._step(monitor)
@@ -85,173 +81,122 @@ class NodeAgent:
                     return outcome
         finally:
             self._store = None
-            self.warm.close()
-            self.line.close()
+            self._preload.close()
+            self._status_line.close()
 
-    def _listen(self, member: RendezvousClient) -> None:
-        member.beat, member.on_stop = self._beat, self._on_stop
+    @property
+    def _client(self) -> RendezvousClient:
+        return self._session.client
 
     def _step(self, monitor: WorkerMonitor) -> Outcome | None:
-        message = self.member.next(POLL_S)
+        message = self._client.next(POLL_S)
         if isinstance(message, Round):
-            self._play(message, monitor)  # after a signal too: the rendezvous waits for a report
+            self._run_round(message, monitor)  # after a signal too: the rendezvous waits for a report
         elif isinstance(message, End):
             return message.outcome
         elif monitor.stop_signal is not None:
             return self._leave(monitor.stop_signal)
-        elif isinstance(message, JoinRefused):
-            raise refusal_error(message)
-        elif isinstance(message, LogLine):
-            self.line.over(message.text)
-        elif isinstance(message, Roster):
-            self.line.roster(message.text, message.left_s)
         elif isinstance(message, MasterGone):
-            return self._find_again(message.reason)
-        self.line.tick()
+            if not self._session.reconnect(message.reason):
+                return Outcome("master_lost", ExitCode.MASTER_LOST, detail=message.reason)
+        elif message is not None:
+            self._show(message)
+        self._status_line.tick()
         return None
+
+    def _show(self, message: Message) -> None:
+        if isinstance(message, JoinRefused):
+            raise refusal_error(message)
+        if isinstance(message, LogLine):
+            self._status_line.over(message.text)
+        elif isinstance(message, Roster):
+            self._status_line.roster(message.text, message.left_s)
 
     def _leave(self, number: signal.Signals) -> Outcome:
         """A signal, and no workers run here any more. The job's own end may already be on its way."""
         last = self._last_report
-        has_told = last is not None and last.signal is not None
-        patience_s = FAREWELL_S if has_told and number != signal.SIGINT else HASTY_FAREWELL_S
-        deadline = time.monotonic() + (patience_s if self._round else 0.0)
-        while time.monotonic() < deadline and not self.member.gone:
-            message = self.member.next(POLL_S)
+        is_reported = last is not None and last.signal is not None
+        wait_s = END_REPORTED_S if is_reported and number != signal.SIGINT else END_UNREPORTED_S
+        deadline = time.monotonic() + (wait_s if self._began_a_round else 0.0)
+        while time.monotonic() < deadline and not self._client.gone:
+            message = self._client.next(POLL_S)
             if isinstance(message, End):
                 return message.outcome
-        name = signal_name(number)
-        self.member.send(Leave(reason=f"it left ({name})"))
+        self._client.send(Leave(reason=f"it left ({signal_name(number)})"))
         return stopped_by(number, saved=last is not None and last.saved)
-
-    def _find_again(self, reason: str) -> Outcome | None:
-        found = self.reconnect(reason)
-        if found is None:
-            return Outcome("master_lost", ExitCode.MASTER_LOST, detail=reason)
-        self.member = found
-        self._listen(found)
-        return None
 
     # ---- a round
 
-    def _play(self, start: Round, monitor: WorkerMonitor) -> None:
+    def _run_round(self, start: Round, monitor: WorkerMonitor) -> None:
+        self._began_a_round = True
         monitor.begin_round()
-        self._round = start.number
-        # What the member's thread heard before this was for a round that it did not know.
-        if self.member.stop is not None:
-            self._on_stop(self.member.stop)
-        if self.member.gone:
-            monitor.end_round(0.0)
+        self._events.begin_round(start, self._client)
         try:
-            runner = self._runner = self.make_runner(start)
+            runner = self._events.runner = self._context.runner(self._work, start)
         except UserError as error:
-            refuse_job(self.member, error)
+            refuse_job(self._client, error)
             raise
-        runner.elsewhere_idle_s = lambda: self.member.idle_s()
-        self.line.round(runner.plan, runner.files)
+        self._status_line.round(runner.plan, runner.files)
         self._store = None
-        self.warm.wait(lambda: monitor.stopping or monitor.round_ended)
-        meeting = self._meet(start, monitor)
-        if meeting is None:
+        self._preload.wait(lambda: monitor.stopping or monitor.round_ended)
+        address = self._store_address(start, monitor)
+        if address is None:
             number = int(monitor.stop_signal) if monitor.stop_signal is not None else None
-            last = Report(round=start.number, kind="ended" if number is None else "stopped", signal=number)
+            report = NodeReport("ended" if number is None else "stopped", signal=number)
         else:
-            last = self._report(runner.run(monitor, start.number - 1, meeting), monitor, runner)
-        self._last_report = last
-        self.member.send(last)
-        self.line.waiting()
+            report = self._report(runner.run(monitor, start.number - 1, address), monitor, runner)
+        self._last_report = report
+        self._client.send(Report(round=start.number, report=report))
+        self._status_line.waiting()
 
-    def _meet(self, start: Round, monitor: WorkerMonitor) -> StoreAddress | None:
-        """Where this round's workers meet; None where the round is over before they could."""
-        if self.rank == 0:
+    def _store_address(self, start: Round, monitor: WorkerMonitor) -> StoreAddress | None:
+        """Where this round's workers find one another; None if the round is over before they could."""
+        address = self._session.endpoint.address
+        if self._context.identity.rank == 0:
             os.environ.update(quiet_variables(os.environ))
             from yolo_launch.workers import elastic_agent as elastic  # imports torch
 
             self._store, port = elastic.serve_store()
-            self.member.send(StoreReady(round=start.number, port=port))
-            return StoreAddress(self.address, port, is_served=True)
+            self._client.send(StoreReady(round=start.number, port=port))
+            return StoreAddress(address, port, is_served=True)
         deadline = time.monotonic() + STORE_S
         while time.monotonic() < deadline and not monitor.stopping and not monitor.round_ended:
-            message = self.member.next(POLL_S)
+            message = self._client.next(POLL_S)
             if isinstance(message, Store) and message.round == start.number:
-                return StoreAddress(self.address, message.port, is_served=True)
+                return StoreAddress(address, message.port, is_served=True)
             if isinstance(message, (End, MasterGone, JoinRefused)):
-                self.member.inbox.put(message)
+                self._client.inbox.put(message)
                 return None
             if isinstance(message, LogLine):
-                self.line.over(message.text)
+                self._status_line.over(message.text)
         return None
 
-    def _on_stop(self, message: Stop | MasterGone) -> None:
-        """In the member's thread, while the main thread may be inside C++."""
-        monitor = self._monitor
-        if monitor is None:
-            return
-        if isinstance(message, MasterGone):
-            monitor.end_round(0.0)
-        elif message.round != self._round:
-            return
-        elif message.kind == "stalled":
-            monitor.look_around()
-        elif message.kind == "save":
-            monitor.end_round(monitor.limits.save_s)
-        elif message.kind == "join":
-            monitor.end_round(monitor.limits.save_s, send=signal.SIGUSR1)
-        else:
-            monitor.end_round(LINGER_S if message.kind == "failed" else 0.0)
-
-    def _report(self, attempt: Attempt, monitor: WorkerMonitor, runner: AttemptRunner) -> Report:
-        heard = attempt.hang_detector
-        facts: dict[str, Any] = {
-            "round": self._round,
-            "finished_a_step": heard.finished_a_step,
-            "ran_s": attempt.ran_s,
-            "saved": attempt.saved,
-        }
-        if monitor.stall:
-            return Report(kind="stalled", stalled=tuple(monitor.stall), **facts)
-        if monitor.stop_signal is not None and not attempt.all_done:
-            return Report(kind="stopped", signal=int(monitor.stop_signal), **facts)
-        if attempt.failures:
-            key, failure = min(attempt.failures, key=lambda pair: pair[0])
-            # Workers that were ended because of another machine are no failure of this one.
-            kind = "ended" if monitor.round_ended and key[0] else "failed"
-            return Report(kind=kind, failure=self._told(failure, runner), key=key, **facts)
-        if attempt.saved:
-            return Report(kind="saved", **facts)
-        if attempt.agent_error is not None:
-            error = runner.agent_failed(attempt)
+    def _report(self, attempt: Attempt, monitor: WorkerMonitor, runner: AttemptRunner) -> NodeReport:
+        try:
+            report = runner.report(attempt, monitor)
+        except LaunchError as error:  # torch's agent itself failed
             failure = RankFailure(runner.plan.first_rank, 0, int(error.exit_code), f"{error.what}: {error.seen}")
-            return Report(kind="failed", failure=self._told(failure, runner), key=(0, 0, 0, time.time(), 0), **facts)
-        return Report(kind="done" if attempt.all_done else "ended", **facts)
-
-    def _told(self, failure: RankFailure, runner: AttemptRunner) -> RankFailure:
-        """A failure with what only this machine knows: the device, the hint, its own name."""
-        failure = runner.with_hint(failure)
-        return replace(
-            failure,
-            message=clipped(failure.message),
-            traceback=clipped(failure.traceback),
-            device=failure.device or device_text(runner.plan, failure.local_rank),
-            host=socket.gethostname(),
-        )
-
-    def _beat(self) -> NodeHeartbeat:
-        """Where this machine's first rank is, from its heartbeat file."""
-        if self._runner is None:
-            return NodeHeartbeat()
-        beat = read_heartbeat(self._runner.files, self._runner.plan.first_rank)
-        self.line.beat(beat)
-        return (
-            NodeHeartbeat(phase=beat.phase[:100], epoch=beat.epoch, step=beat.step)
-            if beat is not None
-            else NodeHeartbeat()
-        )
+            failure = runner.with_hint(failure)
+            report = NodeReport("failed", failure=failure, key=(0, 0, 0, time.time(), 0), ran_s=attempt.ran_s)
+        if report.failure is None or report.kind == "stalled":
+            return report
+        return replace(report, failure=_located(report.failure, runner))
 
 
-def refuse_job(member: RendezvousClient, error: UserError) -> None:
-    """Tell the rendezvous that this machine cannot do the job; the error itself is the caller's to raise."""
+def _located(failure: RankFailure, runner: AttemptRunner) -> RankFailure:
+    """A failure with what only this node knows: the device and the node's name."""
+    return replace(
+        failure,
+        message=clipped(failure.message),
+        traceback=clipped(failure.traceback),
+        device=failure.device or device_text(runner.plan, failure.local_rank),
+        host=socket.gethostname(),
+    )
+
+
+def refuse_job(client: RendezvousClient, error: UserError) -> None:
+    """Tell the rendezvous that this node cannot do the job; the error itself is the caller's to raise."""
     exit_code = int(getattr(error, "exit_code", EXIT_USAGE))
     parts = {name: clipped(value) for name, value in error.to_dict().items() if name != "kind"}
-    member.send(JoinRefused(**parts, exit_code=exit_code))
-    time.sleep(0.2)  # the connection closes after this; let the word go first
+    client.send(JoinRefused(**parts, exit_code=exit_code))
+    time.sleep(0.2)  # the connection closes after this; let the message go first

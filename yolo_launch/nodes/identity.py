@@ -1,4 +1,4 @@
-"""Where a machine stands in a job of several: from options, else from the scheduler's environment."""
+"""Decides who a node is in a job of several: from options, else from the scheduler's environment."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from yolo_launch.errors import LaunchError
 from yolo_launch.host import network
 from yolo_launch.nodes.cluster_environment import ClusterFacts, read_cluster, srun_line
 from yolo_launch.planning.devices import visible_devices
-from yolo_launch.rendezvous.admission import JOIN_TIMEOUT_S, parse_nodes
-from yolo_launch.rendezvous.client import RendezvousEndpoint
+from yolo_launch.rendezvous.admission import parse_nodes
+from yolo_launch.rendezvous.dialing import RendezvousEndpoint
 from yolo_launch.rendezvous.messages import MOST_DEVICES, JoinRequest
 from yolo_launch.request.command_line import retype
+from yolo_launch.request.launch_options import RENDEZVOUS_PORT, ClusterOptions, MachineOptions
 from yolo_launch.spec import Host, LaunchPlan
 
-DEFAULT_PORT = 1234
+Asked = TypeVar("Asked", bound=MachineOptions)
 QUIET_VARIABLE = "TORCH_CPP_LOG_LEVEL"
 TOKEN_VARIABLE = "YOLO_LAUNCH_TOKEN"
 _NCCL_PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
@@ -30,7 +31,7 @@ _NCCL_PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
 
 @dataclass(frozen=True)
 class NodeIdentity:
-    """One machine's place, settled."""
+    """Rank and addresses of one node."""
 
     rank: int
     nodes: tuple[int, int] | None
@@ -45,7 +46,7 @@ class NodeIdentity:
     interface: str
     token: str | None = None
     source: str = ""
-    """The scheduler that told, or nothing."""
+    """The scheduler that named them, or nothing."""
     job_id: str = ""
     nproc: int | None = None
     """Workers that the scheduler wants here."""
@@ -57,22 +58,22 @@ class NodeIdentity:
 
 
 def find_identity(
-    values: Mapping[str, Any],
+    options: ClusterOptions,
     typed: tuple[str, ...],
     host: Host,
     environ: Mapping[str, str],
     say: Callable[[str], None],
 ) -> NodeIdentity:
-    """The place that options and environment give; options win. Raises LaunchError for what is missing or wrong."""
-    named = all(values.get(name) is not None for name in ("rank", "master"))
+    """The node that options and environment name; options win. Raises LaunchError for what is missing or wrong."""
+    named = options.rank is not None and options.master is not None
     facts = ClusterFacts() if named else read_cluster(environ)
-    rank = values["rank"] if values.get("rank") is not None else facts.node_rank
-    master = values.get("master") or facts.master
+    rank = facts.node_rank if options.rank is None else options.rank
+    master = options.master or facts.master
     if rank is None or not master:
         raise _incomplete(rank, master, environ)
     if rank < 0:
         raise LaunchError("--rank cannot be used.", seen=f"--rank {rank}", expected="0 on the master, then 1, 2, ...")
-    nodes = parse_nodes(values["nodes"]) if values.get("nodes") else None
+    nodes = parse_nodes(options.nodes) if options.nodes else None
     if nodes is None and facts.max_nodes is not None:
         nodes = (facts.min_nodes or facts.max_nodes, facts.max_nodes)
     if rank == 0 and nodes is None:
@@ -81,11 +82,10 @@ def find_identity(
             expected="--nodes 2, or --nodes 1:4 for a job that may run with fewer",
             next_command=retype(typed, {"--nodes": "2"}),
         )
-    port = values["port"] if values.get("port") is not None else facts.port or DEFAULT_PORT
+    port = (facts.port or RENDEZVOUS_PORT) if options.port is None else options.port
     if not 0 < port < 65536:
         raise LaunchError("--port cannot be used.", seen=f"--port {port}", expected="a port from 1 to 65535")
-    patience_s = JOIN_TIMEOUT_S if values.get("join_timeout") is None else values["join_timeout"]
-    address = _resolved(master, patience_s if facts.source else 0.0, say)
+    address = _resolved(master, options.join_timeout if facts.source else 0.0, say)
     own = network.source_address(address, port)
     if rank == 0 and not network.is_local_address(address, host.addresses):
         say(f"{master} ({address}) is not an address of this machine: the rendezvous listens on all of them")
@@ -99,23 +99,23 @@ def find_identity(
         port,
         own,
         _interface(own, master, host),
-        token=_token(values, environ),
+        token=_token(options, environ),
         source=facts.source,
         job_id=facts.job_id,
         nproc=facts.nproc_per_node,
     )
 
 
-def scheduled_devices(values: dict[str, Any], identity: NodeIdentity, host: Host) -> dict[str, Any]:
-    """The options with as many GPUs as the scheduler names, where the user chose none and there are that many.
+def with_scheduled_devices(options: Asked, identity: NodeIdentity, host: Host) -> Asked:
+    """The options with as many GPUs as the scheduler names, if the user chose none and there are that many.
 
     On a machine without GPUs the scheduler's number is that of its cores, which is no number of workers.
     """
     usable = visible_devices(host)
-    chosen = values.get("gpus") is not None or values.get("nproc") is not None
+    chosen = options.gpus is not None or options.nproc is not None
     if chosen or identity.nproc is None or not 0 < identity.nproc < len(usable):
-        return values
-    return {**values, "gpus": ",".join(str(index) for index in range(identity.nproc))}
+        return options
+    return replace(options, gpus=",".join(str(index) for index in range(identity.nproc)))
 
 
 def listening_address(identity: NodeIdentity, host: Host) -> str:
@@ -182,7 +182,7 @@ def quiet_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _incomplete(rank: int | None, master: str, environ: Mapping[str, str]) -> LaunchError:
-    missing = ["--rank"] * (rank is None) + ["--master"] * (not master)
+    missing = [flag for flag, value in (("--rank", rank), ("--master", master or None)) if value is None]
     return LaunchError(
         "This machine does not know its place in the job.",
         seen=f"no {' and no '.join(missing)}, and no scheduler's variables",
@@ -191,9 +191,9 @@ def _incomplete(rank: int | None, master: str, environ: Mapping[str, str]) -> La
     )
 
 
-def _resolved(master: str, patience_s: float, say: Callable[[str], None]) -> str:
+def _resolved(master: str, timeout_s: float, say: Callable[[str], None]) -> str:
     """A scheduler may name a master whose address is not known yet; a name that was typed is refused at once."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     said = False
     while True:
         try:
@@ -217,9 +217,9 @@ def _interface(own: str, master: str, host: Host) -> str:
     return found
 
 
-def _token(values: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
-    if values.get("token_file"):
-        path = Path(values["token_file"])
+def _token(options: ClusterOptions, environ: Mapping[str, str]) -> str | None:
+    if options.token_file:
+        path = Path(options.token_file)
         try:
             token = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -227,15 +227,15 @@ def _token(values: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
         if not token:
             raise LaunchError("The token file is empty.", seen=str(path), next_command=f"openssl rand -hex 32 > {path}")
         return token
-    return (values.get("token") or environ.get(TOKEN_VARIABLE) or "").strip() or None
+    return (options.token or environ.get(TOKEN_VARIABLE) or "").strip() or None
 
 
 def describe_identity(identity: NodeIdentity, variables: Mapping[str, str]) -> str:
     """One line: rank, addresses and what the workers' networks are told."""
-    told = ", ".join(f"{name}={value}" for name, value in variables.items())
+    shown = ", ".join(f"{name}={value}" for name, value in variables.items())
     source = f"{identity.source}: " if identity.source else ""
     via = f" via {identity.interface}" if identity.interface else ""
     return (
         f"{source}machine {identity.rank} on {socket.gethostname()} ({identity.own_address or 'no route'}{via}), "
-        f"master {identity.master}:{identity.port}" + (f"; {told}" if told else "")
+        f"master {identity.master}:{identity.port}" + (f"; {shown}" if shown else "")
     )

@@ -1,116 +1,114 @@
-"""Machine 0 of a job: it makes the job, opens the rendezvous, and takes part like any other."""
+"""Runs the node with rank 0: it offers the job, opens the rendezvous, and takes part like any other."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
-from trainer.config.train import write_config
-from trainer.protocol import CONFIG_FILE
+from trainer.errors import UserError
+from yolo_launch.diagnosis.outcome import refused_outcome
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.jobs import run_directory
-from yolo_launch.jobs.training_job import TrainingJob
+from yolo_launch.host.network import is_local_address
+from yolo_launch.nodes.agent import NodeAgent
+from yolo_launch.nodes.context import NodeContext
+from yolo_launch.nodes.events import NodeEvents
 from yolo_launch.nodes.identity import NodeIdentity, listening_address
-from yolo_launch.planning.plan import make_plan
+from yolo_launch.nodes.session import NodeSession, refuse_second_master
+from yolo_launch.nodes.work import JobEnded, MasterWork
 from yolo_launch.rendezvous.admission import JobOffer, RendezvousSettings
 from yolo_launch.rendezvous.coordinator import Coordinator
-from yolo_launch.rendezvous.messages import JoinRequest, Round
+from yolo_launch.rendezvous.messages import JoinRequest
 from yolo_launch.rendezvous.server import RendezvousServer
-from yolo_launch.spec import Host, LaunchPlan, Outcome
+from yolo_launch.spec import Host, Outcome
+
+OWN_RENDEZVOUS_S = 10.0
+"""How long a master may take to reach the rendezvous that it has opened itself."""
 
 
-def make_settings(values: Mapping[str, Any], identity: NodeIdentity, max_restarts: int) -> RendezvousSettings:
-    """What the options say about waiting. Raises LaunchError for a time that is not positive."""
-    low, high = identity.nodes or (1, 1)
-    given = {}
-    for option, name in (
-        ("join_timeout", "join_timeout_s"),
-        ("rejoin_timeout", "rejoin_timeout_s"),
-        ("join_grace", "join_grace_s"),
+class NodeMaster:
+    """The master of a job."""
+
+    def __init__(self, context: NodeContext, join_request: JoinRequest, settings: RendezvousSettings) -> None:
+        self._context = context
+        self._join_request = join_request
+        self._settings = settings
+
+    def refuse_second(self) -> None:
+        """Raise LaunchError if another master answers at the address that the others dial."""
+        identity = self._context.identity
+        if not is_local_address(identity.address, self._context.host.addresses):
+            refuse_second_master(self._join_request, identity.endpoint)
+
+    def run(self, work: MasterWork) -> Outcome:
+        """Offer the job and take part to its end. Call it in the main thread.
+
+        Raises LaunchError for a busy port, and what this node's own part raises.
+        """
+        context = self._context
+        settings = replace(self._settings, foreign=work.foreign)
+        offer = work.offer(self._join_request)
+        with open_rendezvous(offer, context.identity, context.host, settings, context.status_line.over) as server:
+            events = NodeEvents(context.status_line, work.receive_findings)
+            endpoint = replace(context.identity.endpoint, address=server.own_address)
+            session = NodeSession(self._join_request, endpoint, events)
+            session.join(OWN_RENDEZVOUS_S)
+            session.introduce(work.introduce(server))
+            try:
+                return NodeAgent(context, work, session, events).run()
+            except UserError as error:
+                server.end(refused_outcome(error))
+                raise
+            except JobEnded as ended:
+                server.end(ended.outcome)
+                return ended.outcome
+
+
+def make_settings(
+    identity: NodeIdentity,
+    *,
+    max_restarts: int,
+    join_timeout: float,
+    rejoin_timeout: float = RendezvousSettings.rejoin_timeout_s,
+    join_grace: float = RendezvousSettings.join_grace_s,
+) -> RendezvousSettings:
+    """What the options say about waiting, in seconds. Raises LaunchError for a time below zero."""
+    for flag, value in (
+        ("--join-timeout", join_timeout),
+        ("--rejoin-timeout", rejoin_timeout),
+        ("--join-grace", join_grace),
     ):
-        value = values.get(option)
-        if value is not None and value < 0:
-            flag = "--" + option.replace("_", "-")
+        if value < 0:
             raise LaunchError(f"{flag} cannot be used.", seen=f"{flag} {value:g}", expected="seconds, 0 or more")
-        if value is not None:
-            given[name] = value
-    return RendezvousSettings(low, high, max_restarts=max_restarts, **given)
-
-
-def describe_job(job: TrainingJob, run_id: str) -> dict[str, Any]:
-    """What the other machines need to know of the job: plain values."""
-    config = job.config.model_copy(update={"workers": job.wanted_workers})
-    return {
-        "config": config.model_dump(mode="json"),
-        "is_demo": job.is_demo,
-        "run_dir": str(job.run_dir),
-        "run_id": run_id,
-        "stall_timeout_s": job.request.stall_timeout_s,
-    }
-
-
-def settle(job: TrainingJob, by_node: tuple[int, ...], say: Callable[[str], None]) -> int:
-    """The global batch for these machines, and a word where it is not the one typed. Raises LaunchError with totals."""
-    request = replace(job.request, nnodes=len(by_node), node_rank=0, nproc_by_node=by_node)
-    plan = make_plan(replace(request, uneven_batch_ok=job.is_resume), job.host)
-    for found in plan.findings:
-        if found.check == "batch" and found.level == "warning":
-            say(f"warning {found.check}: {found.seen}")
-    return plan.global_batch_size
+    low, high = identity.nodes or (1, 1)
+    return RendezvousSettings(
+        low,
+        high,
+        max_restarts=max_restarts,
+        join_timeout_s=join_timeout,
+        rejoin_timeout_s=rejoin_timeout,
+        join_grace_s=join_grace,
+    )
 
 
 @contextmanager
 def open_rendezvous(
-    facts: JobOffer, identity: NodeIdentity, host: Host, settings: RendezvousSettings, say: Callable[[str], None]
+    offer: JobOffer, identity: NodeIdentity, host: Host, settings: RendezvousSettings, say: Callable[[str], None]
 ) -> Iterator[RendezvousServer]:
-    """A rendezvous; it closes when everybody has heard the end. Raises LaunchError for a busy port."""
-    rendezvous = RendezvousServer(Coordinator(settings, facts, time.monotonic()), uuid.uuid4().hex, identity.token, say)
+    """A rendezvous; it closes when all nodes have received the end. Raises LaunchError for a busy port."""
+    coordinator = Coordinator(settings, offer, time.monotonic())
+    server = RendezvousServer(coordinator, uuid.uuid4().hex, identity.token, say)
     address = listening_address(identity, host)
-    rendezvous.open(address, identity.port, "the same command with another --port, on every machine")
+    server.open(address, identity.port, "the same command with another --port, on every machine")
     if not identity.token:
         say(
             f"whoever reaches port {identity.port} of this machine can join: "
             "--token-file FILE refuses unauthenticated connections"
         )
     try:
-        yield rendezvous
+        yield server
     finally:
-        rendezvous.end(Outcome("master_lost", ExitCode.MASTER_LOST, detail="the master has left"))
-        rendezvous.close()
-
-
-@contextmanager
-def rendezvous_of(
-    job: TrainingJob,
-    identity: NodeIdentity,
-    join_request: JoinRequest,
-    settings: RendezvousSettings,
-    fingerprint: str,
-    source_of_restart: Callable[[], str],
-    say: Callable[[str], None],
-) -> Iterator[RendezvousServer]:
-    """The open rendezvous of a training job. Raises LaunchError for a busy port."""
-    run_id = str(run_directory.read_plan(job.run_dir).get("run_id") or uuid.uuid4().hex)
-    facts = JobOffer(
-        own=join_request,
-        description=describe_job(job, run_id),
-        fingerprint=fingerprint,
-        settle=lambda by_node: settle(job, by_node, say),
-        source_of_restart=source_of_restart,
-        even=not job.is_resume,
-    )
-    with open_rendezvous(facts, identity, job.host, settings, say) as rendezvous:
-        yield rendezvous
-
-
-def write_round(job: TrainingJob, start: Round, plan: LaunchPlan) -> TrainingJob:
-    """Keep what a round settled in the run's own configuration; only the first one changes it."""
-    config = job.config.model_copy(update={"batch_size": start.batch_size, "workers": plan.workers_per_rank})
-    if config != job.config:
-        with run_directory.writing_to(job.run_dir):
-            write_config(config, job.run_dir / CONFIG_FILE)
-    return replace(job, config=config, plan=plan)
+        server.end(Outcome("master_lost", ExitCode.MASTER_LOST, detail="the master has left"))
+        server.close()

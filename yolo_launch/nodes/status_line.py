@@ -1,4 +1,4 @@
-"""The one line that a waiting or watching machine keeps alive: who is there, or how far the training is."""
+"""Keeps one line of a terminal current: who is there, or how far the training is."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StatusLine:
         self._roster, self._until, self._counts_down = "", 0.0, False
         self._plan: LaunchPlan | None = None
         self._positions: deque[tuple[float, int]] = deque()
-        self._beat: Heartbeat | None = None
+        self._heartbeat: Heartbeat | None = None
         self._in_round = False
         self._ranks: list[str] = []
         self._shown, self._shown_at, self._drawn = "", -REPEAT_S, False
@@ -53,7 +53,7 @@ class StatusLine:
             self._plan, self._in_round = plan, True
             self._roster = ""
             self._positions.clear()
-            self._beat = None
+            self._heartbeat = None
             self._clear()
 
     def ranks(self, texts: list[str]) -> None:
@@ -68,13 +68,13 @@ class StatusLine:
         with self._lock:
             self._in_round = False
 
-    def beat(self, beat: Heartbeat | None) -> None:
-        """How far the first rank of this machine is."""
+    def progress(self, heartbeat: Heartbeat | None) -> None:
+        """Show how far the first rank of this node is."""
         with self._lock:
             now = time.monotonic()
-            self._beat = beat
-            if beat is not None and (not self._positions or self._positions[-1][1] != beat.step):
-                self._positions.append((now, beat.step))
+            self._heartbeat = heartbeat
+            if heartbeat is not None and (not self._positions or self._positions[-1][1] != heartbeat.step):
+                self._positions.append((now, heartbeat.step))
             while len(self._positions) > 2 and now - self._positions[0][0] > SPEED_SPAN_S:
                 self._positions.popleft()
         self.tick()
@@ -90,10 +90,10 @@ class StatusLine:
         with self._lock:
             if self._in_round:
                 if self._shows_progress:
-                    self._draw(self._progress(), PROGRESS_S, changes_count=False)
+                    self._draw(self._progress_text(), PROGRESS_S, changes_count=False)
             elif self._roster:
                 left_s = max(0, int(self._until - time.monotonic()))
-                left = f", {left_s // 60}m{left_s % 60:02d}s left" * self._counts_down
+                left = f", {left_s // 60}m{left_s % 60:02d}s left" if self._counts_down else ""
                 if self._is_terminal:
                     self._draw(self._roster + left, 0.0)
                 elif self._roster != self._shown or time.monotonic() - self._shown_at >= REPEAT_S:
@@ -107,16 +107,18 @@ class StatusLine:
         if isinstance(self._stream, NonblockingStream):
             self._stream.drain()
 
-    def _progress(self) -> str:
-        plan, beat = self._plan, self._beat
+    def _progress_text(self) -> str:
+        plan, heartbeat = self._plan, self._heartbeat
         if plan is None:
             return ""
         ranks = f"rank {plan.first_rank}" if len(plan.ranks) == 1 else f"ranks {plan.ranks[0]}-{plan.ranks[-1]}"
         head = f"{ranks} of {plan.world_size}"
-        if beat is None:
+        if heartbeat is None:
             return f"{head}: starting, connected"
-        place = f"{beat.phase}, epoch {beat.epoch + 1}" if beat.phase in ("train", "val") else beat.phase
-        return f"{head}: {place}{self._speed(plan.global_batch_size)}, connected"
+        phase = heartbeat.phase
+        if phase in ("train", "val"):
+            phase += f", epoch {heartbeat.epoch + 1}"
+        return f"{head}: {phase}{self._speed(plan.global_batch_size)}, connected"
 
     def _speed(self, batch: int) -> str:
         if len(self._positions) < 2:

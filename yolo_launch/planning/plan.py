@@ -19,13 +19,15 @@ SMALL_LOCAL_BATCH = 8
 """Up to this local batch, batch norm has too few images, and statistics over all GPUs help."""
 
 
-def make_plan(request: LaunchRequest, host: Host) -> LaunchPlan:
-    """Decides everything that will be started on ``host``.
+def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = ()) -> LaunchPlan:
+    """Decide everything that will be started on ``host``, on ``devices`` if they were chosen before.
 
     Raises LaunchError for a request that cannot work: absent devices, a batch that does not divide, an unsuitable
     torch. A request that works less well than it could gives a finding of the plan.
     """
-    devices, findings = choose_devices(request, host)
+    findings: list[Finding] = []
+    if not devices:
+        devices, findings = choose_devices(request, host)
     mode = _choose_mode(request, devices, findings)
     nproc = 1 if mode == "dp" else len(devices)
     _refuse_bad_torch(request, host, devices, mode, findings)
@@ -59,6 +61,13 @@ def make_plan(request: LaunchRequest, host: Host) -> LaunchPlan:
         batch_is_auto=is_auto,
         first_rank=sum(by_node[: request.node_rank]),
     )
+
+
+def settle_batch(request: LaunchRequest, host: Host, devices: Sequence[Device]) -> tuple[int, list[Finding]]:
+    """The total batch over the workers of all nodes, with findings. Raises LaunchError if it does not divide."""
+    mode = _choose_mode(request, devices, [])
+    split = _split(request, host, devices, mode, is_auto=False)
+    return split.global_batch_size, _batch_findings(request, split, mode, devices)
 
 
 def plan_facts(plan: LaunchPlan, command: WorkerCommand) -> dict[str, Any]:

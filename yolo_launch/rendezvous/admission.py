@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from yolo_launch.diagnosis.outcome import JobRules
 from yolo_launch.errors import LaunchError
 from yolo_launch.rendezvous.messages import MOST_NODES, JoinRefused, JoinRequest
 
@@ -13,27 +14,18 @@ JOIN_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
-class RendezvousSettings:
+class RendezvousSettings(JobRules):
     """How many machines a job takes, and how long they are waited for. Seconds throughout."""
 
-    min_nodes: int
-    max_nodes: int
     join_timeout_s: float = JOIN_TIMEOUT_S
-    rejoin_timeout_s: float = 300.0
     join_grace_s: float = 30.0
     """How long a job that may run with fewer waits for the others once it could start."""
-    max_restarts: int = 3
     silent_s: float = 8.0
     """A machine that says nothing for so long is lost."""
     stop_s: float = 20.0
     """From the end of a round to the last machine's report about it."""
     save_s: float = 45.0
     """The same where the workers save first."""
-
-    @property
-    def is_elastic(self) -> bool:
-        """Whether the job may go on with fewer machines than it would take."""
-        return self.min_nodes < self.max_nodes
 
     @property
     def nodes(self) -> str:

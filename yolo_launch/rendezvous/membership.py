@@ -1,45 +1,51 @@
-"""Who sits where: the machines of a job, and what is to be said to them."""
+"""Keeps the nodes of a job, and the messages that wait to be sent to them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from yolo_launch.diagnosis.outcome import NodeEnd, NodeReport
 from yolo_launch.rendezvous.admission import RendezvousSettings
-from yolo_launch.rendezvous.messages import JoinRequest, LogLine, Message, NodeHeartbeat, Report, Seen, clipped
-
-MOST_LABELS = 4
+from yolo_launch.rendezvous.messages import JoinRequest, LogLine, Message, NodeHeartbeat, Seen, clipped
 
 
 @dataclass
 class Participant:
-    """One machine that was taken."""
+    """One node whose rank was accepted."""
 
     join_request: JoinRequest
     connection: int
     heard_at: float
-    """Monotonic seconds of its last word."""
+    """Monotonic seconds of its last message."""
     clock_ahead_s: float = 0.0
     """Its clock less the master's."""
     ready: bool = False
     in_round: bool = False
-    report: Report | None = None
+    report: NodeReport | None = None
     beat: NodeHeartbeat | None = None
     seen: Seen | None = None
 
     @property
     def label(self) -> str:
-        """The machine in words."""
+        """The node in words."""
         return self.join_request.label
+
+    @property
+    def end(self) -> NodeEnd | None:
+        """How the round ended on this node; None before its report."""
+        if self.report is None:
+            return None
+        return NodeEnd(self.report, self.label, self.join_request.host, self.clock_ahead_s)
 
 
 @dataclass
 class Participants:
-    """The seats by rank, and the words that wait to be sent."""
+    """The nodes by rank, and the messages that wait to be sent."""
 
-    participants: dict[int, Participant] = field(default_factory=dict)
-    departed: dict[int, tuple[Participant, Report]] = field(default_factory=dict)
-    """Machines that are gone and had said before how the round ended for them."""
+    by_rank: dict[int, Participant] = field(default_factory=dict)
+    departed: dict[int, NodeEnd] = field(default_factory=dict)
+    """Nodes that are gone and had reported before how the round ended for them."""
     outbox: list[tuple[int, Message]] = field(default_factory=list)
     """(connection, message)"""
     closing: list[int] = field(default_factory=list)
@@ -48,52 +54,50 @@ class Participants:
     """Lines for the master's console."""
 
     def participant_of(self, connection: int) -> Participant | None:
-        """Who speaks over a connection."""
-        return next(
-            (participant for participant in self.participants.values() if participant.connection == connection), None
-        )
+        """The node that a connection belongs to."""
+        return next((one for one in self.by_rank.values() if one.connection == connection), None)
 
     def in_round(self) -> list[int]:
-        """The machines of the current round, by rank."""
-        return sorted(rank for rank, participant in self.participants.items() if participant.in_round)
+        """The ranks of the current round's nodes, in order."""
+        return sorted(rank for rank, participant in self.by_rank.items() if participant.in_round)
 
-    def reports(self) -> dict[int, tuple[Participant, Report]]:
-        """What has come in about the round that ended."""
-        present = {
-            rank: (participant, participant.report)
-            for rank, participant in self.participants.items()
-            if participant.in_round and participant.report
-        }
+    def ends(self) -> dict[int, NodeEnd]:
+        """How the round ended on each node that has reported."""
+        present = {rank: one.end for rank, one in self.by_rank.items() if one.in_round and one.end is not None}
         return {**self.departed, **present}
 
     def send(self, ranks: Iterable[int], message: Message) -> None:
-        """A message for some machines."""
-        self.outbox += [(self.participants[rank].connection, message) for rank in ranks if rank in self.participants]
+        """Queue a message for some nodes."""
+        self.outbox += [(self.by_rank[rank].connection, message) for rank in ranks if rank in self.by_rank]
 
     def send_all(self, message: Message) -> None:
-        """A message for every machine."""
-        self.send(list(self.participants), message)
+        """Queue a message for every node."""
+        self.send(list(self.by_rank), message)
 
     def say(self, text: str) -> None:
-        """A line for every console."""
+        """Queue a line for every console."""
         text = clipped(text)
         self.said.append(text)
-        self.send([rank for rank in self.participants if rank != 0], LogLine(text=text))
+        self.send([rank for rank in self.by_rank if rank != 0], LogLine(text=text))
 
     def dismiss(self, connection: int, message: Message) -> None:
-        """Send a last word, then close."""
+        """Send a last message, then close the connection."""
         self.outbox.append((connection, message))
         self.closing.append(connection)
 
-    def forgive(self, seconds: float, now: float) -> None:
-        """This process slept: nobody was silent for so long."""
-        for participant in self.participants.values():
+    def silent(self, limit_s: float, now: float) -> list[Participant]:
+        """The nodes that have sent nothing for longer than ``limit_s``."""
+        return [one for one in self.by_rank.values() if now - one.heard_at > limit_s]
+
+    def discount_silence(self, seconds: float, now: float) -> None:
+        """Take seconds in which this process was suspended from every node's silence."""
+        for participant in self.by_rank.values():
             participant.heard_at = min(now, participant.heard_at + seconds)
 
 
 @dataclass
 class LastCall:
-    """How long a job that could start with fewer machines waits for the others."""
+    """Measures how long a job that could start with fewer nodes has waited for the others."""
 
     enough_since: float | None = None
 
@@ -116,32 +120,3 @@ class LastCall:
         grace_s = settings.join_grace_s if is_first else 0.0
         waited = self.enough_since is not None and now - self.enough_since >= grace_s
         return ready if len(ready) == settings.max_nodes or waited or (enough and is_late) else []
-
-
-def roster_text(participants: dict[int, Participant], settings: RendezvousSettings) -> str:
-    """'1/2 machines: 0 gpu-a (192.168.1.1, 2x A100) - waiting for 1'."""
-    present = sorted(participants)
-    labels = [participants[rank].label + ", checking" * (not participants[rank].ready) for rank in present]
-    shown = ", ".join(labels[:MOST_LABELS])
-    if len(labels) > MOST_LABELS:
-        shown += f" and {len(labels) - MOST_LABELS} others"
-    missing = [rank for rank in range(settings.max_nodes) if rank not in participants]
-    waiting = f" - waiting for {_ranks(missing)}" * bool(missing)
-    return f"{len(present)}/{settings.nodes} machines: {shown or 'none yet'}{waiting}"
-
-
-def missing_text(participants: dict[int, Participant], settings: RendezvousSettings, *, first_round: bool) -> str:
-    """Why no round starts any more: 'machine 1 did not join within 600 s'."""
-    absent = [rank for rank in range(settings.max_nodes) if rank not in participants]
-    again, limit_s = ("join", settings.join_timeout_s) if first_round else ("come back", settings.rejoin_timeout_s)
-    facts = [f"machine{'s' * (len(absent) > 1)} {_ranks(absent)} did not {again}"] * bool(absent)
-    busy = [participants[rank].label for rank in sorted(participants) if not participants[rank].ready]
-    if busy:
-        more = f" and {len(busy) - MOST_LABELS} others" * (len(busy) > MOST_LABELS)
-        facts.append(f"machine {', '.join(busy[:MOST_LABELS])}{more} did not finish checking")
-    return f"{' and '.join(facts)} within {limit_s:g} s"
-
-
-def _ranks(ranks: list[int]) -> str:
-    more = f" and {len(ranks) - MOST_LABELS} others" * (len(ranks) > MOST_LABELS)
-    return ", ".join(str(rank) for rank in ranks[:MOST_LABELS]) + more

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from trainer.protocol import EXIT_USAGE
-from yolo_launch.diagnosis.hangs import StalledRank
+from yolo_launch.diagnosis.outcome import NodeReport
 from yolo_launch.rendezvous.framing import FramingError
-from yolo_launch.spec import Finding, Outcome, RankFailure
+from yolo_launch.spec import Finding, Outcome
 
 MOST_TEXT = 20_000
 MOST_NODES = 4096
@@ -123,25 +122,11 @@ class FailureNotice(Message):
 
 
 class Report(Message):
-    """How a round ended on one machine."""
+    """How a round ended on one node."""
 
     type: Literal["Report"] = "Report"
     round: int
-    kind: Literal["done", "failed", "stalled", "saved", "stopped", "ended"]
-    failure: RankFailure | None = None
-    key: tuple[float, float, float, float, float] | None = None
-    """Puts the cause first among all machines; its fourth number is a time."""
-    signal: int | None = None
-    """The signal that this machine's launcher got."""
-    saved: bool = False
-    stalled: tuple[StalledRank, ...] = ()
-    finished_a_step: bool = False
-    ran_s: float = 0.0
-
-    @field_validator("signal")
-    @classmethod
-    def _is_a_signal(cls, number: int | None) -> int | None:
-        return None if number is None else int(signal.Signals(number))
+    report: NodeReport
 
 
 class Leave(Message):

@@ -49,8 +49,10 @@ WRONG_TOKEN = "the token is wrong or missing"
 class RendezvousServer:
     """A listening rendezvous. ``say`` gets lines for the master's console, from the rendezvous's thread."""
 
-    def __init__(self, control: Coordinator, rendezvous_id: str, token: str | None, say: Callable[[str], None]) -> None:
-        self.control = control
+    def __init__(
+        self, coordinator: Coordinator, rendezvous_id: str, token: str | None, say: Callable[[str], None]
+    ) -> None:
+        self.coordinator = coordinator
         self.port = 0
         self.own_address = ""
         """Where this machine itself reaches the rendezvous."""
@@ -92,17 +94,19 @@ class RendezvousServer:
     def end(self, outcome: Outcome) -> None:
         """End the job for every machine, from any thread."""
         with contextlib.suppress(RuntimeError):  # closed already: everybody has heard, or nobody is left
-            self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.end(outcome, now)))
+            self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.coordinator.end(outcome, now)))
 
     def send(self, message: Message) -> None:
         """Send every machine something, from any thread; what is told before the end arrives before it."""
-        self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.control.table.send_all(message)))
+        self._loop.call_soon_threadsafe(
+            lambda: self._after(lambda now: self.coordinator.participants.send_all(message))
+        )
 
     def close(self, timeout_s: float = 15.0) -> None:
         """Wait until everybody has heard the end, then stop listening."""
         if self._thread.is_alive():
             deadline = time.monotonic() + timeout_s
-            while not self.control.is_over and time.monotonic() < deadline:
+            while not self.coordinator.is_over and time.monotonic() < deadline:
                 time.sleep(0.05)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(5)
@@ -130,10 +134,10 @@ class RendezvousServer:
         worked_at = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
-            if self._after(self.control.tick):
+            if self._after(self.coordinator.tick):
                 worked_at = time.monotonic()
             elif time.monotonic() - worked_at > BROKEN_S:
-                self._after(lambda now: self.control.end(_BROKEN, now))
+                self._after(lambda now: self.coordinator.end(_BROKEN, now))
 
     def _after(self, action: Callable[[float], None]) -> bool:
         """Let Control act, then send what it has to say; whether it could act."""
@@ -147,10 +151,10 @@ class RendezvousServer:
         return could
 
     def _flush(self) -> None:
-        table = self.control.table
-        outbox, table.outbox = table.outbox, []
-        closing, table.closing = table.closing, []
-        said, table.said = table.said, []
+        queued = self.coordinator.participants
+        outbox, queued.outbox = queued.outbox, []
+        closing, queued.closing = queued.closing, []
+        said, queued.said = queued.said, []
         texts: dict[int, bytes] = {}
         for connection, message in outbox:
             if id(message) not in texts:  # most are for every machine
@@ -182,10 +186,10 @@ class RendezvousServer:
         reason = "its connection was closed"
         try:
             join_request, incoming = await asyncio.wait_for(self._first_words(reader, writer, number), HELLO_S)
-            self._after(lambda now: self.control.on_join_request(number, join_request, now, time.time()))
+            self._after(lambda now: self.coordinator.on_join_request(number, join_request, now, time.time()))
             while number in self._writers:
                 message = parse(await _read(reader, incoming, MAX_FRAME_BYTES))
-                self._after(lambda now, message=message: self.control.on_message(number, message, now))  # type: ignore[misc]
+                self._after(lambda now, message=message: self.coordinator.on_message(number, message, now))  # type: ignore[misc]
         except (FramingError, ValueError, asyncio.TimeoutError) as error:
             reason = f"it sent {error}" if str(error) else f"it said nothing for {HELLO_S:g} s"
             self._note_unauthenticated(peer, reason, number)
@@ -194,7 +198,7 @@ class RendezvousServer:
         finally:
             self._unauthenticated.pop(number, None)
             self._writers.pop(number, None)
-            self._after(lambda now: self.control.on_gone(number, reason, now))
+            self._after(lambda now: self.coordinator.on_gone(number, reason, now))
             writer.close()
 
     def _has_room(self) -> bool:

@@ -1,19 +1,23 @@
-"""Lists the options of each command as data.
+"""Declares options of the command line as fields: of frozen dataclasses here, of configurations in the trainer.
 
-Those of ``train`` that shape learning come from the fields of TrainConfig: a new option is one field there.
+Every option is declared once, with its type, its default, its spellings and its help text. A field made by ``option``
+is an option of its own; a field made by ``settings_of`` stands for one option per field of a configuration.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from trainer.config.train import TrainConfig
-from trainer.protocol import CONFIG_FILE, DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
+from yolo_launch.request.option_values import SPECIAL
 
-DEVICES, LAUNCH = "Devices", "Launch"
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
-"""What suits the embedded data set, where the user says nothing else."""
+DEVICES, LAUNCH, MACHINES = "Devices", "Launch", "Machines"
+OPTION, PARSE, MODEL = "option", "parse", "model"
+"""Keys of a field's metadata: what is shown of an option, how its words are read, whose settings a field holds."""
 
 
 @dataclass(frozen=True)
@@ -37,95 +41,101 @@ GPUS = Option(
     default_text="every usable GPU, else the CPU",
 )
 NPROC = Option("nproc", ("--nproc",), "workers; on a CPU any number of cores", int, DEVICES, "one a device")
-PARALLEL = Option("parallel", ("--parallel",), "ddp, or dp for DataParallel in one process", str, DEVICES, "ddp")
 PORT = Option("port", ("--port",), "port where workers meet", int, LAUNCH, "a free one")
-MAX_RESTARTS = Option("max_restarts", ("--max-restarts",), "restarts of a job after a failure", int, LAUNCH, "3")
 STALL_TIMEOUT = Option(
     "stall_timeout", ("--stall-timeout",), "seconds without progress after which a job is stopped", float, LAUNCH, "300"
 )
-DRY_RUN = Option("dry_run", ("--dry-run",), "show the plan and start nothing", bool)
 JSON = Option("json", ("--json",), "one JSON object on stdout, everything else on stderr", bool)
-INLINE = Option("inline", ("--inline",), "train in this process, for a debugger (one worker)", bool)
 DEBUG = Option("debug", ("--debug",), "show the traceback of an error", bool)
-BATCH = Option(
-    "batch_size",
-    ("--batch", "--batch-size"),
-    "total batch over all workers, or auto",
-    str,
-    LAUNCH,
-    str(DEFAULT_BATCH_SIZE),
-)
-IMGSZ = Option(
-    "imgsz", ("--imgsz", "--img", "--img-size"), "image side in pixels", int, LAUNCH, str(DEFAULT_IMAGE_SIZE)
-)
 WORKERS = Option("workers", ("--workers",), "loader processes of each worker", int, LAUNCH, "what the cores allow")
-SYNC_BN = Option("sync_bn", ("--sync-bn",), "batch norm over all workers (DDP)", bool)
-
-TRAIN_LAUNCHER_OPTIONS = (
-    GPUS,
-    NPROC,
-    PARALLEL,
-    PORT,
-    MAX_RESTARTS,
-    STALL_TIMEOUT,
-    DRY_RUN,
-    JSON,
-    Option("resume", ("--resume",), "go on with a run: alone, the newest unfinished one", str, LAUNCH, metavar="[RUN]"),
-    Option("override", ("--override",), "resume though changed options change the result", bool),
-    Option("config", ("--config",), f"options from a file, such as a run's {CONFIG_FILE}", str, LAUNCH, metavar="FILE"),
-    Option(
-        "set_", ("--set",), "one hyperparameter, such as lr0=0.02; may be repeated", list[str], LAUNCH,
-        metavar="NAME=VALUE",
-    ),
-    INLINE,
-    DEBUG,
-)  # fmt: skip
 
 
-def train_options() -> list[Option]:
-    """Every option of ``train``: the configuration's fields, then the launcher's own."""
-    return [*config_field_options(), *TRAIN_LAUNCHER_OPTIONS]
+def option(
+    default: Any,
+    *flags: str,
+    text: str,
+    panel: str = LAUNCH,
+    default_text: str | None = None,
+    metavar: str | None = None,
+    parse: Callable[[Any], Any] | None = None,
+) -> Any:
+    """A field of a dataclass of options.
+
+    ``default_text`` says what counts if the option is not typed; without it the default itself is shown. ``parse``
+    makes the field's value of the words that were typed.
+    """
+    if default_text is None:
+        default_text = f"{default:g}" if isinstance(default, float) else _default_text(default)
+    metadata = {OPTION: Option("", flags, text, str, panel, default_text, metavar), PARSE: parse}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def config_field_options() -> list[Option]:
-    """One option for each field of TrainConfig that has flags."""
+def parsed(default: Any, parse: Callable[[Any], Any]) -> Any:
+    """A field that no option stands for, whose value ``parse`` makes of the words that were typed."""
+    return field(default=default, metadata={PARSE: parse})
+
+
+def settings_of(model: type[BaseModel]) -> Any:
+    """A field that holds what was typed of a configuration, by field name."""
+    return field(default_factory=dict, metadata={MODEL: model})
+
+
+def options_of(kind: type[Any]) -> list[Option]:
+    """Every option of a dataclass of options, in the order of its fields, by panel if it names their order."""
+    types, found = get_type_hints(kind), []
+    for each in fields(kind):
+        if MODEL in each.metadata:
+            found += config_field_options(each.metadata[MODEL])
+        elif OPTION in each.metadata:
+            one: Option = each.metadata[OPTION]
+            found.append(replace(one, name=each.name, type=_typed_as(types[each.name])))
+    panels: tuple[str, ...] = getattr(kind, "PANELS", ())
+    return sorted(found, key=lambda one: panels.index(one.panel)) if panels else found
+
+
+def config_values(model: type[BaseModel], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """What was typed of a configuration, by field name; ``--batch auto`` gives None. Raises LaunchError."""
+    given = {one.name: typed[one.name] for one in config_field_options(model) if typed.get(one.name) is not None}
+    return {name: SPECIAL[name](value) if name in SPECIAL else value for name, value in given.items()}
+
+
+def config_field_options(model: type[BaseModel]) -> list[Option]:
+    """One option for each field of a configuration that has flags."""
     options = []
-    for name, field in TrainConfig.model_fields.items():
-        extra = field.json_schema_extra
+    for name, described in model.model_fields.items():
+        extra = described.json_schema_extra
         if not isinstance(extra, dict) or not extra.get("flags"):
             continue
         flags = tuple(str(flag) for flag in extra["flags"])  # type: ignore[union-attr]
-        kind = _option_type(name, field.annotation)
-        options.append(
-            Option(
-                name,
-                flags,
-                field.description or "",
-                kind,
-                str(extra.get("panel", LAUNCH)),
-                _default_text(field.default) if kind is not bool else "",
-                _choices(field.annotation),
-            )
-        )
+        kind = str if name in SPECIAL else _simple_type(described.annotation)
+        shown = extra.get("default_text")
+        text = str(shown) if shown is not None else _default_text(described.default)
+        panel = str(extra.get("panel", LAUNCH))
+        options.append(Option(name, flags, described.description or "", kind, panel, text, _choices(described)))
     return options
 
 
-def _option_type(name: str, annotation: Any) -> Any:
-    if name in ("batch_size", "freeze"):
-        return str
+def _typed_as(annotation: Any) -> Any:
+    """The type of an option's words: a mapping is typed as several words, a tuple of numbers as one."""
+    return list[str] if get_origin(annotation) is Mapping else _simple_type(annotation)
+
+
+def _simple_type(annotation: Any) -> Any:
     if get_origin(annotation) is Literal:
         return str
     simple = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
     return simple[0] if simple and simple[0] in (bool, int, float, str) else str
 
 
-def _choices(annotation: Any) -> str | None:
-    if get_origin(annotation) is not Literal:
+def _choices(described: Any) -> str | None:
+    if get_origin(described.annotation) is not Literal:
         return None
-    return "|".join(str(choice) for choice in get_args(annotation) if choice)
+    return "|".join(str(choice) for choice in get_args(described.annotation) if choice)
 
 
 def _default_text(default: Any) -> str:
-    if default is None or default in ("", ()):
+    if default is None or isinstance(default, bool) or default in ("", (), {}):
         return ""
     return str(default)

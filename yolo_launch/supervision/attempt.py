@@ -1,9 +1,9 @@
-"""One start of all workers of this machine, from their files to what came of them."""
+"""Runs one start of all workers of this node, from their files to the report on them."""
 
 from __future__ import annotations
 
-import math
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from trainer.protocol import read_failure
 from yolo_launch.diagnosis.causes import count_oom_kills, hint_for, look_up_facts
-from yolo_launch.diagnosis.failures import WorkerEnd, first_of, rank_failures, worker_ends
+from yolo_launch.diagnosis.failures import FailureKey, WorkerEnd, first_of, rank_failures, worker_ends
+from yolo_launch.diagnosis.hangs import StalledRank, blocking_rank
 from yolo_launch.diagnosis.heartbeat_monitor import HangDetector
+from yolo_launch.diagnosis.outcome import NodeReport
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.inventory import INSTALLED_ONLY
 from yolo_launch.spec import LaunchPlan, RankFailure, StoreAddress, WorkerCommand
@@ -35,7 +37,7 @@ class Attempt:
     agent_error: Exception | None = None
     ran_s: float = 0.0
     ends: list[WorkerEnd] = field(default_factory=list)
-    failures: list[tuple[tuple[float, ...], RankFailure]] = field(default_factory=list)
+    failures: list[tuple[FailureKey, RankFailure]] = field(default_factory=list)
     """Every rank that failed with the key that puts the cause first."""
 
     @property
@@ -61,8 +63,6 @@ class AttemptRunner:
         self.plan = plan
         self.command = command
         self.files = files
-        self.elsewhere_idle_s: Callable[[], float] = lambda: math.inf
-        """For how long no rank of another machine has moved."""
         self._console_json = console_json
         self._oom_kills_before = count_oom_kills()
 
@@ -81,7 +81,7 @@ class AttemptRunner:
             plan.stall_timeout_s,
             start_allowance_s=monitor.limits.start_allowance_s,
             required=not self.command.foreign,
-            elsewhere_idle_s=self.elsewhere_idle_s,
+            elsewhere_idle_s=monitor.events.elsewhere_idle_s,
         )
         attempt = Attempt(Workers(mark), hang_detector)
         environment = self.environment(mark)
@@ -105,8 +105,57 @@ class AttemptRunner:
         ]
         return attempt
 
-    def told_why(self, failure: RankFailure) -> bool:
-        """Whether a failed worker left its own words."""
+    def report(self, attempt: Attempt, monitor: WorkerMonitor) -> NodeReport:
+        """How an attempt ended on this node. Raises LaunchError if torch's agent itself failed."""
+        detector, failure = attempt.hang_detector, attempt.failure
+        report = NodeReport(
+            # A rank that nobody saw failing ended well, unless it was told to end.
+            "done" if attempt.all_done or not monitor.round_ended else "ended",
+            saved=attempt.saved,
+            heard=detector.heard,
+            finished_a_step=detector.finished_a_step,
+            ran_s=attempt.ran_s,
+        )
+        if monitor.stall:
+            return replace(
+                report, kind="stalled", stalled=tuple(monitor.stall), failure=self._blocking_failure(monitor.stall)
+            )
+        if monitor.stop_signal is not None and not attempt.all_done:
+            is_shown = failure is not None and not attempt.saved and self._has_error_file(failure)
+            return replace(
+                report,
+                kind="stopped",
+                signal=int(monitor.stop_signal),
+                failure=failure if is_shown else None,
+            )
+        if attempt.failures:
+            return self._failure_report(report, attempt.failures, round_ended=monitor.round_ended)
+        if attempt.saved:
+            return replace(report, kind="saved")
+        if attempt.agent_error is not None:
+            raise self._agent_failed(attempt.agent_error) from attempt.agent_error
+        return report
+
+    def _failure_report(
+        self, report: NodeReport, failures: list[tuple[FailureKey, RankFailure]], *, round_ended: bool
+    ) -> NodeReport:
+        key, failure = min(failures, key=lambda pair: pair[0])
+        return replace(
+            report,
+            # Workers that were ended because of another node are no failure of this one.
+            kind="ended" if round_ended and key[0] else "failed",
+            failure=self.with_hint(failure),
+            key=key,
+            # A step that no heartbeat showed may stand in the error file.
+            finished_a_step=report.finished_a_step or (failure.epoch or 0, failure.step or 0) > (0, 0),
+        )
+
+    def _blocking_failure(self, stalled: list[StalledRank]) -> RankFailure:
+        rank = blocking_rank(stalled).rank
+        path = str(self.files.stacks(rank))
+        return RankFailure(rank, rank - self.plan.first_rank, -signal.SIGKILL, log_path=path)
+
+    def _has_error_file(self, failure: RankFailure) -> bool:
         return read_failure(self.files, failure.rank) is not None
 
     def with_hint(self, failure: RankFailure) -> RankFailure:
@@ -115,11 +164,10 @@ class AttemptRunner:
             return failure
         return replace(failure, hint=hint_for(failure, look_up_facts(failure, self.plan, self._oom_kills_before)))
 
-    def agent_failed(self, attempt: Attempt) -> LaunchError:
-        """The agent's own error, which came before any worker could start."""
+    def _agent_failed(self, error: Exception) -> LaunchError:
         return LaunchError(
             "torch's elastic agent failed before the workers could start",
-            seen=f"{type(attempt.agent_error).__name__}: {attempt.agent_error}",
+            seen=f"{type(error).__name__}: {error}",
             expected=f"see {self.files.agent_log}",
             exit_code=ExitCode.ENVIRONMENT,
         )

@@ -1,14 +1,14 @@
-"""The thread that guards a job: signals, deaths, deadlines, stalls. It works while the main thread is inside C++."""
+"""Watches the workers of a node in a thread: signals, deaths, deadlines, stalls. The main thread may be inside C++."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
@@ -16,6 +16,7 @@ from trainer.protocol import HEARTBEAT_PATTERN, read_heartbeat
 from yolo_launch.diagnosis.hangs import StalledRank, examine
 from yolo_launch.diagnosis.heartbeat_monitor import HangDetector
 from yolo_launch.errors import ExitCode
+from yolo_launch.supervision.limits import Limits
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import Worker, Workers
 from yolo_launch.workers.signals import SignalInbox
@@ -23,47 +24,37 @@ from yolo_launch.workers.signals import SignalInbox
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How long things may take, in seconds."""
+class AttemptEvents:
+    """What the monitor tells and asks of whoever knows the job's other nodes; here nobody does.
 
-    save_s: float = 30.0
-    """From SIGTERM or SIGHUP to SIGKILL: time to finish the step and write a checkpoint."""
-    early_warning_s: float = 120.0
-    """The same for SIGUSR1, which schedulers send well ahead of SIGTERM."""
-    interrupt_s: float = 3.0
-    """The same for Ctrl-C, but for workers that write their state by then; a second one kills at once."""
-    linger_s: float = 3.0
-    """How long the peers of a failed worker may go on."""
-    start_allowance_s: float = 60.0
-    """Least time until the first heartbeat."""
-    stacks_s: float = 1.0
-    """Time that stalled workers have to write their stacks."""
-    sweep_s: float = 5.0
-    """How long the end of an attempt waits for processes that were killed."""
-    heartbeat_s: float = 0.5
-    """How often heartbeats are read."""
-    tick_s: float = 0.05
+    Its methods are called from the monitor's thread.
+    """
 
-    def grace_s(self, signum: int) -> float:
-        """How long workers have after a first signal."""
-        return {signal.SIGINT: self.interrupt_s, signal.SIGQUIT: 0.0, signal.SIGUSR1: self.early_warning_s}.get(
-            signal.Signals(signum), self.save_s
-        )
+    def on_failure(self, kind: Literal["failed", "stalled"]) -> None:
+        """An attempt is coming to its end here; its workers are not gone yet."""
+
+    def elsewhere_idle_s(self) -> float:
+        """For how long no rank of another node has moved."""
+        return math.inf
 
 
 class WorkerMonitor:
     """Runs from ``with`` to its end; one attempt after another is put under watch with ``begin`` and ``end``."""
 
     def __init__(
-        self, inbox: SignalInbox, limits: Limits, say: Callable[[str], None], *, interrupt_as: int = signal.SIGINT
+        self,
+        inbox: SignalInbox,
+        limits: Limits,
+        say: Callable[[str], None],
+        *,
+        interrupt_as: int = signal.SIGINT,
+        events: AttemptEvents | None = None,
     ) -> None:
         self.limits = limits
         self.stop_signal: signal.Signals | None = None
         """The first signal that asked the job to stop."""
         self.stall: list[StalledRank] | None = None
-        self.on_trouble: Callable[[Literal["failed", "stalled"]], None] = lambda kind: None
-        """Hears, in this thread, that an attempt is coming to its end, before its workers are gone."""
+        self.events = events or AttemptEvents()
         self._inbox = inbox
         self._say = say
         self._interrupt_as = interrupt_as
@@ -79,9 +70,9 @@ class WorkerMonitor:
         self._failing = False
         self._ended = False
         self._saving_allowed = True
-        self._looked_at = 0.0
-        self._said_blind = False
-        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+        self._heartbeats_read_at = 0.0
+        self._blindness_said = False
+        self._thread = threading.Thread(target=self._run, name="worker_monitor", daemon=True)
 
     def __enter__(self) -> WorkerMonitor:
         self._thread.start()
@@ -120,8 +111,8 @@ class WorkerMonitor:
             self._forward = self._forward or send
             self._end_within(grace_s)
 
-    def look_around(self) -> None:
-        """Another machine has stalled: ask the workers here where they are, then end them; from any thread."""
+    def ask_where_workers_are(self) -> None:
+        """Ask the workers here for their stacks, because another node has stalled, then end them; from any thread."""
         with self._lock:
             if self._workers is None:
                 self._ended = True  # they were just to be started
@@ -234,19 +225,19 @@ class WorkerMonitor:
             # Rank 0 may still be writing the checkpoint that its peers have agreed on.
             self._end_within(self.limits.save_s if saved else self.limits.linger_s)
             if not saved:
-                self._report_trouble("failed")
+                self._report_failure("failed")
 
     def _notice_failing(self, workers: Workers) -> None:
         """A worker that wrote its error file has failed, though it may still wait for a loader process or a peer."""
         files = self._files
         if not self._failing and files is not None and any(files.error(rank).exists() for rank in workers.by_rank):
             self._end_within(self.limits.linger_s)
-            self._report_trouble("failed")
+            self._report_failure("failed")
 
-    def _report_trouble(self, kind: Literal["failed", "stalled"]) -> None:
+    def _report_failure(self, kind: Literal["failed", "stalled"]) -> None:
         if not self._failing:
             self._failing = True
-            self.on_trouble(kind)
+            self.events.on_failure(kind)
 
     def _end_within(self, seconds: float) -> None:
         kill_at = time.monotonic() + seconds
@@ -265,16 +256,16 @@ class WorkerMonitor:
                 self._stacks_at = None
                 self._kill_at = now if self.stall else None
             return
-        if now - self._looked_at < self.limits.heartbeat_s:
+        if now - self._heartbeats_read_at < self.limits.heartbeat_s:
             return
-        self._looked_at = now
-        if not self._said_blind and watch.is_blind(now):
-            self._said_blind = True
+        self._heartbeats_read_at = now
+        if not self._blindness_said and watch.is_blind(now):
+            self._blindness_said = True
             self._say(f"this script writes no heartbeats (logs/{HEARTBEAT_PATTERN}), so a hang will not be noticed")
         if watch.look([w.rank for w in workers.living()], now):
             self._say("no rank has moved for too long: asking the workers where they are")
             self._ask_for_stacks(now)
-            self._report_trouble("stalled")
+            self._report_failure("stalled")
 
     def _ask_for_stacks(self, now: float) -> None:
         if self._workers is not None:

@@ -1,4 +1,4 @@
-"""A plan on this machine from its first worker to its Outcome: attempts, restarts, signals, nothing left behind."""
+"""Runs a plan on one node from its first worker to its outcome: attempts, restarts, signals, nothing left behind."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.protocol import PARENT_VARIABLE, RunFiles
-from yolo_launch.diagnosis.hangs import stall_failure
-from yolo_launch.diagnosis.restart_policy import Progress, decide, stopped_by
-from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.diagnosis.outcome import JobRules, NodeEnd, decide_outcome
+from yolo_launch.diagnosis.restart_policy import Progress
+from yolo_launch.errors import LaunchError
 from yolo_launch.host import ports
-from yolo_launch.spec import LaunchPlan, Outcome, RankFailure, StoreAddress, WorkerCommand
-from yolo_launch.supervision.attempt import Attempt, AttemptRunner, Say
-from yolo_launch.supervision.monitor import Limits, WorkerMonitor
+from yolo_launch.spec import LaunchPlan, Outcome, StoreAddress, WorkerCommand
+from yolo_launch.supervision.attempt import AttemptRunner, Say
+from yolo_launch.supervision.limits import Limits
+from yolo_launch.supervision.monitor import AttemptEvents, WorkerMonitor
 from yolo_launch.workers import single_worker as one_worker
 from yolo_launch.workers.environment import applied
 from yolo_launch.workers.files import WorkerFiles
@@ -49,89 +50,57 @@ def launch(
     if inline:
         return run_inline(runner)
     job = Supervisor(runner, say)
-    with monitoring(command, limits or Limits(), job.say) as monitor:
+    with monitoring(job.say, limits, foreign=command.foreign) as monitor:
         return job.run(monitor)
 
 
 @contextlib.contextmanager
-def monitoring(command: WorkerCommand, limits: Limits, say: Say) -> Iterator[WorkerMonitor]:
-    """The watcher and its signals, for as long as this process looks after workers."""
+def monitoring(
+    say: Say, limits: Limits | None = None, *, foreign: bool = False, events: AttemptEvents | None = None
+) -> Iterator[WorkerMonitor]:
+    """Watch workers and take signals, for as long as the block runs. ``foreign`` workers run a script."""
     adopt_orphans()
     # The built-in trainer saves on SIGTERM; a foreign script is told what the user did.
-    interrupt_as = signal.SIGINT if command.foreign else signal.SIGTERM
-    with SignalInbox() as inbox, WorkerMonitor(inbox, limits, say, interrupt_as=interrupt_as) as monitor:
+    interrupt_as = signal.SIGINT if foreign else signal.SIGTERM
+    with (
+        SignalInbox() as inbox,
+        WorkerMonitor(inbox, limits or Limits(), say, interrupt_as=interrupt_as, events=events) as monitor,
+    ):
         yield monitor
 
 
 class Supervisor:
-    """One launch on this machine: attempt after attempt until there is an Outcome."""
+    """Runs attempt after attempt on the only node of a job until there is an outcome."""
 
     def __init__(self, runner: AttemptRunner, say: Say) -> None:
         self.runner = runner
         self.plan = runner.plan
         self.say = say
         self._progress = Progress()
+        self._rules = JobRules(
+            max_restarts=self.plan.max_restarts,
+            port_is_fixed=self.plan.port is not None,
+            foreign=runner.command.foreign,
+        )
 
     def run(self, monitor: WorkerMonitor) -> Outcome:
-        """All attempts."""
+        """All attempts. Raises LaunchError if torch's agent itself failed."""
         number = 0
         while not monitor.stopping:
             attempt = self.runner.run(monitor, number, StoreAddress(port=self.plan.port))
             number += 1
-            self._progress.heard |= attempt.hang_detector.heard
-            self._progress.finished_a_step |= attempt.hang_detector.finished_a_step
-            outcome = self._judge(monitor, attempt)
-            if outcome is not None:
-                return replace(outcome, restarts=self._progress.restarts)
+            end = NodeEnd(self.runner.report(attempt, monitor))
+            decision = decide_outcome({0: end}, self._progress, self._rules, self._source_of_restart)
+            self._progress = decision.progress
+            if decision.note:
+                self.say(decision.note)
+            if decision.outcome is not None:
+                return decision.outcome
         stopped_by = monitor.stop_signal or signal.SIGTERM
         return Outcome("interrupted", 128 + stopped_by, signal=stopped_by, restarts=self._progress.restarts)
 
-    def _judge(self, monitor: WorkerMonitor, attempt: Attempt) -> Outcome | None:
-        """The job's outcome, or None where it is to be started again."""
-        failure, saved = attempt.failure, attempt.saved
-        if monitor.stall:
-            stalled = stall_failure(monitor.stall, self.runner.files)
-            return Outcome("stalled", ExitCode.STALLED, failure=stalled)
-        if monitor.stop_signal is not None and not attempt.all_done:
-            told = failure is not None and self.runner.told_why(failure)
-            shown = failure if told and not saved else None
-            return stopped_by(monitor.stop_signal, saved, shown, foreign=self.runner.command.foreign)
-        if saved and failure is None:
-            # A scheduler may signal the workers themselves.
-            return Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED)
-        if failure is not None:
-            return self._failed(failure, attempt)
-        if attempt.agent_error is not None:
-            raise self.runner.agent_failed(attempt) from attempt.agent_error
-        return Outcome("done", ExitCode.DONE)
-
-    def _failed(self, failure: RankFailure, attempt: Attempt) -> Outcome | None:
-        progress = self._progress
-        progress.finished_a_step |= (failure.epoch or 0, failure.step or 0) > (0, 0)
-        decision = decide(
-            failure,
-            progress,
-            max_restarts=self.plan.max_restarts,
-            attempt_s=attempt.ran_s,
-            port_is_fixed=self.plan.port is not None,
-            foreign=self.runner.command.foreign,
-        )
-        if not decision.restart:
-            return Outcome(
-                "worker_failed",
-                ExitCode.USAGE if failure.user_error is not None else ExitCode.WORKER_FAILED,
-                failure=self.runner.with_hint(failure),
-                detail=decision.why,
-            )
-        if not decision.counts:
-            progress.port_clashes += 1
-            self.say(decision.why)
-            return None
-        progress.restarts += 1
-        source = source_of_restart(self.runner.files.run_dir, foreign=self.runner.command.foreign)
-        last_line = failure.message.strip().split("\n")[-1][:200]
-        self.say(f"rank {failure.rank} failed ({last_line}); {decision.why}, {source}")
-        return None
+    def _source_of_restart(self) -> str:
+        return source_of_restart(self.runner.files.run_dir, foreign=self.runner.command.foreign)
 
 
 def run_inline(runner: AttemptRunner) -> Outcome:

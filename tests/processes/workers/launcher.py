@@ -10,7 +10,7 @@ from pathlib import Path
 
 from yolo_launch.cli import report
 from yolo_launch.spec import Device, LaunchPlan, WorkerCommand
-from yolo_launch.supervision.monitor import Limits
+from yolo_launch.supervision.limits import Limits
 from yolo_launch.supervision.supervisor import launch
 
 

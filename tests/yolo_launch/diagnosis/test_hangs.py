@@ -96,19 +96,19 @@ def test_where_all_wait_the_one_furthest_behind_is_shown_and_said_to_wait():
     assert describe_stall(ranks).startswith("every rank waits in a collective")
 
 
-def test_the_failure_carries_every_stack_the_culprits_first(tmp_path):
-    failure = stall_failure([stalled(0, WAITING), stalled(1, LOADING)], WorkerFiles(tmp_path))
+def test_the_failure_carries_every_stack_the_blocking_ranks_first():
+    failure = stall_failure([stalled(0, WAITING), stalled(1, LOADING)])
     assert failure.rank == 1
     assert failure.traceback.index("Stack of rank 1") < failure.traceback.index("Stack of rank 0")
-    assert "(none:" in stall_failure([stalled(0, "")], WorkerFiles(tmp_path)).traceback
+    assert "(none:" in stall_failure([stalled(0, "")]).traceback
 
 
-def test_a_wait_for_loaders_is_said_and_has_a_hint(tmp_path):
+def test_a_wait_for_loaders_is_said_and_has_a_hint():
     frame = '  File "/env/lib/python3.11/site-packages/torch/utils/data/dataloader.py", line 725 in __next__\n'
     first = stalled(0, LOADING.replace("  File", frame + "  File", 1))
     assert "waiting for its loader processes, at data/images.py:33" in first.describe()
-    assert "--workers 0" in stall_failure([first], WorkerFiles(tmp_path)).hint
-    assert "doctor" in stall_failure([stalled(0, WAITING)], WorkerFiles(tmp_path)).hint
+    assert "--workers 0" in stall_failure([first]).hint
+    assert "doctor" in stall_failure([stalled(0, WAITING)]).hint
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from yolo_launch.errors import LaunchError
 from yolo_launch.host import network
 from yolo_launch.host.inventory import inspect_host
-from yolo_launch.nodes import identity as node_place
+from yolo_launch.nodes import identity as node_identity
 from yolo_launch.nodes.identity import (
     NodeIdentity,
     describe_identity,
@@ -15,9 +17,11 @@ from yolo_launch.nodes.identity import (
     listening_address,
     make_join_request,
     socket_variables,
+    with_scheduled_devices,
 )
 from yolo_launch.planning.plan import make_plan
-from yolo_launch.spec import Host, LaunchRequest
+from yolo_launch.request.launch_options import ClusterOptions, MachineOptions
+from yolo_launch.spec import Device, Host, LaunchRequest
 
 TYPED = ("yolo-launch", "node")
 SLURM = {
@@ -58,7 +62,9 @@ def addresses(monkeypatch):
 
 
 def find(environ=None, host=HOST, said=None, **values) -> NodeIdentity:
-    return find_identity(values, TYPED, host, environ or {}, (said if said is not None else []).append)
+    return find_identity(
+        ClusterOptions(**values), TYPED, host, environ or {}, (said if said is not None else []).append
+    )
 
 
 def test_options_alone_say_all():
@@ -135,12 +141,12 @@ def test_values_that_cannot_be_are_refused(values, what):
 
 def test_a_typed_name_that_nobody_knows_is_refused_at_once_and_a_schedulers_waited_for(monkeypatch):
     naps = []
-    monkeypatch.setattr(node_place.time, "sleep", naps.append)
+    monkeypatch.setattr(node_identity.time, "sleep", naps.append)
     with pytest.raises(LaunchError, match="nobody cannot be found"):
         find(rank=1, master="nobody")
     assert naps == []
     said = []
-    monkeypatch.setattr(node_place.time, "monotonic", iter([0.0, *range(5)]).__next__)
+    monkeypatch.setattr(node_identity.time, "monotonic", iter([0.0, *range(5)]).__next__)
     with pytest.raises(LaunchError, match="pod-0 cannot be found"):
         find({**PET, "PET_MASTER_ADDR": "pod-0"}, said=said, join_timeout=3)
     assert len(naps) == 3
@@ -233,7 +239,28 @@ def test_the_claim_tells_the_number_of_machines_as_it_was_typed(nodes, said):
     assert (join_request.nodes, join_request.rank, join_request.nproc) == (said, 1, 2)
     assert len(join_request.devices) == 2
     assert join_request.backend == "gloo"
-    assert (join_request.cuda, join_request.nccl) == (host.torch.cuda_version, node_place.nccl_version())
+    assert (join_request.cuda, join_request.nccl) == (host.torch.cuda_version, node_identity.nccl_version())
     assert join_request.torch == host.torch.torch_version
-    assert join_request.code == node_place.code_version()
+    assert join_request.code == node_identity.code_version()
     assert make_join_request(identity, plan, host).session != join_request.session
+
+
+# ---- devices
+
+
+@pytest.mark.parametrize(
+    ("nproc", "typed", "gpus"),
+    [
+        (2, {}, "0,1"),
+        (2, {"gpus": "3"}, "3"),
+        (2, {"nproc": 1}, None),
+        (4, {}, None),
+        (9, {}, None),
+        (None, {}, None),
+    ],
+)
+def test_the_schedulers_number_of_workers_chooses_gpus_if_the_user_has_not(nproc, typed, gpus):
+    host = replace(HOST, devices=tuple(Device("cuda", index) for index in range(4)))
+    identity = replace(find(rank=1, master="192.168.1.1"), nproc=nproc)
+    options = MachineOptions(**typed)
+    assert with_scheduled_devices(options, identity, host) == replace(options, gpus=gpus)

@@ -112,10 +112,10 @@ def test_progress_shows_ranks_place_and_speed(clock):
     line.round(PLAN, None)
     line.tick()
     assert stream.shown() == "ranks 2-3 of 4: starting, connected"
-    line.beat(beat(10))
+    line.progress(beat(10))
     assert stream.shown() == "ranks 2-3 of 4: train, epoch 3, connected"
     clock.s += 4
-    line.beat(beat(12))
+    line.progress(beat(12))
     assert stream.shown() == "ranks 2-3 of 4: train, epoch 3, 32.0 images/s, connected"
 
 
@@ -124,10 +124,10 @@ def test_the_speed_is_that_of_the_last_seconds(clock):
     line = StatusLine(stream)
     line.round(PLAN, None)
     for step in range(0, 100, 2):
-        line.beat(beat(step))
+        line.progress(beat(step))
         clock.s += 1
     for step in range(100, 150):
-        line.beat(beat(step))
+        line.progress(beat(step))
         clock.s += 1
     assert "64.0 images/s" in stream.shown()
 
@@ -136,9 +136,9 @@ def test_a_new_epoch_shows_no_negative_speed(clock):
     stream = Terminal()
     line = StatusLine(stream)
     line.round(PLAN, None)
-    line.beat(beat(90))
+    line.progress(beat(90))
     clock.s += 1
-    line.beat(beat(0, epoch=3))
+    line.progress(beat(0, epoch=3))
     assert stream.shown() == "ranks 2-3 of 4: train, epoch 4, connected"
 
 
@@ -147,7 +147,7 @@ def test_progress_in_a_file_comes_once_a_minute(clock):
     line = StatusLine(stream)
     line.round(SimpleNamespace(**{**vars(PLAN), "ranks": range(2, 3)}), None)
     for step in range(125):
-        line.beat(beat(step))
+        line.progress(beat(step))
         clock.s += 1
     lines = stream.getvalue().splitlines()
     assert 2 <= len(lines) <= 3
@@ -158,7 +158,7 @@ def test_the_master_shows_no_progress_beside_rank_0(clock):
     stream = Terminal()
     line = StatusLine(stream, shows_progress=False)
     line.round(PLAN, None)
-    line.beat(beat(1))
+    line.progress(beat(1))
     assert stream.getvalue() == ""
 
 
@@ -167,7 +167,7 @@ def test_a_round_that_is_over_shows_nothing_until_there_is_a_roster(clock):
     line = StatusLine(stream)
     line.round(PLAN, None)
     line.waiting()
-    line.beat(beat(1))
+    line.progress(beat(1))
     assert stream.getvalue() == ""
     line.roster("waiting", 1)
     assert stream.shown() == "waiting"

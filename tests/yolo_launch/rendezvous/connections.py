@@ -9,16 +9,16 @@ import time
 
 from tests.yolo_launch.rendezvous.simulation import DATA, job_facts, make_join_request
 from yolo_launch.rendezvous.admission import RendezvousSettings
-from yolo_launch.rendezvous.client import (
+from yolo_launch.rendezvous.client import RendezvousClient
+from yolo_launch.rendezvous.coordinator import Coordinator
+from yolo_launch.rendezvous.dialing import (
     NoRendezvous,
-    RendezvousClient,
     RendezvousEndpoint,
     closing_on_failure,
     dial,
     greet,
     request_rank,
 )
-from yolo_launch.rendezvous.coordinator import Coordinator
 from yolo_launch.rendezvous.messages import Ready
 from yolo_launch.rendezvous.server import RendezvousServer
 from yolo_launch.spec import Outcome
@@ -32,8 +32,10 @@ class OpenRendezvous:
     ) -> None:
         self.said: list[str] = []
         facts = job_facts(settle=lambda by_node: 64)
-        self.control = Coordinator(RendezvousSettings(min_nodes or nodes, nodes, **settings), facts, time.monotonic())
-        self.rendezvous = RendezvousServer(self.control, "this-rendezvous", token, self.said.append)
+        self.coordinator = Coordinator(
+            RendezvousSettings(min_nodes or nodes, nodes, **settings), facts, time.monotonic()
+        )
+        self.rendezvous = RendezvousServer(self.coordinator, "this-rendezvous", token, self.said.append)
         self.rendezvous.open("127.0.0.1", port)
         self.endpoint = RendezvousEndpoint("127.0.0.1", self.rendezvous.port, token)
 

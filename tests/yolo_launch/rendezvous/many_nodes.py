@@ -9,7 +9,7 @@ import time
 
 from tests.yolo_launch.rendezvous.connections import connect_raw
 from tests.yolo_launch.rendezvous.simulation import DATA
-from yolo_launch.rendezvous.client import RendezvousEndpoint
+from yolo_launch.rendezvous.dialing import RendezvousEndpoint
 from yolo_launch.rendezvous.messages import End, Ready, Round
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from yolo_launch.diagnosis.outcome import NodeReport
 from yolo_launch.errors import LaunchError
 from yolo_launch.rendezvous.admission import JobOffer, RendezvousSettings
 from yolo_launch.rendezvous.coordinator import Coordinator
@@ -53,6 +54,11 @@ def job_facts(**more) -> JobOffer:
     return JobOffer(**{**facts, **more})
 
 
+def report(number: int, kind: str = "done", **facts) -> Report:
+    """How a round ended on a node."""
+    return Report(round=number, report=NodeReport(kind, **facts))
+
+
 def failed(
     number: int, rank: int, *, at_s: float = 5.0, own: bool = True, text: str = "ValueError: bad", **more
 ) -> Report:
@@ -60,7 +66,7 @@ def failed(
     failure = RankFailure(rank, 0, 1, message=text, timestamp_s=at_s, epoch=1, step=4)
     key = (0.0 if own else 1.0, 0.0, 0.0, at_s, float(rank))
     facts = {"kind": "failed" if own else "ended", "finished_a_step": True, "ran_s": 60.0}
-    return Report(round=number, failure=failure, key=key, **{**facts, **more})
+    return report(number, **{"failure": failure, "key": key, **facts, **more})
 
 
 class Stage:
@@ -70,7 +76,7 @@ class Stage:
         self, nodes: int = 2, min_nodes: int | None = None, *, job: JobOffer | None = None, **settings
     ) -> None:
         self.now = 100.0
-        self.control = Coordinator(
+        self.coordinator = Coordinator(
             RendezvousSettings(min_nodes or nodes, nodes, **settings), job or job_facts(), self.now
         )
         self.heard: dict[int, list[Message]] = defaultdict(list)
@@ -87,7 +93,7 @@ class Stage:
         """A machine asks for its rank over a new connection, whose number comes back."""
         self._numbered += 1
         join_request = join_request.model_copy(update={"clock": 1e9 + self.now + ahead_s})
-        self.control.on_join_request(self._numbered, join_request, self.now, 1e9 + self.now)
+        self.coordinator.on_join_request(self._numbered, join_request, self.now, 1e9 + self.now)
         self._deliver()
         return self._numbered
 
@@ -100,12 +106,12 @@ class Stage:
 
     def say(self, rank: int, message: Message) -> None:
         """A machine says something."""
-        self.control.on_message(self.connections[rank], message, self.now)
+        self.coordinator.on_message(self.connections[rank], message, self.now)
         self._deliver()
 
     def lose(self, rank: int, reason: str = "its connection was closed") -> None:
         """A machine's connection ends."""
-        self.control.on_gone(self.connections[rank], reason, self.now)
+        self.coordinator.on_gone(self.connections[rank], reason, self.now)
         self._deliver()
 
     def wait(self, seconds: float, step_s: float = 0.5) -> None:
@@ -113,10 +119,10 @@ class Stage:
         end = self.now + seconds
         while self.now < end:
             self.now = min(end, self.now + step_s)
-            for rank, participant in list(self.control.table.participants.items()):
+            for rank, participant in list(self.coordinator.participants.by_rank.items()):
                 if rank not in self.silent:
-                    self.control.on_message(participant.connection, NodeHeartbeat(phase="train"), self.now)
-            self.control.tick(self.now)
+                    self.coordinator.on_message(participant.connection, NodeHeartbeat(phase="train"), self.now)
+            self.coordinator.tick(self.now)
             self._deliver()
 
     def sleep(self, seconds: float) -> None:
@@ -124,13 +130,13 @@ class Stage:
         self.now += seconds
 
     def _deliver(self) -> None:
-        table = self.control.table
-        for connection, message in table.outbox:
+        queued = self.coordinator.participants
+        for connection, message in queued.outbox:
             assert connection not in self.closed, f"{message} after the last word"
             self.heard[connection].append(message)
-        self.closed.update(table.closing)
-        self.said += table.said
-        table.outbox, table.closing, table.said = [], [], []
+        self.closed.update(queued.closing)
+        self.said += queued.said
+        queued.outbox, queued.closing, queued.said = [], [], []
 
     # ---- what came of it
 
@@ -144,11 +150,11 @@ class Stage:
 
     @property
     def phase(self) -> str:
-        return self.control.phase
+        return self.coordinator.phase
 
     @property
     def outcome(self):
-        return self.control.outcome
+        return self.coordinator.outcome
 
     def running(self, *ranks: int, **more) -> Stage:
         """With these machines in the first round."""

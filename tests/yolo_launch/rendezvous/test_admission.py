@@ -6,7 +6,7 @@ import pytest
 
 from tests.yolo_launch.rendezvous.simulation import DATA, Stage, job_facts, make_join_request
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.rendezvous.admission import parse_nodes
+from yolo_launch.rendezvous.admission import RendezvousSettings, parse_nodes, refusal_of
 from yolo_launch.rendezvous.messages import (
     MOST_NODES,
     End,
@@ -102,7 +102,7 @@ def test_a_machine_is_refused_on_both_sides(stage, facts, what, seen):
     assert told.expected
     assert number in stage.closed
     assert any("gpu-x" in line and what in line for line in stage.said)
-    assert sorted(stage.control.table.participants) == [0, 1]
+    assert sorted(stage.coordinator.participants.by_rank) == [0, 1]
     assert stage.phase == "gathering"
 
 
@@ -137,7 +137,7 @@ def test_a_machine_that_cannot_do_the_job_says_why_on_every_console(stage):
     stage.say(2, JoinRefused(what="The data set is missing.", seen="/data/coco.yaml", exit_code=2))
     assert "cannot take part: The data set is missing. (/data/coco.yaml)" in stage.said[-1]
     assert "The data set is missing." in stage.last(1, LogLine).text
-    assert sorted(stage.control.table.participants) == [0, 1]
+    assert sorted(stage.coordinator.participants.by_rank) == [0, 1]
 
 
 def test_a_batch_that_does_not_divide_ends_it_on_every_machine_with_totals_that_fit():
@@ -154,7 +154,7 @@ def test_a_batch_that_does_not_divide_ends_it_on_every_machine_with_totals_that_
 
 def test_a_job_that_is_over_takes_nobody():
     stage = Stage(2).running(0, 1)
-    stage.control.end(Outcome("done", 0), stage.now)
+    stage.coordinator.end(Outcome("done", 0), stage.now)
     number = stage.join_request(make_join_request(1, **OTHER))
     assert stage.heard[number][0].what == "The job on gpu-a is over."
 
@@ -238,3 +238,14 @@ def test_numbers_of_machines(text, nodes):
 def test_numbers_of_machines_that_cannot_be(text):
     with pytest.raises(LaunchError, match="--nodes cannot be used"):
         parse_nodes(text)
+
+
+def test_machines_that_train_and_machines_that_are_checked_refuse_one_another():
+    settings = RendezvousSettings(2, 2)
+    train, check = make_join_request(0), make_join_request(1, check_port=40001)
+    assert refusal_of(check, train, settings, None).seen == (
+        "gpu-b is to make a cluster check (yolo-launch doctor), gpu-a to train (yolo-launch node)"
+    )
+    own = make_join_request(0, check_port=40000)
+    assert "gpu-b is to train" in refusal_of(make_join_request(1), own, settings, None).seen
+    assert refusal_of(check, own, settings, None) is None

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.yolo_launch.rendezvous.simulation import DATA, Stage, failed, job_facts
+from tests.yolo_launch.rendezvous.simulation import DATA, Stage, failed, job_facts, report
 from trainer.protocol import Heartbeat
 from yolo_launch.diagnosis.hangs import StalledRank
 from yolo_launch.errors import ExitCode
@@ -19,7 +19,6 @@ from yolo_launch.rendezvous.messages import (
     LogLine,
     NodeHeartbeat,
     Ready,
-    Report,
     Stop,
     Store,
     StoreReady,
@@ -43,14 +42,14 @@ def test_a_job_from_its_start_to_its_end():
     stage.say(0, StoreReady(round=1, port=4711))
     assert [stage.last(rank, Store) for rank in (0, 1)] == [Store(round=1, port=4711)] * 2
     stage.wait(100)
-    stage.say(1, Report(round=1, kind="done"))
+    stage.say(1, report(1, kind="done"))
     stage.wait(100)
     assert stage.phase == "running"
-    stage.say(0, Report(round=1, kind="done"))
+    stage.say(0, report(1, kind="done"))
     assert stage.last(0, End).outcome == stage.last(1, End).outcome == Outcome("done", 0)
-    assert not stage.control.is_over
+    assert not stage.coordinator.is_over
     stage.lose(1)
-    assert stage.control.is_over
+    assert stage.coordinator.is_over
 
 
 def test_only_the_master_opens_a_store():
@@ -61,16 +60,16 @@ def test_only_the_master_opens_a_store():
 
 def test_a_farewell_that_nobody_hears_ends_too():
     stage = Stage(2).running(0, 1)
-    stage.control.end(Outcome("done", 0), stage.now)
+    stage.coordinator.end(Outcome("done", 0), stage.now)
     stage.wait(9)
-    assert not stage.control.is_over
+    assert not stage.coordinator.is_over
     stage.wait(2)
-    assert stage.control.is_over
+    assert stage.coordinator.is_over
 
 
 def test_once_rank_0_is_done_what_others_do_changes_nothing():
     stage = Stage(3, **any_batch()).running(0, 1, 2)
-    stage.say(0, Report(round=1, kind="done"))
+    stage.say(0, report(1, kind="done"))
     stage.say(1, failed(1, 2))
     stage.lose(2)
     stage.wait(15)
@@ -79,7 +78,7 @@ def test_once_rank_0_is_done_what_others_do_changes_nothing():
 
 def test_machines_that_do_not_report_after_rank_0_is_done_are_not_waited_for_long():
     stage = Stage(2).running(0, 1)
-    stage.say(0, Report(round=1, kind="done"))
+    stage.say(0, report(1, kind="done"))
     stage.wait(12)
     assert stage.outcome == Outcome("done", 0)
     assert stage.last(1, End).outcome == Outcome("done", 0)  # and does not look for a master that is gone
@@ -87,12 +86,12 @@ def test_machines_that_do_not_report_after_rank_0_is_done_are_not_waited_for_lon
 
 def test_a_done_machine_that_goes_early_does_not_stop_the_others():
     stage = Stage(2).running(0, 1)
-    stage.say(1, Report(round=1, kind="done"))
+    stage.say(1, report(1, kind="done"))
     stage.lose(1)
     stage.wait(5)
     assert stage.phase == "running"
     assert not stage.told(0, Stop)
-    stage.say(0, Report(round=1, kind="done"))
+    stage.say(0, report(1, kind="done"))
     assert stage.outcome == Outcome("done", 0)
 
 
@@ -308,9 +307,7 @@ def test_the_first_failure_is_the_cause_by_the_masters_clock():
 
 def test_a_failure_of_its_own_is_the_cause_before_any_lost_peer_however_early():
     stage = Stage(2, max_restarts=0).running(0, 1)
-    peer = failed(1, 0, at_s=1.0, text="Connection closed by peer").model_copy(
-        update={"key": (0.0, 1.0, 0.0, 1.0, 0.0)}
-    )
+    peer = failed(1, 0, text="Connection closed by peer", key=(0.0, 1.0, 0.0, 1.0, 0.0))
     stage.say(0, peer)
     stage.say(1, failed(1, 2, at_s=9.0, text="MemoryError"))
     assert stage.outcome.failure.message == "MemoryError"
@@ -338,7 +335,7 @@ def test_words_about_another_round_change_nothing():
     stage.say(1, failed(1, 2))
     stage.say(0, failed(1, 0, own=False))
     assert stage.round(0).number == 2
-    for late in (failed(1, 2), FailureNotice(round=1, kind="failed"), Report(round=1, kind="done"), failed(3, 2)):
+    for late in (failed(1, 2), FailureNotice(round=1, kind="failed"), report(1, kind="done"), failed(3, 2)):
         stage.say(1, late)
         stage.say(0, late)
     stage.wait(30)
@@ -351,9 +348,9 @@ def test_nothing_changes_an_end():
     stage.say(1, failed(1, 2))
     stage.say(0, failed(1, 0, own=False))
     ended = stage.outcome
-    stage.say(0, Report(round=1, kind="done"))
-    stage.say(0, Report(round=1, kind="done"))
-    stage.control.end(Outcome("master_lost", 6), stage.now)
+    stage.say(0, report(1, kind="done"))
+    stage.say(0, report(1, kind="done"))
+    stage.coordinator.end(Outcome("master_lost", 6), stage.now)
     stage.wait(1)
     assert stage.outcome is ended
     assert len(stage.told(1, End)) == 1
@@ -361,9 +358,9 @@ def test_nothing_changes_an_end():
 
 def test_a_report_after_the_end_changes_nothing():
     stage = Stage(2).running(0, 1)
-    stage.control.end(Outcome("interrupted", 130), stage.now)
-    stage.say(0, Report(round=1, kind="done"))
-    stage.say(1, Report(round=1, kind="done"))
+    stage.coordinator.end(Outcome("interrupted", 130), stage.now)
+    stage.say(0, report(1, kind="done"))
+    stage.say(1, report(1, kind="done"))
     stage.wait(1)
     assert (stage.phase, stage.outcome.kind) == ("ended", "interrupted")
     assert len(stage.told(1, End)) == 1
@@ -388,8 +385,8 @@ def test_a_stall_is_looked_into_everywhere_and_ends_the_job():
     assert stage.last(0, Stop).kind == "stalled"
     waits = StalledRank(0, 300.0, Heartbeat(0, "train", 1, 9, 5.0), ())
     frozen = StalledRank(2, 301.0, Heartbeat(2, "train", 1, 8, 5.0), (), frozen="stopped (SIGSTOP or a debugger)")
-    stage.say(0, Report(round=1, kind="stalled", stalled=(waits,)))
-    stage.say(1, Report(round=1, kind="stalled", stalled=(frozen,)))
+    stage.say(0, report(1, kind="stalled", stalled=(waits,)))
+    stage.say(1, report(1, kind="stalled", stalled=(frozen,)))
     assert (stage.outcome.kind, stage.outcome.exit_code) == ("stalled", ExitCode.STALLED)
     assert (stage.outcome.failure.rank, stage.outcome.failure.host) == (2, "gpu-b")
     assert "rank 0 has been in 'train'" in stage.outcome.failure.message
@@ -397,8 +394,8 @@ def test_a_stall_is_looked_into_everywhere_and_ends_the_job():
 
 def test_a_stall_that_nobody_can_describe_still_ends():
     stage = Stage(2).running(0, 1)
-    stage.say(1, Report(round=1, kind="stalled"))
-    stage.say(0, Report(round=1, kind="ended"))
+    stage.say(1, report(1, kind="stalled"))
+    stage.say(0, report(1, kind="ended"))
     assert stage.outcome.kind == "worker_failed"
     assert "no machine says why" in stage.outcome.detail
 
@@ -408,25 +405,25 @@ def test_a_stall_that_nobody_can_describe_still_ends():
 
 def test_a_signal_on_one_machine_stops_a_job_that_cannot_shrink():
     stage = Stage(2).running(0, 1)
-    stage.say(1, Report(round=1, kind="stopped", signal=signal.SIGTERM, saved=True))
+    stage.say(1, report(1, kind="stopped", signal=signal.SIGTERM, saved=True))
     assert stage.last(0, Stop).kind == "save"
-    stage.say(0, Report(round=1, **SAVED))
+    stage.say(0, report(1, **SAVED))
     assert (stage.outcome.kind, stage.outcome.exit_code) == ("saved_and_stopped", 75)
     assert stage.said[-1] == "SIGTERM on machine 1 gpu-b (10.0.0.2, 2x A100) stops the job"
 
 
 def test_a_signaled_machine_that_does_not_wait_is_no_loss():
     stage = Stage(2).running(0, 1)
-    stage.say(1, Report(round=1, kind="stopped", signal=signal.SIGTERM, saved=True))
+    stage.say(1, report(1, kind="stopped", signal=signal.SIGTERM, saved=True))
     stage.say(1, Leave(reason="it left (SIGTERM)"))
     stage.wait(3)
-    stage.say(0, Report(round=1, **SAVED))
+    stage.say(0, report(1, **SAVED))
     assert (stage.outcome.kind, stage.outcome.restarts) == ("saved_and_stopped", 0)
 
 
 def test_workers_that_hang_after_a_signal_elsewhere_are_not_waited_for():
     stage = Stage(2).running(0, 1)
-    stage.say(1, Report(round=1, kind="stopped", signal=signal.SIGINT))
+    stage.say(1, report(1, kind="stopped", signal=signal.SIGINT))
     stage.wait(44)
     assert stage.phase == "stopping"
     stage.wait(2)
@@ -435,21 +432,21 @@ def test_workers_that_hang_after_a_signal_elsewhere_are_not_waited_for():
 
 def test_ctrl_c_is_no_reason_to_start_again():
     stage = Stage(2).running(0, 1)
-    stage.say(0, Report(round=1, kind="stopped", signal=signal.SIGINT, saved=True))
-    stage.say(1, Report(round=1, **SAVED))
+    stage.say(0, report(1, kind="stopped", signal=signal.SIGINT, saved=True))
+    stage.say(1, report(1, **SAVED))
     assert (stage.outcome.kind, stage.outcome.exit_code) == ("interrupted", 130)
 
 
 def test_workers_that_were_signaled_themselves_end_the_job_saved():
     stage = Stage(2).running(0, 1)
-    stage.say(1, Report(round=1, **SAVED))
-    stage.say(0, Report(round=1, **SAVED))
+    stage.say(1, report(1, **SAVED))
+    stage.say(0, report(1, **SAVED))
     assert stage.outcome.exit_code == ExitCode.SAVED_AND_STOPPED
 
 
 def test_signals_that_do_not_exist_are_no_report():
-    with pytest.raises(ValueError, match="signal"):
-        Report(round=1, kind="stopped", signal=4711)
+    with pytest.raises(ValueError, match="Signals"):
+        report(1, kind="stopped", signal=4711)
 
 
 # ---- jobs that may run with fewer
@@ -511,12 +508,12 @@ def test_a_machine_that_comes_later_pauses_the_others_and_all_go_on():
         "machine 2 gpu-c (10.0.0.3, 2x A100) comes in: the others save and go on with it",
     )
     assert not stage.told(2, Stop)
-    stage.say(0, Report(round=1, **SAVED))
-    stage.say(1, Report(round=1, **SAVED))
+    stage.say(0, report(1, **SAVED))
+    stage.say(1, report(1, **SAVED))
     assert stage.phase == "running"
     assert stage.round(2).members == ((0, 2), (1, 2), (2, 2))
     assert not stage.round(2).even
-    assert stage.control.outcome is None
+    assert stage.coordinator.outcome is None
 
 
 def test_workers_killed_for_a_newcomer_are_no_failure():
@@ -530,8 +527,8 @@ def test_a_newcomer_that_goes_again_does_not_keep_the_others_waiting():
     stage = Stage(3, 1, **any_batch()).running(0, 1)
     stage.join(2)
     stage.lose(2)
-    stage.say(0, Report(round=1, **SAVED))
-    stage.say(1, Report(round=1, **SAVED))
+    stage.say(0, report(1, **SAVED))
+    stage.say(1, report(1, **SAVED))
     assert stage.round(0).members == ((0, 2), (1, 2))
 
 
@@ -561,29 +558,29 @@ def test_too_few_wait_for_the_lost():
 
 def test_a_machine_leaves_with_sigterm_and_the_others_go_on():
     stage = Stage(3, 1, **any_batch()).running(0, 1, 2)
-    stage.say(1, Report(round=1, kind="stopped", signal=signal.SIGTERM, saved=True))
-    stage.say(0, Report(round=1, **SAVED))
-    stage.say(2, Report(round=1, **SAVED))
+    stage.say(1, report(1, kind="stopped", signal=signal.SIGTERM, saved=True))
+    stage.say(0, report(1, **SAVED))
+    stage.say(2, report(1, **SAVED))
     leaving = stage.last(1, End).outcome
     assert (leaving.kind, leaving.exit_code) == ("saved_and_stopped", 75)
     assert stage.connections[1] in stage.closed
     assert stage.round(0).members == ((0, 2), (2, 2))
-    assert stage.control.outcome is None
+    assert stage.coordinator.outcome is None
 
 
 def test_a_leaving_machine_that_is_gone_already_is_no_trouble():
     stage = Stage(3, 1, **any_batch()).running(0, 1, 2)
-    stage.say(1, Report(round=1, kind="stopped", signal=signal.SIGTERM, saved=True))
+    stage.say(1, report(1, kind="stopped", signal=signal.SIGTERM, saved=True))
     stage.say(1, Leave(reason="it left (SIGTERM)"))
-    stage.say(0, Report(round=1, **SAVED))
-    stage.say(2, Report(round=1, **SAVED))
+    stage.say(0, report(1, **SAVED))
+    stage.say(2, report(1, **SAVED))
     assert stage.round(0).members == ((0, 2), (2, 2))
 
 
 def test_a_signaled_master_ends_a_job_that_may_shrink():
     stage = Stage(2, 1, **any_batch()).running(0, 1)
-    stage.say(0, Report(round=1, kind="stopped", signal=signal.SIGTERM, saved=True))
-    stage.say(1, Report(round=1, **SAVED))
+    stage.say(0, report(1, kind="stopped", signal=signal.SIGTERM, saved=True))
+    stage.say(1, report(1, **SAVED))
     assert stage.outcome.exit_code == 75
 
 
@@ -596,8 +593,8 @@ def test_machines_keep_the_batch_that_the_first_round_settled():
 
     stage = Stage(3, 1, job=job_facts(settle=settle)).running(0, 1)
     stage.join(2)
-    stage.say(0, Report(round=1, **SAVED))
-    stage.say(1, Report(round=1, **SAVED))
+    stage.say(0, report(1, **SAVED))
+    stage.say(1, report(1, **SAVED))
     assert settled == [(2, 2)]
     assert stage.round(2).batch_size == 48
 
@@ -609,7 +606,7 @@ def test_a_resumed_job_need_not_divide():
 
 def test_a_stranger_to_the_table_is_not_heard():
     stage = Stage(2).running(0, 1)
-    stage.control.on_message(4711, failed(1, 2), stage.now)
-    stage.control.on_gone(4711, "?", stage.now)
-    stage.control.on_message(4711, NodeHeartbeat(), stage.now)
+    stage.coordinator.on_message(4711, failed(1, 2), stage.now)
+    stage.coordinator.on_gone(4711, "?", stage.now)
+    stage.coordinator.on_message(4711, NodeHeartbeat(), stage.now)
     assert stage.phase == "running"

@@ -21,9 +21,9 @@ def test_a_roster_of_64_machines_forms_in_seconds():
             member.start()
         assert soon(lambda: len(found) == MACHINES, 20)
         assert max(told for _, told in found.values()) - began_at < 10
-        assert sorted(it.control.table.in_round()) == list(range(MACHINES))
+        assert sorted(it.coordinator.participants.in_round()) == list(range(MACHINES))
         it.rendezvous.end(Outcome("done", 0))
-        assert soon(lambda: it.control.is_over)
+        assert soon(lambda: it.coordinator.is_over)
         for member in members:
             member.join(5)
         assert not [member for member in members if member.is_alive()]

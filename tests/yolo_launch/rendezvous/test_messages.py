@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.yolo_launch.rendezvous.simulation import make_join_request
+from tests.yolo_launch.rendezvous.simulation import make_join_request, report
 from trainer.protocol import Heartbeat
 from yolo_launch.diagnosis.hangs import StalledRank
 from yolo_launch.diagnosis.stacks import Frame
@@ -24,7 +24,6 @@ from yolo_launch.rendezvous.messages import (
     LogLine,
     NodeHeartbeat,
     Ready,
-    Report,
     Roster,
     Round,
     Seen,
@@ -45,12 +44,13 @@ MESSAGES = [
     Ready(fingerprint="d" * 64),
     JoinRefused(what="w", seen="s", expected="e", next_command="n", exit_code=3),
     NodeHeartbeat(phase="train", epoch=1, step=2),
+    Seen(findings=((1, Finding("machines", "failure", "a", "b")),)),
     Seen(findings=((1, Finding("all-reduce", "warning", "0.1 GB/s", "look at the cable")),)),
     StoreReady(round=1, port=4711),
     FailureNotice(round=1, kind="stalled"),
-    Report(round=1, kind="failed", failure=FAILURE, key=(0.0, 0.0, 1.0, 1e9, 3.0), ran_s=1.5, finished_a_step=True),
-    Report(round=1, kind="stalled", stalled=(STALLED, STALLED)),
-    Report(round=1, kind="stopped", signal=15, saved=True),
+    report(1, kind="failed", failure=FAILURE, key=(0.0, 0.0, 1.0, 1e9, 3.0), ran_s=1.5, finished_a_step=True),
+    report(1, kind="stalled", stalled=(STALLED, STALLED)),
+    report(1, kind="stopped", signal=15, saved=True),
     Leave(reason="it left (Ctrl-C)"),
     JoinAccepted(job={"config": {"epochs": 3, "names": ["a"]}, "is_demo": False}),
     Roster(text="1/2 machines", left_s=3.5),
@@ -81,10 +81,8 @@ PATH = "/" + "/".join(["a" * 200] * 150)
 @pytest.mark.parametrize(
     "message",
     [
-        Report(
-            round=1, kind="failed", failure=RankFailure(0, 0, 1, LONG, LONG, {"what": LONG}, log_path=PATH, hint=LONG)
-        ),
-        Report(round=1, kind="stalled", stalled=(StalledRank(0, 1.0, None, (Frame(PATH, "1", LONG),) * 9, LONG),)),
+        report(1, kind="failed", failure=RankFailure(0, 0, 1, LONG, LONG, {"what": LONG}, log_path=PATH, hint=LONG)),
+        report(1, kind="stalled", stalled=(StalledRank(0, 1.0, None, (Frame(PATH, "1", LONG),) * 9, LONG),)),
         End(outcome=Outcome("worker_failed", 1, detail=LONG, failure=RankFailure(0, 0, 1, hint=LONG, device=LONG))),
     ],
     ids=["a report", "a stall", "an end"],
@@ -98,8 +96,8 @@ def test_no_text_is_so_long_that_a_machine_is_cut_off_for_it(message):
 
 
 def test_times_that_are_no_numbers_are_taken():
-    report = Report(round=1, kind="failed", failure=RankFailure(0, 0, 1), key=(0.0, 0.0, 0.0, float("inf"), 0.0))
-    assert parse(json.loads(text_of(report.pack()))).key[3] == float("inf")
+    message = report(1, kind="failed", failure=RankFailure(0, 0, 1), key=(0.0, 0.0, 0.0, float("inf"), 0.0))
+    assert parse(json.loads(text_of(message.pack()))).report.key[3] == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -119,9 +117,9 @@ def test_times_that_are_no_numbers_are_taken():
         {"type": "StoreReady", "round": 1, "port": 0},
         {"type": "Store", "round": 1, "port": 65536},
         {"type": "Round", "number": 1, "members": [[0, 1, 2]], "batch_size": 8, "even": True},
-        {"type": "Report", "round": 1, "kind": "failed", "key": [0.0]},
-        {"type": "Report", "round": 1, "kind": "stopped", "signal": 99},
-        {"type": "Report", "round": 1, "kind": "failed", "failure": {"rank": 0, "evil": 1}},
+        {"type": "Report", "round": 1, "report": {"kind": "failed", "key": [0.0]}},
+        {"type": "Report", "round": 1, "report": {"kind": "stopped", "signal": 99}},
+        {"type": "Report", "round": 1, "report": {"kind": "failed", "failure": {"rank": 0, "evil": 1}}},
         {"type": "LogLine", "text": "x" * (MOST_TEXT + 1)},
         {"type": "End", "outcome": {"kind": "won", "exit_code": 0}},
     ],

@@ -7,7 +7,7 @@ import signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.yolo_launch.rendezvous.simulation import DATA, Stage, failed, job_facts
+from tests.yolo_launch.rendezvous.simulation import DATA, Stage, failed, job_facts, report
 from yolo_launch.diagnosis.hangs import StalledRank
 from yolo_launch.rendezvous.messages import FailureNotice, JoinRefused, Leave, Ready, Report, Round, StoreReady
 
@@ -57,7 +57,7 @@ def play(stage: Stage, step: tuple) -> None:
 
 
 def speak(stage: Stage, name: str, rank: int, how: str = "") -> None:
-    number = stage.control.round
+    number = stage.coordinator.round
     if name == "hush":
         stage.silent.add(rank)
     elif name == "wake":
@@ -82,28 +82,28 @@ def report_of(how: str, number: int, rank: int) -> list[Report]:
     if how == "failed":
         return [failed(number, rank)]
     if how == "twice":
-        return [failed(number, rank), Report(round=number, kind="done")]
+        return [failed(number, rank), report(number, kind="done")]
     if how == "late":
         return [failed(max(0, number - 1), rank)]
     if how == "stopped":
-        return [Report(round=number, kind="stopped", signal=signal.SIGTERM, saved=True)]
+        return [report(number, kind="stopped", signal=signal.SIGTERM, saved=True)]
     if how == "stalled":
-        return [Report(round=number, kind="stalled", stalled=STALLED)]
-    return [Report(round=number, kind=how, finished_a_step=True)]
+        return [report(number, kind="stalled", stalled=STALLED)]
+    return [report(number, kind=how, finished_a_step=True)]
 
 
 def check(stage: Stage) -> None:
-    control = stage.control
-    participants = control.table.participants
+    coordinator = stage.coordinator
+    participants = coordinator.participants.by_rank
     assert all(rank == participant.join_request.rank < MACHINES for rank, participant in participants.items())
     assert len({participant.connection for participant in participants.values()}) == len(participants)
     assert not {participant.connection for participant in participants.values()} & stage.closed, (
         "a seat whose connection was closed"
     )
-    assert control._progress.restarts <= control.settings.max_restarts
-    assert (control.outcome is not None) == (control.phase == "ended")
-    if control.phase == "running":
-        assert 0 in control.table.in_round(), "a round without its master"
+    assert coordinator._progress.restarts <= coordinator.settings.max_restarts
+    assert (coordinator.outcome is not None) == (coordinator.phase == "ended")
+    if coordinator.phase == "running":
+        assert 0 in coordinator.participants.in_round(), "a round without its master"
     for words in stage.heard.values():
         numbers = [message.number for message in words if isinstance(message, Round)]
         assert numbers == sorted(set(numbers)), "a round begun twice"
@@ -133,4 +133,4 @@ def test_no_order_of_events_leaves_a_lobby_waiting_for_ever(steps, fewest, max_r
     assert stage.phase == "ended" or (stage.phase == "running" and not all_go_silent)
     if stage.phase == "ended":
         stage.wait(12, step_s=1.0)
-        assert stage.control.is_over
+        assert stage.coordinator.is_over

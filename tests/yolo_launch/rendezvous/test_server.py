@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -26,35 +25,24 @@ from tests.yolo_launch.rendezvous.connections import (
     unauthenticated,
     wait_for,
 )
-from tests.yolo_launch.rendezvous.simulation import DATA, make_join_request
+from tests.yolo_launch.rendezvous.simulation import DATA, make_join_request, report
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.ports import free_port
 from yolo_launch.nodes import session as node_seat
+from yolo_launch.nodes.events import NodeEvents
 from yolo_launch.nodes.session import NodeSession
 from yolo_launch.nodes.status_line import StatusLine
+from yolo_launch.nodes.work import Introduction
 from yolo_launch.rendezvous import client as member_module
-from yolo_launch.rendezvous.client import (
-    MasterGone,
-    NoRendezvous,
-    RendezvousClient,
-    RendezvousEndpoint,
-    dial,
-    greet,
-    request_rank,
-)
+from yolo_launch.rendezvous.client import MasterGone, RendezvousClient
+from yolo_launch.rendezvous.dialing import NoRendezvous, RendezvousEndpoint, dial, greet, request_rank
 from yolo_launch.rendezvous.framing import PROTOCOL, MessageAuthenticator
-from yolo_launch.rendezvous.messages import End, Leave, NodeHeartbeat, Report, Roster, Round, Stop, Store, StoreReady
+from yolo_launch.rendezvous.messages import End, Leave, NodeHeartbeat, Roster, Round, Stop, Store, StoreReady
 from yolo_launch.rendezvous.server import MOST_UNAUTHENTICATED
 from yolo_launch.spec import Outcome
 
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 WRONG = "does not take this machine's token"
-
-
-@pytest.fixture(autouse=True)
-def no_torch(monkeypatch):
-    """A seat that is ready loads torch in a child; nobody here needs it."""
-    monkeypatch.setattr("yolo_launch.nodes.session.TorchPreload", object)
 
 
 def close_all(*members):
@@ -74,11 +62,11 @@ def test_a_job_from_the_first_knock_to_the_end(token):
         first.send(StoreReady(round=1, port=4711))
         assert wait_for(second, Store).port == 4711
         for member in (second, first):
-            member.send(Report(round=1, kind="done"))
+            member.send(report(1, kind="done"))
         assert [wait_for(member, End).outcome for member in (first, second)] == [Outcome("done", 0)] * 2
         close_all(first, second)
-        assert soon(lambda: it.control.is_over)
-        assert not [line for line in it.said if "turned away" in line]
+        assert soon(lambda: it.coordinator.is_over)
+        assert not [line for line in it.said if "was refused" in line]
 
 
 def test_the_job_is_handed_out_with_the_seat():
@@ -94,14 +82,14 @@ def test_a_stop_reaches_the_hearing_thread_at_once():
         first, second = it.sit(0), it.sit(1)
         wait_for(first, Round)
         stops = []
-        first.on_stop = lambda message: stops.append((threading.current_thread().name, message))
+        first.events.on_stop = lambda message: stops.append((threading.current_thread().name, message))
         began_at = time.monotonic()
         second.channel.connection.shutdown(socket.SHUT_RDWR)
         assert soon(lambda: stops)
         assert time.monotonic() - began_at < 1
         thread, message = stops[0]
         assert isinstance(message, Stop)
-        assert (message.kind, first.stop, thread) == ("lost", message, "member_hear")
+        assert (message.kind, first.stop, thread) == ("lost", message, "rendezvous_receive")
         close_all(first, second)
 
 
@@ -133,7 +121,7 @@ def test_a_token_that_does_not_fit_is_refused_on_both_sides(lobby_token, own, se
         assert caught.value.exit_code == ExitCode.NOT_JOINED
         assert it.heard(master_sees)
         assert it.heard("127.0.0.1:")
-        assert not it.control.table.participants
+        assert not it.coordinator.participants.by_rank
 
 
 def test_a_lobby_that_only_pretends_to_know_the_token_is_found_out():
@@ -289,12 +277,12 @@ def test_garbage_disturbs_neither_a_waiting_nor_a_running_job(token, tmp_path, c
             connection.sendall(text)
             connection.shutdown(socket.SHUT_WR)
         time.sleep(0.5)
-        first.send(Report(round=1, kind="done"))
-        second.send(Report(round=1, kind="done"))
+        first.send(report(1, kind="done"))
+        second.send(report(1, kind="done"))
         assert wait_for(second, End).outcome.kind == "done"
         assert not fuse.exists()
         assert it.heard("an unauthenticated connection to the rendezvous port was refused: 127.0.0.1:")
-        assert len([line for line in it.said if "turned away" in line]) == 1, "a flood is one line"
+        assert len([line for line in it.said if "was refused" in line]) == 1, "a flood is one line"
         close_all(first, second)
     assert "Traceback" not in capfd.readouterr().err
 
@@ -338,7 +326,7 @@ def test_a_thousand_held_connections_disturb_nobody(monkeypatch):
         assert time.monotonic() - began_at < 5
         assert soon(lambda: first.stop is not None)
         assert first.stop.kind == "join"
-        first.send(Report(round=1, kind="saved"))
+        first.send(report(1, kind="saved"))
         assert wait_for(second, Round).number == 2
         time.sleep(1.2)
         beaten.set()
@@ -380,7 +368,7 @@ def test_a_handler_that_fails_does_not_end_the_lobby_and_one_that_always_fails_e
     monkeypatch.setattr("yolo_launch.rendezvous.server.BROKEN_S", 0.5)
     with opened(2) as it:
         first = it.sit(0)
-        monkeypatch.setattr(it.control, "tick", lambda now: 1 / 0)
+        monkeypatch.setattr(it.coordinator, "tick", lambda now: 1 / 0)
         assert wait_for(first, End).outcome.detail == "the rendezvous itself failed"
         assert "ZeroDivisionError" in caplog.text
         close_all(first)
@@ -427,27 +415,26 @@ def test_a_member_whose_threads_fail_says_so_instead_of_going_deaf():
         first, second = it.sit(0), it.sit(1)
         wait_for(first, Round)
 
-        def fail(message):
-            if isinstance(message, Stop):
-                raise RuntimeError("no")
+        def fail(message: Stop) -> None:
+            raise RuntimeError("no")
 
         def odd() -> NodeHeartbeat:
             raise ValueError("half a heartbeat file")
 
-        second.beat, first.on_stop = odd, fail
+        second.events.heartbeat, first.events.on_stop = odd, fail
         time.sleep(1.5)
-        assert sorted(it.control.table.participants) == [0, 1]
+        assert sorted(it.coordinator.participants.by_rank) == [0, 1]
         second.close()
         assert soon(lambda: first.gone)
         assert "could not be followed: no" in first.gone
         first.close()
 
 
-STOPPED_LOBBY = """
+STOPPED_MASTER = """
 import time
-from tests.yolo_launch.rendezvous.connections import OpenLobby
-it = OpenLobby(2)
-print(it.door.port, flush=True)
+from tests.yolo_launch.rendezvous.connections import OpenRendezvous
+it = OpenRendezvous(2)
+print(it.endpoint.port, flush=True)
 time.sleep(60)
 """
 
@@ -458,20 +445,20 @@ def test_a_master_that_is_stopped_is_given_up_within_ten_seconds(monkeypatch, sc
     silent_s, lost_s = scale * member_module.SILENT_S, scale * node_seat.LOST_S
     monkeypatch.setattr(member_module, "SILENT_S", silent_s)
     monkeypatch.setattr(node_seat, "LOST_S", lost_s)
-    command = [sys.executable, "-c", STOPPED_LOBBY]
+    command = [sys.executable, "-c", STOPPED_MASTER]
     server = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=subprocess.PIPE, text=True)
     try:
         endpoint = RendezvousEndpoint("127.0.0.1", int(server.stdout.readline()))
         shown = io.StringIO()
-        session = NodeSession(SimpleNamespace(line=StatusLine(shown)), make_join_request(1), endpoint)
-        assert session.take(10) == {"config": {"epochs": 3}}
-        session.ready(DATA)
-        wait_for(session.member, Roster)
+        session = NodeSession(make_join_request(1), endpoint, NodeEvents(StatusLine(shown)))
+        assert session.join(10) == {"config": {"epochs": 3}}
+        session.introduce(Introduction(DATA))
+        wait_for(session.client, Roster)
         server.send_signal(signal.SIGSTOP)
         began_at = time.monotonic()
-        reason = wait_for(session.member, MasterGone, 10).reason
+        reason = wait_for(session.client, MasterGone, 10).reason
         assert reason == f"no word from the master for {silent_s:g} s"
-        assert session._reconnect(reason) is None
+        assert not session.reconnect(reason)
         assert silent_s - 1.5 < time.monotonic() - began_at < lost_s + 1
         assert lost_s / scale + 1 <= 10
         assert f"{reason}; looking for it" in shown.getvalue()
@@ -486,15 +473,17 @@ def test_a_seat_is_taken_again_at_the_same_lobby_and_at_no_other(monkeypatch):
     shown = io.StringIO()
     with opened(2) as it:
         first = it.sit(0)
-        session = NodeSession(SimpleNamespace(line=StatusLine(shown)), make_join_request(1), it.endpoint)
-        session.take(5)
-        session.ready(DATA)
+        session = NodeSession(make_join_request(1), it.endpoint, NodeEvents(StatusLine(shown)))
+        session.join(5)
+        session.introduce(Introduction(DATA))
         assert wait_for(first, Round).number == 1
-        session.member.channel.connection.shutdown(socket.SHUT_RDWR)
-        reason = wait_for(session.member, MasterGone).reason
-        again = session._reconnect(reason)
-        first.send(Report(round=1, kind="ended"))
-        assert again is session.member
+        session.client.channel.connection.shutdown(socket.SHUT_RDWR)
+        reason = wait_for(session.client, MasterGone).reason
+        before = session.client
+        assert session.reconnect(reason)
+        again = session.client
+        first.send(report(1, kind="ended"))
+        assert again is not before
         assert wait_for(again, Round).number == 2
         assert shown.getvalue().endswith("the master answers again\n")
         port = it.endpoint.port
@@ -502,8 +491,8 @@ def test_a_seat_is_taken_again_at_the_same_lobby_and_at_no_other(monkeypatch):
         close_all(first)
     with opened(2, port=port) as it:
         it.rendezvous._id = "another rendezvous"
-        assert session._reconnect("gone") is None
-        assert not it.control.table.participants
+        assert not session.reconnect("gone")
+        assert not it.coordinator.participants.by_rank
 
 
 def test_a_seat_is_waited_for_at_a_port_that_cuts_connections_until_the_lobby_is_up():
@@ -512,7 +501,7 @@ def test_a_seat_is_waited_for_at_a_port_that_cuts_connections_until_the_lobby_is
         port = proxy.getsockname()[1]
         shown = io.StringIO()
         session = NodeSession(
-            SimpleNamespace(line=StatusLine(shown)), make_join_request(1), RendezvousEndpoint("127.0.0.1", port)
+            make_join_request(1), RendezvousEndpoint("127.0.0.1", port), NodeEvents(StatusLine(shown))
         )
 
         def cut():
@@ -522,15 +511,15 @@ def test_a_seat_is_waited_for_at_a_port_that_cuts_connections_until_the_lobby_is
 
         threading.Thread(target=cut, daemon=True).start()
         with pytest.raises(LaunchError, match=r"The master did not answer within 0.7 s\.") as caught:
-            session.take(0.7)
+            session.join(0.7)
         assert "cut the connection" in caught.value.seen
         assert "cut the connection" in shown.getvalue()
 
 
 def test_a_member_that_slept_does_not_blame_the_master(monkeypatch):
     monkeypatch.setattr("yolo_launch.rendezvous.client.SILENT_S", 0.8)
-    monkeypatch.setattr("yolo_launch.rendezvous.client.ASLEEP_S", 0.6)
-    monkeypatch.setattr("yolo_launch.rendezvous.coordinator.PULSE_S", 0.2)
+    monkeypatch.setattr("yolo_launch.rendezvous.client.SUSPENDED_S", 0.6)
+    monkeypatch.setattr("yolo_launch.rendezvous.announcements.HEARTBEAT_S", 0.2)
     with opened(2) as it:
         channel = dial(it.endpoint, 5, lambda problem: None)
         greet(channel, it.endpoint)

@@ -6,18 +6,15 @@ import pytest
 
 from trainer.config.train import TrainConfig
 from yolo_launch.errors import LaunchError
-from yolo_launch.request.launch_request import (
-    DEMO_OPTIONS,
-    config_options,
-    launch_request,
-    parse_batch,
-    parse_overrides,
-)
-from yolo_launch.request.options import config_field_options, train_options
+from yolo_launch.request.launch_options import LaunchOptions, RunOptions
+from yolo_launch.request.launch_request import DEMO_OPTIONS, launch_request
+from yolo_launch.request.option_values import parse_batch, parse_overrides
+from yolo_launch.request.options import config_field_options, config_values, options_of
+from yolo_launch.request.train_options import NodeOptions, TrainOptions
 
 
 def test_every_field_with_flags_is_an_option_of_its_type():
-    options = {option.name: option for option in config_field_options()}
+    options = {option.name: option for option in config_field_options(TrainConfig)}
     assert options["imgsz"].type is int
     assert options["imgsz"].flags == ("--imgsz", "--img", "--img-size")
     assert options["label_smoothing"].type is float
@@ -28,10 +25,11 @@ def test_every_field_with_flags_is_an_option_of_its_type():
     assert "parallel" not in options
 
 
-def test_no_flag_and_no_name_is_used_twice():
-    flags = [part for option in train_options() for flag in option.flags for part in flag.split("/")]
+@pytest.mark.parametrize("kind", [TrainOptions, NodeOptions])
+def test_no_flag_and_no_name_is_used_twice(kind):
+    flags = [part for option in options_of(kind) for flag in option.flags for part in flag.split("/")]
     assert len(flags) == len(set(flags))
-    names = [option.name for option in train_options()]
+    names = [option.name for option in options_of(kind)]
     assert len(names) == len(set(names))
 
 
@@ -40,10 +38,10 @@ def test_the_demos_options_are_fields():
 
 
 def test_only_what_was_typed_is_an_option_value():
-    values = dict.fromkeys((option.name for option in train_options()), None)
-    assert config_options(values) == {}
+    values = dict.fromkeys((option.name for option in options_of(TrainOptions)), None)
+    assert config_values(TrainConfig, values) == {}
     typed = {**values, "freeze": "0,1,2", "batch_size": "64", "rect": True, "weights": "", "gpus": "0"}
-    assert config_options(typed) == {"freeze": (0, 1, 2), "batch_size": 64, "rect": True, "weights": ""}
+    assert config_values(TrainConfig, typed) == {"freeze": (0, 1, 2), "batch_size": 64, "rect": True, "weights": ""}
 
 
 @pytest.mark.parametrize(("text", "batch"), [("64", 64), ("auto", None), ("-1", None), ("AUTO", None)])
@@ -67,7 +65,7 @@ def test_overrides():
 
 def test_freeze_takes_numbers_only():
     with pytest.raises(LaunchError, match="--freeze"):
-        config_options({"freeze": "backbone"})
+        config_values(TrainConfig, {"freeze": "backbone"})
 
 
 @pytest.mark.parametrize(
@@ -82,9 +80,20 @@ def test_freeze_takes_numbers_only():
 )
 def test_launcher_values_out_of_range_are_refused(values):
     with pytest.raises(LaunchError, match="cannot be used"):
-        launch_request(values, ("yolo-launch", "train"))
+        launch_request(LaunchOptions(**values), ("yolo-launch", "train"))
 
 
 def test_zero_restarts_are_not_the_default():
-    assert launch_request({"max_restarts": 0}, ()).max_restarts == 0
-    assert launch_request({}, ()).max_restarts == 3
+    assert launch_request(LaunchOptions(max_restarts=0), ()).max_restarts == 0
+    assert launch_request(LaunchOptions(), ()).max_restarts == 3
+    assert launch_request(RunOptions(), ()).max_restarts == 0, "a script that does not resume starts from nothing"
+
+
+def test_options_are_those_of_the_fields_in_their_order():
+    names = [option.name for option in options_of(NodeOptions)]
+    assert names.index("rank") < names.index("data") < names.index("gpus") < names.index("resume")
+    assert "inline" not in names
+    options = {option.name: option for option in options_of(NodeOptions)}
+    assert options["hyperparameters"].type == list[str]
+    assert (options["stall_timeout"].type, options["stall_timeout"].default_text) == (float, "300")
+    assert (options["port"].panel, options["dry_run"].default_text) == ("Machines", "")

@@ -1,52 +1,58 @@
-"""The launcher's inbox of signals: what it collects, and what stays ignored."""
+"""Stop signals in order, for a launcher in the foreground and for one whose shell had them ignored."""
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
 
-from yolo_launch.workers.signals import SignalInbox, signal_name
+from yolo_launch.workers.signals import STOP_SIGNALS, SignalInbox, signal_name
 
 
-@pytest.fixture(autouse=True)
-def _usual_handlers():
-    """Ctrl-C and SIGHUP as in a terminal; handlers are put back after the test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+@pytest.fixture
+def dispositions():
+    """Sets what a signal does before a launcher starts; as it was afterwards."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def put(number, action) -> None:
+        signal.signal(number, action)
+
+    yield put
+    for number, action in before.items():
+        signal.signal(number, action)
 
 
-def test_signals_are_collected_in_order_and_handlers_put_back():
-    before = signal.getsignal(signal.SIGTERM)
+def test_stop_signals_come_in_order_and_the_old_handlers_come_back(dispositions):
+    dispositions(signal.SIGUSR1, signal.SIG_DFL)
     with SignalInbox() as inbox:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert inbox.wait(5) == [signal.SIGUSR1, signal.SIGTERM]
-        assert inbox.wait(0) == []
-    assert signal.getsignal(signal.SIGTERM) == before
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        assert inbox.wait(1.0) == [signal.SIGUSR1, signal.SIGTERM]
+        assert inbox.wait(0.0) == []
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
-def test_what_nohup_has_set_to_ignored_stays_so():
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP])
+def test_what_a_background_shell_or_nohup_ignores_stays_ignored(dispositions, number):
+    dispositions(number, signal.SIG_IGN)
     with SignalInbox() as inbox:
-        assert inbox.ignored == {signal.SIGHUP}
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert inbox.wait(5) == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert inbox.ignored == {number}
+        signal.raise_signal(number)
+        # The elastic agent sets a handler of its own while it runs.
+        signal.signal(number, lambda signum, frame: None)
+        signal.raise_signal(number)
+        assert inbox.wait(0.0) == []
+    assert signal.getsignal(number) == signal.SIG_IGN
 
 
-def test_after_a_stop_no_further_ctrl_c_disturbs_the_report():
+def test_after_a_ctrl_c_another_one_does_not_cut_the_report_short(dispositions):
+    dispositions(signal.SIGINT, signal.default_int_handler)
     with SignalInbox() as inbox:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert inbox.wait(5) == [signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+        assert inbox.wait(1.0) == [signal.SIGINT]
+    signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
-def test_names_are_those_that_people_know():
-    assert [signal_name(number) for number in (signal.SIGINT, signal.SIGTERM)] == ["Ctrl-C", "SIGTERM"]
+def test_a_signal_is_named_as_a_person_knows_it():
+    assert (signal_name(signal.SIGINT), signal_name(signal.SIGTERM)) == ("Ctrl-C", "SIGTERM")

@@ -6,7 +6,7 @@ import inspect
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,29 +15,15 @@ from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import exit_code_of, refuse_failures, run_checks
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.typed_command import RunCommand, typed_in
-from yolo_launch.cli.typer_options import with_options
+from yolo_launch.cli.typer_options import takes
 from yolo_launch.cli.views import show_outcome, show_plan, show_start
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs import run_directory
 from yolo_launch.planning.plan import make_plan, plan_facts
+from yolo_launch.request.launch_options import RunOptions
 from yolo_launch.request.launch_request import launch_request
-from yolo_launch.request.options import DEBUG, DRY_RUN, GPUS, JSON, LAUNCH, NPROC, PORT, STALL_TIMEOUT, Option
 from yolo_launch.spec import LaunchPlan, WorkerCommand
 
-RUN_OPTIONS = (
-    GPUS,
-    NPROC,
-    PORT,
-    # A script that does not resume by itself would start from nothing, so a restart has to be asked for.
-    Option("max_restarts", ("--max-restarts",), "restarts of the job after a failure", int, LAUNCH, "0"),
-    STALL_TIMEOUT,
-    Option("module", ("--module",), "the script is a module, as with python -m", bool),
-    Option("project", ("--project",), "folder of the logs", str, LAUNCH, "runs/run"),
-    Option("name", ("--name",), "name of the logs' folder; a number is added where it exists", str, LAUNCH, "exp"),
-    DRY_RUN,
-    JSON,
-    DEBUG,
-)
 _SCRIPT = inspect.Parameter(
     "script",
     inspect.Parameter.KEYWORD_ONLY,
@@ -57,21 +43,18 @@ def register(app: typer.Typer) -> None:
     app.command("run", cls=RunCommand, help=text)(run)
 
 
-@with_options(RUN_OPTIONS, _SCRIPT, _ARGUMENTS)
-def run(ctx: typer.Context, **values: Any) -> None:
+@takes(RunOptions, _SCRIPT, _ARGUMENTS)
+def run(ctx: typer.Context, options: RunOptions) -> None:
     """Plan, check, start; the exit code is the outcome's."""
-    console = Console(json_mode=bool(values["json"]))
-    script, arguments = values["script"], tuple(values["arguments"] or ())
-    command = WorkerCommand((*(("-m",) if values["module"] else ()), script, *arguments), foreign=True)
-    max_restarts = values["max_restarts"] or 0
+    console = Console(json_mode=options.json)
+    module = ("-m",) if options.module else ()
+    command = WorkerCommand((*module, options.script, *options.arguments), foreign=True)
     host = inspect_host()
-    request = launch_request({**values, "max_restarts": max_restarts}, typed_in(ctx), builtin_trainer=False)
-    plan = make_plan(request, host)
-    project, name = values["project"] or "runs/run", values["name"] or "exp"
-    run_dir = run_directory.next_run_dir(project, name, exist_ok=False)
-    shown_script = f"-m {script}" if values["module"] else script
+    plan = make_plan(launch_request(options, typed_in(ctx), builtin_trainer=False), host)
+    run_dir = run_directory.next_run_dir(options.project, options.name, exist_ok=False)
+    shown_script = " ".join((*module, options.script))
     findings = [*plan.findings, *run_checks(Context(host, plan, None, run_dir, script=shown_script))]
-    if values["dry_run"]:
+    if options.dry_run:
         if console.json_mode:
             console.json(plan_facts(replace(plan, findings=tuple(findings)), command))
         else:
@@ -79,7 +62,7 @@ def run(ctx: typer.Context, **values: Any) -> None:
         raise typer.Exit(exit_code_of(findings))
     refuse_failures(findings)
     show_start(plan, findings, console)
-    run_dir = run_directory.create_run_dir(project, name, exist_ok=False)
+    run_dir = run_directory.create_run_dir(options.project, options.name, exist_ok=False)
     run_directory.write_plan(run_dir, plan_facts(plan, command))
     _start(plan, command, run_dir, console, typed_in(ctx))
 

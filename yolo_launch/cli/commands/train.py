@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -13,14 +12,14 @@ from yolo_launch.checks.preflight import exit_code_of, refuse_failures
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.report import from_here
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
-from yolo_launch.cli.typer_options import with_options
+from yolo_launch.cli.typer_options import takes
 from yolo_launch.cli.views import show_differences, show_outcome, show_plan, show_result, show_start
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.training_job import TrainingJob, make_job, opened, with_data, with_measured_batch
 from yolo_launch.planning.plan import plan_facts
-from yolo_launch.request.options import train_options
+from yolo_launch.request.train_options import TrainOptions
 from yolo_launch.spec import Outcome
 
 DEMO_NAME = "(the embedded data set)"
@@ -32,19 +31,19 @@ def register(app: typer.Typer) -> None:
     app.command("train", cls=TrainCommand, help=text)(train)
 
 
-@with_options(train_options())
-def train(ctx: typer.Context, **values: Any) -> None:
+@takes(TrainOptions)
+def train(ctx: typer.Context, options: TrainOptions) -> None:
     """Plan, check, start, and say what came of it; the exit code is the outcome's."""
-    console = Console(json_mode=bool(values["json"]))
+    console = Console(json_mode=options.json)
     typed, host = typed_in(ctx), inspect_host()
-    job = make_job(values, typed, host)
-    if values["dry_run"]:
+    job = make_job(options, typed, host)
+    if options.dry_run:
         show_dry_run(job, console)
         return
     show_differences(job.differences, console)
     refuse_failures(job.findings)
     show_start(job.plan, job.findings, console)
-    outcome, started = start(job, console, inline=bool(values["inline"]))
+    outcome, started = start(job, console, inline=options.inline)
     finish(outcome, started, console)
 
 

@@ -9,21 +9,29 @@ import pytest
 
 from trainer.config.train import make_config, read_config
 from trainer.errors import ConfigError
+from yolo_launch.cli.typer_options import options_from
 from yolo_launch.errors import LaunchError
 from yolo_launch.jobs import run_directory
-from yolo_launch.nodes.master import describe_job, make_settings
-from yolo_launch.nodes.member import (
+from yolo_launch.nodes.context import round_request
+from yolo_launch.nodes.master import make_settings
+from yolo_launch.nodes.training import (
+    describe_job,
     job_config,
     member_command,
     member_request,
     own_run_dir,
     refuse_other_options,
 )
-from yolo_launch.nodes.session import round_request
 from yolo_launch.rendezvous.messages import Round
+from yolo_launch.request.train_options import NodeOptions
 from yolo_launch.spec import LaunchRequest
 
 CONFIG = make_config({"data": "/master/coco.yaml", "cfg": "yolov5s", "epochs": 3, "batch_size": 64}, {"lr0": "0.02"})
+
+
+def typed(**values) -> NodeOptions:
+    """Options as Typer parses them."""
+    return options_from(NodeOptions, values)
 
 
 def description(tmp_path, **more) -> dict:
@@ -41,12 +49,12 @@ def description(tmp_path, **more) -> dict:
 
 
 def test_a_machine_without_options_takes_the_job_as_it_is(tmp_path):
-    assert job_config(description(tmp_path), {}) == CONFIG
+    assert job_config(description(tmp_path), NodeOptions()) == CONFIG
 
 
 def test_its_own_path_and_loaders_are_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = job_config(description(tmp_path), {"data": "here/coco.yaml", "workers": 2})
+    config = job_config(description(tmp_path), typed(data="here/coco.yaml", workers=2))
     assert (config.data, config.workers) == (str(tmp_path / "here/coco.yaml"), 2)
     assert config.model_copy(update={"data": CONFIG.data, "workers": CONFIG.workers}) == CONFIG
 
@@ -57,13 +65,13 @@ def test_its_own_path_and_loaders_are_its_own(tmp_path, monkeypatch):
         {"epochs": 3, "batch_size": "64"},
         {"data": "other/coco.yaml", "workers": 7, "project": "elsewhere", "name": "mine"},
         {"cfg": "/home/me/yolov5s"},
-        {"set_": ["lr0=0.020"]},
+        {"hyperparameters": ["lr0=0.020"]},
         {"epochs": None, "gpus": "0", "json": True},
     ],
     ids=str,
 )
 def test_the_same_options_everywhere_are_fine(values):
-    refuse_other_options(CONFIG, values)
+    refuse_other_options(CONFIG, typed(**values))
 
 
 @pytest.mark.parametrize(
@@ -75,13 +83,13 @@ def test_the_same_options_everywhere_are_fine(values):
             ["--batch 32 here, 64 in the job", "yolov5n here, yolov5s in the job"],
         ),
         ({"batch_size": "auto"}, ["--batch None here, 64 in the job"]),
-        ({"set_": ["lr0=0.01"]}, ["--set lr0=0.01 here, 0.02 in the job"]),
+        ({"hyperparameters": ["lr0=0.01"]}, ["--set lr0=0.01 here, 0.02 in the job"]),
     ],
     ids=str,
 )
 def test_other_options_are_refused_by_name(values, rows):
     with pytest.raises(LaunchError, match="other options than the job") as caught:
-        refuse_other_options(CONFIG, values)
+        refuse_other_options(CONFIG, typed(**values))
     for row in rows:
         assert row in caught.value.seen
     assert len(caught.value.seen.splitlines()) == len(rows)
@@ -90,14 +98,14 @@ def test_other_options_are_refused_by_name(values, rows):
 @pytest.mark.parametrize("pair", ["lr0=fast", "nothing=1"])
 def test_hyperparameters_that_cannot_be_are_refused_without_a_traceback(pair):
     with pytest.raises(ConfigError):
-        refuse_other_options(CONFIG, {"set_": [pair]})
+        refuse_other_options(CONFIG, typed(hyperparameters=[pair]))
 
 
 def test_the_embedded_data_is_drawn_on_each_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "yolo_launch.nodes.member.with_demo_data", lambda config: config.model_copy(update={"data": "drawn here"})
+        "yolo_launch.nodes.training.with_demo_data", lambda config: config.model_copy(update={"data": "drawn here"})
     )
-    assert job_config(description(tmp_path, is_demo=True), {}).data == "drawn here"
+    assert job_config(description(tmp_path, is_demo=True), NodeOptions()).data == "drawn here"
 
 
 def test_the_request_is_this_machines_devices_and_the_jobs_numbers(tmp_path):
@@ -173,14 +181,14 @@ def test_a_round_becomes_this_machines_request():
 
 def test_times_come_from_the_options():
     identity = SimpleNamespace(nodes=(1, 4))
-    settings = make_settings({"join_timeout": 0.0, "rejoin_timeout": 9.0, "join_grace": None}, identity, 7)
+    settings = make_settings(identity, max_restarts=7, join_timeout=0.0, rejoin_timeout=9.0)
     assert (settings.nodes, settings.is_elastic, settings.max_restarts) == ("1:4", True, 7)
     assert (settings.join_timeout_s, settings.rejoin_timeout_s, settings.join_grace_s) == (0.0, 9.0, 30.0)
 
 
 def test_times_below_zero_are_refused():
     with pytest.raises(LaunchError, match="--rejoin-timeout cannot be used") as caught:
-        make_settings({"rejoin_timeout": -1.0}, SimpleNamespace(nodes=(2, 2)), 3)
+        make_settings(SimpleNamespace(nodes=(2, 2)), max_restarts=3, join_timeout=600.0, rejoin_timeout=-1.0)
     assert caught.value.seen == "--rejoin-timeout -1"
 
 

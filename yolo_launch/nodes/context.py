@@ -1,0 +1,71 @@
+"""Holds what every node of a job starts from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from yolo_launch.nodes.identity import NodeIdentity, describe_identity, quiet_variables, socket_variables
+from yolo_launch.nodes.status_line import StatusLine
+from yolo_launch.nodes.work import NodeWork
+from yolo_launch.planning.plan import make_plan, rank_lines
+from yolo_launch.rendezvous.messages import Round
+from yolo_launch.spec import Host, LaunchRequest
+from yolo_launch.supervision.attempt import AttemptRunner
+from yolo_launch.workers.files import WorkerFiles
+
+
+@dataclass(frozen=True)
+class NodeContext:
+    """A node of a job before it takes part."""
+
+    typed: tuple[str, ...]
+    host: Host
+    identity: NodeIdentity
+    variables: dict[str, str]
+    """What keeps the workers' networks on the right interface."""
+    status_line: StatusLine
+    console_json: bool = False
+    """Whether stdout is kept for one JSON object."""
+
+    def runner(self, work: NodeWork, start: Round) -> AttemptRunner:
+        """The workers of a round, planned and prepared; who trains on what is shown if it has changed.
+
+        Raises LaunchError for a round that this node cannot run.
+        """
+        request = round_request(work.request, start, self.identity.rank)
+        plan = make_plan(request, self.host, work.plan.devices)
+        plan = replace(plan, environment={**plan.environment, **self.variables, **quiet_variables(os.environ)})
+        command = work.command(start, plan)
+        self.status_line.ranks(rank_lines(plan))
+        return AttemptRunner(plan, command, WorkerFiles(work.run_dir.absolute()), console_json=self.console_json)
+
+
+def make_context(
+    identity: NodeIdentity,
+    typed: tuple[str, ...],
+    host: Host,
+    say: Callable[[str], None],
+    *,
+    console_json: bool,
+) -> NodeContext:
+    """The node at its place in the job, which ``say`` is told in one line."""
+    variables = socket_variables(identity, os.environ)
+    say(describe_identity(identity, variables))
+    status_line = StatusLine(shows_progress=identity.rank > 0)
+    return NodeContext(typed, host, identity, variables, status_line, console_json)
+
+
+def round_request(request: LaunchRequest, start: Round, rank: int) -> LaunchRequest:
+    """A node's request for one round, with the workers of all nodes in it."""
+    ranks = [member for member, _ in start.members]
+    return replace(
+        request,
+        nnodes=len(ranks),
+        node_rank=ranks.index(rank),
+        nproc_by_node=tuple(count for _, count in start.members),
+        global_batch_size=start.batch_size,
+        batch_is_default=False,
+        uneven_batch_ok=not start.even,
+    )

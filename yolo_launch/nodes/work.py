@@ -1,0 +1,72 @@
+"""Describes what runs on a node: one value, whether it trains, runs a script or checks connections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from yolo_launch.rendezvous.admission import JobOffer
+from yolo_launch.rendezvous.messages import JoinRequest, Round, Seen
+from yolo_launch.rendezvous.server import RendezvousServer
+from yolo_launch.spec import Finding, LaunchPlan, LaunchRequest, Outcome, WorkerCommand
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What a node says once it can do the job."""
+
+    fingerprint: str = ""
+    """Of its data set; empty for a job without one."""
+    findings: tuple[tuple[int, Finding], ...] = ()
+    """What it has found in a cluster check, each with its rank."""
+
+
+class JobEnded(Exception):
+    """Raised by ``command``: no workers need to start, and the job ends like this."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.kind)
+        self.outcome = outcome
+
+
+class NodeWork(Protocol):
+    """What runs on one node of a job."""
+
+    request: LaunchRequest
+    """What the node is asked: its devices, and the batch as soon as the job is known."""
+    plan: LaunchPlan
+    """The plan of the last round; before the first, a draft whose devices stay."""
+    run_dir: Path
+    """Where the logs go; on a member known once it has accepted the job."""
+    foreign: bool
+    """Whether the workers run a script instead of the built-in trainer."""
+
+    def command(self, start: Round, plan: LaunchPlan) -> WorkerCommand:
+        """Prepare a round, keep its plan, and return what each worker runs. Raises LaunchError, or JobEnded."""
+        ...
+
+    def receive_findings(self, message: Seen) -> None:
+        """Take what all nodes have found; called from the connection's thread."""
+        ...
+
+
+class MasterWork(NodeWork, Protocol):
+    """What runs on the node that offers the job."""
+
+    def offer(self, own: JoinRequest) -> JobOffer:
+        """Describe the job to the others."""
+        ...
+
+    def introduce(self, server: RendezvousServer) -> Introduction:
+        """Say that this node can do the job, now that its rendezvous is open."""
+        ...
+
+
+class MemberWork(NodeWork, Protocol):
+    """What runs on any other node."""
+
+    def accept(self, description: Mapping[str, Any]) -> Introduction:
+        """Check on this node the job that the master describes. Raises UserError if this node cannot do it."""
+        ...

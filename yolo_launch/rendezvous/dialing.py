@@ -1,0 +1,168 @@
+"""Connects a node to the rendezvous: dialing, greeting, and the request for its rank."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.host.network import dial_problem
+from yolo_launch.rendezvous.framing import (
+    MAX_FRAME_BYTES,
+    MAX_HELLO_BYTES,
+    PROTOCOL,
+    Channel,
+    FramingError,
+    MessageAuthenticator,
+    is_proof,
+    new_nonce,
+    proof,
+)
+from yolo_launch.rendezvous.messages import (
+    JoinAccepted,
+    JoinRefused,
+    JoinRequest,
+    parse,
+)
+
+DIAL_S = 3.0
+"""How long one attempt to connect may take."""
+ANSWER_S = 15.0
+"""A master may be busy loading torch, or with many machines at once."""
+Explain = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RendezvousEndpoint:
+    """The address of the rendezvous, and the token that it takes."""
+
+    address: str
+    port: int
+    token: str | None = None
+
+
+class NoRendezvous(Exception):
+    """No rendezvous answered in time; the text is the last problem."""
+
+
+def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, patient: bool = True) -> Channel:
+    """Connect, again and again until the time is up, saying why it did not work yet. Raises NoRendezvous.
+
+    Not ``patient``, a machine that answers that nobody listens is believed at once.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = deadline - time.monotonic()
+        try:
+            return Channel(socket.create_connection((endpoint.address, endpoint.port), min(DIAL_S, max(0.2, left_s))))
+        except OSError as error:
+            problem = dial_problem(error, endpoint.address, endpoint.port)
+            if time.monotonic() >= deadline or (isinstance(error, ConnectionRefusedError) and not patient):
+                raise NoRendezvous(problem) from None
+        explain(problem)
+        time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
+
+
+def greet(channel: Channel, endpoint: RendezvousEndpoint, timeout_s: float = ANSWER_S) -> str:
+    """Exchange nonces and, where a token is set, proofs; the rendezvous's id.
+
+    Raises LaunchError for another program or token, and NoRendezvous if the connection ends without a word.
+    """
+    try:
+        greeting = _expect(channel, timeout_s)
+        rendezvous_id, theirs = greeting.get("rendezvous"), greeting.get("nonce")
+        if greeting.get("protocol") != PROTOCOL or not isinstance(theirs, str):
+            raise FramingError(f"protocol {greeting.get('protocol')}, this one speaks {PROTOCOL}")
+        wants_token = bool(greeting.get("token"))
+        mine = new_nonce()
+        shown = proof(endpoint.token, "member", theirs, mine) if endpoint.token and wants_token else ""
+        # A hello that will be refused is sent too: the master shows then whom it refused.
+        channel.send({"protocol": PROTOCOL, "nonce": mine, "proof": shown, "token": bool(endpoint.token)})
+        if wants_token != bool(endpoint.token):
+            raise _refused(endpoint, "a token" if wants_token else "no token", "a token" if endpoint.token else "none")
+        answer = _expect(channel, timeout_s)
+        if endpoint.token and not is_proof(answer.get("proof"), endpoint.token, "rendezvous", theirs, mine):
+            raise _refused(endpoint, "the master's own token", "another one")
+    except (EOFError, ConnectionError):
+        raise _cut(endpoint) from None
+    except (FramingError, OSError) as error:
+        raise LaunchError(
+            f"What listens on {endpoint.address}:{endpoint.port} is no rendezvous of this yolo-launch.",
+            seen=str(error) or type(error).__name__,
+            expected="a master of the same version, on its --port",
+            exit_code=ExitCode.NOT_JOINED,
+        ) from None
+    channel.outgoing = MessageAuthenticator.of(endpoint.token, "member", theirs, mine)
+    channel.incoming = MessageAuthenticator.of(endpoint.token, "rendezvous", theirs, mine)
+    return str(rendezvous_id)
+
+
+@contextlib.contextmanager
+def closing_on_failure(channel: Channel) -> Iterator[None]:
+    """Close the connection if the block raises."""
+    try:
+        yield
+    except BaseException:
+        channel.close()
+        raise
+
+
+def request_rank(
+    channel: Channel, endpoint: RendezvousEndpoint, join_request: JoinRequest, timeout_s: float = ANSWER_S
+) -> dict[str, Any]:
+    """Ask for the rank; the job's description.
+
+    Raises LaunchError with the refusal, and NoRendezvous if the connection is cut, as happens under many connections.
+    """
+    try:
+        channel.send(join_request.pack())
+        while True:
+            message = parse(_expect(channel, timeout_s, MAX_FRAME_BYTES))
+            if isinstance(message, JoinAccepted):
+                return message.job
+            if isinstance(message, JoinRefused):
+                raise refusal_error(message)
+    except (EOFError, ConnectionError):
+        raise _cut(endpoint) from None
+    except (FramingError, OSError) as error:
+        raise LaunchError(
+            "The rendezvous does not answer.",
+            seen=str(error) or type(error).__name__,
+            exit_code=ExitCode.NOT_JOINED,
+        ) from None
+
+
+def refusal_error(message: JoinRefused) -> LaunchError:
+    """A refusal as an error of this machine."""
+    return LaunchError(
+        message.what,
+        seen=message.seen,
+        expected=message.expected,
+        next_command=message.next_command,
+        exit_code=ExitCode(message.exit_code),
+    )
+
+
+def _expect(channel: Channel, timeout_s: float, limit: int = MAX_HELLO_BYTES) -> dict[str, Any]:
+    frame = channel.receive(timeout_s, limit)
+    if frame is None:
+        raise FramingError(f"nothing within {timeout_s:.1f} s")
+    return frame
+
+
+def _cut(endpoint: RendezvousEndpoint) -> NoRendezvous:
+    return NoRendezvous(dial_problem(ConnectionResetError(), endpoint.address, endpoint.port))
+
+
+def _refused(endpoint: RendezvousEndpoint, expected: str, seen: str) -> LaunchError:
+    return LaunchError(
+        f"The master at {endpoint.address}:{endpoint.port} does not take this machine's token.",
+        seen=seen,
+        expected=expected,
+        next_command="--token-file FILE with the master's token, or YOLO_LAUNCH_TOKEN",
+        exit_code=ExitCode.NOT_JOINED,
+    )

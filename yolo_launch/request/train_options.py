@@ -1,0 +1,76 @@
+"""Holds what a user asked of a training run, on one machine or on several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config.train import TrainConfig
+from yolo_launch.request.launch_options import (
+    DEBUG_TEXT,
+    JSON_TEXT,
+    RENDEZVOUS_PORT,
+    LaunchOptions,
+    MachineOptions,
+)
+from yolo_launch.request.option_values import parse_overrides
+from yolo_launch.request.options import MACHINES, option, settings_of
+
+
+@dataclass(frozen=True)
+class GivenSettings:
+    """What was typed of a run's configuration."""
+
+    given: Mapping[str, Any] = settings_of(TrainConfig)
+    """Values by field name of TrainConfig, only those that were typed; a batch of None is ``--batch auto``."""
+
+
+@dataclass(frozen=True)
+class JobOptions(LaunchOptions, GivenSettings):
+    """What decides a training run."""
+
+    dry_run: bool = option(False, "--dry-run", text="show the plan and start nothing")
+    json: bool = option(False, "--json", text=JSON_TEXT)
+    resume: str | None = option(
+        None, "--resume", text="go on with a run: alone, the newest unfinished one", metavar="[RUN]"
+    )
+    override: bool = option(False, "--override", text="resume though changed options change the result")
+    config: str | None = option(
+        None, "--config", text="options from a file, such as a run's config.yaml", metavar="FILE"
+    )
+    hyperparameters: Mapping[str, str] = option(
+        {},
+        "--set",
+        text="one hyperparameter, such as lr0=0.02; may be repeated",
+        metavar="NAME=VALUE",
+        parse=parse_overrides,
+    )
+
+
+@dataclass(frozen=True)
+class TrainOptions(JobOptions):
+    """What ``train`` was asked."""
+
+    inline: bool = option(False, "--inline", text="train in this process, for a debugger (one worker)")
+    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
+
+
+@dataclass(frozen=True)
+class NodeOptions(JobOptions, MachineOptions):
+    """What ``node`` was asked."""
+
+    port: int | None = option(
+        None,
+        "--port",
+        text="the rendezvous port on the master",
+        panel=MACHINES,
+        default_text=f"{RENDEZVOUS_PORT}, or the scheduler's",
+    )
+    rejoin_timeout: float = option(
+        300.0, "--rejoin-timeout", text="seconds that a lost machine is waited for", panel=MACHINES
+    )
+    join_grace: float = option(
+        30.0, "--join-grace", text="seconds that a job of MIN:MAX machines waits for more than MIN", panel=MACHINES
+    )
+    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
