@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainer.config.inference import DEFAULT_IMAGE_SIZE
 from trainer.errors import ConfigError, WeightsError
 from trainer.model.graph import DetectionModel, fuse_batch_norm
 from trainer.model.postprocess import non_max_suppression
 from trainer.runtime.reporter import Reporter
 from trainer.weights.load import load_model
-
-DEFAULT_IMAGE_SIZE = 640
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config.train import CONFIG_FILE, TrainConfig, make_config, read_config, read_options, write_config
+from trainer.config.fields import read_options, write_config
+from trainer.config.train import CONFIG_FILE, TrainConfig, make_config, read_config
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import run_checks
 from yolo_launch.errors import LaunchError

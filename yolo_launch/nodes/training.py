@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainer.config.fields import write_config
 from trainer.config.hyperparameters import make_hyperparameters
-from trainer.config.train import CONFIG_FILE, TrainConfig, make_config, write_config
+from trainer.config.train import CONFIG_FILE, TrainConfig, make_config
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import refuse_failures, run_checks
 from yolo_launch.errors import LaunchError

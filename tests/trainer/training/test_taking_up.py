@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.config.train import make_config, read_config, write_config
+from trainer.config.fields import write_config
+from trainer.config.train import make_config, read_config
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
 from trainer.optim.schedule import make_recipe
@@ -51,7 +52,7 @@ def test_a_configuration_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         file.write("seed: 2")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.config.train.yaml.safe_dump", half)
+    monkeypatch.setattr("yaml.safe_dump", half)
     with pytest.raises(OSError, match="No space"):
         write_config(make_config({"seed": 2}), path)
     assert read_config(path).seed == 1
