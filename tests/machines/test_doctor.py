@@ -17,12 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from yolo_launch.cluster_check import findings as cluster_check
-from yolo_launch.cluster_check.connectivity import EchoServer, check_connection
-from yolo_launch.rendezvous.admission import RendezvousSettings, refusal_of
-from yolo_launch.rendezvous.messages import JoinRequest, Seen, parse
-from yolo_launch.spec import Finding, Outcome
-
 PROGRAM = (sys.executable, "-c", "from yolo_launch.cli.main import main; main()")
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 LIMIT_S = 120.0
@@ -30,73 +24,8 @@ DROP_HIGH_PORTS = "tcp dport != 1234 drop"
 REJECT_HIGH_PORTS = "tcp dport != 1234 reject with tcp reset"
 
 
-def a_claim(rank: int, host: str, **values) -> JoinRequest:
-    return JoinRequest(session=host, rank=rank, host=host, nproc=1, **{"address": f"10.0.0.{rank + 1}", **values})
-
-
-# ---- one process
-
-
-def test_a_bell_is_heard_and_a_closed_port_is_refused():
-    with EchoServer("127.0.0.1") as echo_server:
-        assert check_connection("127.0.0.1", echo_server.port) == ""
-        assert check_connection("127.0.0.1", echo_server.port) == ""
-        port = echo_server.port
-    assert check_connection("127.0.0.1", port) == "refused"
-
-
-def test_what_is_blocked_is_named_with_its_direction():
-    own, other = a_claim(0, "gpu-a"), a_claim(1, "gpu-b", check_port=40001)
-    found = cluster_check.to_master(other, "gpu-a", "10.0.0.1", 41327, 1234, "timed out")
-    assert found.level == "failure"
-    assert found.seen == "master port 1234 OK, but gpu-b -> gpu-a:41327 blocked (timed out)"
-    assert found.advice == cluster_check.OPEN_PORTS
-    found = cluster_check.from_master(own, other, 1234, "refused")
-    assert found.seen == "master port 1234 OK, but gpu-a -> gpu-b:40001 blocked (refused)"
-
-
-def test_clocks_that_differ_by_more_than_two_seconds_are_a_warning():
-    join_requests = {0: a_claim(0, "gpu-a"), 1: a_claim(1, "gpu-b"), 2: a_claim(2, "gpu-c")}
-    found = cluster_check.clocks(join_requests, {0: 0.0, 1: 1.9, 2: -3.25})
-    assert [(one.level, one.seen) for one in found] == [("warning", "the clock of gpu-c is 3.2 s behind that of gpu-a")]
-
-
-def test_machines_that_train_and_machines_that_are_checked_refuse_one_another():
-    train, check, settings = a_claim(0, "gpu-a"), a_claim(1, "gpu-b", check_port=40001), RendezvousSettings(2, 2)
-    assert refusal_of(check, train, settings, None).seen == (
-        "gpu-b is to make a cluster check (yolo-launch doctor), gpu-a to train (yolo-launch node)"
-    )
-    own = a_claim(0, "gpu-a", check_port=40000)
-    assert "gpu-b is to train" in refusal_of(a_claim(1, "gpu-b"), own, settings, None).seen
-    assert refusal_of(check, own, settings, None) is None
-
-
-def test_findings_travel_as_plain_values():
-    told = Seen(findings=((1, Finding("machines", "failure", "a", "b")),))
-    assert parse(json.loads(json.dumps(told.pack()))) == told
-
-
-def test_the_cause_of_a_sum_that_failed_is_its_finding(make_plan_of_two):
-    outcome = Outcome("worker_failed", 1, detail="machine 1 gpu-b was lost: no word from it for 5 s")
-    found = cluster_check.all_reduced(make_plan_of_two, outcome, None)
-    assert found.level == "failure"
-    assert found.seen == f"2 workers on 2 machines over gloo: {outcome.detail}"
-
-
-@pytest.fixture
-def make_plan_of_two():
-    from yolo_launch.host.inventory import inspect_host
-    from yolo_launch.planning.plan import make_plan
-    from yolo_launch.spec import LaunchRequest
-
-    return make_plan(LaunchRequest(gpus="cpu", nnodes=2, builtin_trainer=False, workers=0), inspect_host())
-
-
-# ---- machines
-
-
 @dataclass
-class NodeContext:
+class Machine:
     """Starts launchers in one place: a network namespace, or this one."""
 
     name: str
@@ -137,16 +66,16 @@ def ends(*processes: subprocess.Popen[str]) -> list[tuple[int, str, str]]:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[tuple[NodeContext, NodeContext]]:
+def here(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
     """Two launchers beside each other."""
-    machines = NodeContext("here", tmp_path / "a"), NodeContext("here", tmp_path / "b")
+    machines = Machine("here", tmp_path / "a"), Machine("here", tmp_path / "b")
     yield machines
     for machine in machines:
         machine.close()
 
 
 @pytest.fixture
-def checked_machines(tmp_path: Path) -> Iterator[list[NodeContext]]:
+def checked_machines(tmp_path: Path) -> Iterator[list[Machine]]:
     """Three network namespaces, gpu-a to gpu-c, on one switch in a fourth; the firewall of each is its own."""
     if os.geteuid() != 0:
         pytest.skip("needs root for network namespaces")
@@ -172,7 +101,7 @@ def checked_machines(tmp_path: Path) -> Iterator[list[NodeContext]]:
                 run("ip", "-n", space, "link", "set", link, "up")
             renamed = ("unshare", "-u", "sh", "-c", f'hostname {name}; exec "$@"', "sh")
             prefix = ("ip", "netns", "exec", space, *renamed)
-            machines.append(NodeContext(name, tmp_path / name, f"10.93.7.{place}", prefix))
+            machines.append(Machine(name, tmp_path / name, f"10.93.7.{place}", prefix))
         yield machines
     finally:
         for machine in machines:
@@ -188,7 +117,7 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def block(machine: NodeContext, rule: str) -> None:
+def block(machine: Machine, rule: str) -> None:
     """Let the firewall of a machine treat what comes in."""
     if shutil.which("nft") is None:
         pytest.skip("needs nft (nftables) to block ports")
@@ -197,14 +126,12 @@ def block(machine: NodeContext, rule: str) -> None:
     subprocess.run([*machine.prefix[:4], "nft", "-f", "-"], input=rules, text=True, check=True)
 
 
-def check_up(
-    machine: NodeContext, rank: int, master: str, port: int, *more: str, nodes: int = 2
-) -> subprocess.Popen[str]:
+def check_up(machine: Machine, rank: int, master: str, port: int, *more: str, nodes: int = 2) -> subprocess.Popen[str]:
     where = ("--master", master, "--port", str(port), "--rank", str(rank), *(("--nodes", str(nodes)) * (rank == 0)))
     return machine.start("doctor", *where, "--gpus", "cpu", "--join-timeout", "60", *more)
 
 
-def check_all(machines: list[NodeContext], *more: str) -> list[tuple[int, str, str]]:
+def check_all(machines: list[Machine], *more: str) -> list[tuple[int, str, str]]:
     """A cluster check of all of them, the first one being the master: how each ended."""
     master, nodes = machines[0].address, len(machines)
     return ends(*[check_up(one, rank, master, 1234, *more, nodes=nodes) for rank, one in enumerate(machines)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 
@@ -217,7 +216,7 @@ def test_a_foreign_scripts_exception_is_the_cause(job, tmp_path):
     failure = job.outcome["failure"]
     assert failure["message"] == "RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"
     assert failure["traceback"].splitlines()[1].startswith(f'  File "{tmp_path / "their_train.py"}"')
-    assert "worker_shim" not in job.stderr + failure["traceback"]
+    assert "script_entrypoint" not in job.stderr + failure["traceback"]
     assert "runpy" not in job.stderr + failure["traceback"]
     assert job.stderr.count("Traceback (most recent call last)") == 1
     assert "--batch" in failure["hint"]
@@ -241,7 +240,7 @@ def test_a_foreign_script_gets_the_signal_that_the_user_sent(job, tmp_path, numb
     assert job.seconds_until_nothing_is_left(since) < 2.5
     assert job.outcome["kind"] == "interrupted"
     assert ("KeyboardInterrupt" in job.stderr) == (number == signal.SIGINT)
-    assert "worker_shim" not in job.stderr
+    assert "script_entrypoint" not in job.stderr
     assert "saving" not in job.stderr
 
 
@@ -274,19 +273,6 @@ def test_a_foreign_script_dies_with_the_launcher(job, tmp_path):
     foreign(job, tmp_path, "sleep").wait_for("ready0")
     since = job.signal(signal.SIGKILL)
     assert job.seconds_until_nothing_is_left(since) < 2.2
-
-
-def test_a_busy_port_names_its_holder(job):
-    import socket
-
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        job.start("plain_worker.py", str(job.run_dir), options=(*SEVERAL, "--port", str(port)))
-        assert job.wait() != 0
-        assert f"port {port} is busy" in job.stderr
-        assert f"PID {os.getpid()} (" in job.stderr
 
 
 @pytest.mark.slow

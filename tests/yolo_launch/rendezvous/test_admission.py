@@ -6,7 +6,7 @@ import pytest
 
 from tests.yolo_launch.rendezvous.simulation import DATA, Stage, job_facts, make_join_request
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.rendezvous.admission import parse_nodes
+from yolo_launch.rendezvous.admission import RendezvousSettings, parse_nodes, refusal_of
 from yolo_launch.rendezvous.messages import (
     MOST_NODES,
     End,
@@ -238,3 +238,14 @@ def test_numbers_of_machines(text, nodes):
 def test_numbers_of_machines_that_cannot_be(text):
     with pytest.raises(LaunchError, match="--nodes cannot be used"):
         parse_nodes(text)
+
+
+def test_machines_that_train_and_machines_that_are_checked_refuse_one_another():
+    settings = RendezvousSettings(2, 2)
+    train, check = make_join_request(0), make_join_request(1, check_port=40001)
+    assert refusal_of(check, train, settings, None).seen == (
+        "gpu-b is to make a cluster check (yolo-launch doctor), gpu-a to train (yolo-launch node)"
+    )
+    own = make_join_request(0, check_port=40000)
+    assert "gpu-b is to train" in refusal_of(make_join_request(1), own, settings, None).seen
+    assert refusal_of(check, own, settings, None) is None

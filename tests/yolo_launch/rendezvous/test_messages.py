@@ -44,6 +44,7 @@ MESSAGES = [
     Ready(fingerprint="d" * 64),
     JoinRefused(what="w", seen="s", expected="e", next_command="n", exit_code=3),
     NodeHeartbeat(phase="train", epoch=1, step=2),
+    Seen(findings=((1, Finding("machines", "failure", "a", "b")),)),
     Seen(findings=((1, Finding("all-reduce", "warning", "0.1 GB/s", "look at the cable")),)),
     StoreReady(round=1, port=4711),
     FailureNotice(round=1, kind="stalled"),
