@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,13 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 
 # A neighbor on a shared core slows spinning threads fourfold; sleeping ones wait their turn.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def pytest_configure() -> None:
+    """Give signals their usual effect, here and in all that tests start: a background shell has some ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

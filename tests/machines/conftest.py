@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -55,8 +54,6 @@ class NodeContext:
             self.command(sys.executable, "-c", ENTRY, *arguments),
             cwd=self.folder,
             env=env,
-            # A background shell had Ctrl-C ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             stdin=subprocess.DEVNULL,
             stdout=self.output_path.open("w"),
             stderr=subprocess.STDOUT,

@@ -49,7 +49,6 @@ class LaunchedJob:
 
     def _start(self, command: list[str], environment: dict[str, str], ignore_hangup: bool = False) -> LaunchedJob:
         def prepare() -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell had it ignored
             signal.signal(signal.SIGHUP, signal.SIG_IGN if ignore_hangup else signal.SIG_DFL)
 
         self.run_dir.mkdir(parents=True, exist_ok=True)
