@@ -24,6 +24,8 @@ from pathlib import Path
 import matplotlib
 import yaml
 
+from trainer.config.fields import write_config
+from trainer.config.inference import ValConfig
 from trainer.data.dataset import find_images, label_path_for, load_dataset_file
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -63,9 +65,16 @@ def link_data(source: str, folder: Path) -> str:
 def run_ours(arguments: argparse.Namespace, image_size: int, environ: dict[str, str]) -> Result:
     """One run of this project's worker."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--weights", arguments.weights, "--data", arguments.data, "--imgsz", str(image_size)]
-        words += ["--batch", str(arguments.batch), "--run-dir", folder, "--workers", "0", "--noplots"]
-        command = [sys.executable, "-m", "trainer.inference.val", *words]
+        config = ValConfig(
+            weights=arguments.weights,
+            data=arguments.data,
+            imgsz=image_size,
+            batch=arguments.batch,
+            workers=0,
+            noplots=True,
+        )
+        write_config(config, Path(folder) / "val.yaml")
+        command = [sys.executable, "-m", "trainer.inference.val", f"{folder}/val.yaml", "--run-dir", folder]
         path = os.pathsep.join(filter(None, (str(PROJECT_DIR), environ.get("PYTHONPATH", ""))))
         subprocess.run(command, check=True, env={**environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
         found = json.loads((Path(folder) / "summary.json").read_text())

@@ -16,9 +16,6 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 # A neighbor on a shared core slows spinning threads fourfold; sleeping ones wait their turn.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-# `pytest &` in a shell starts with Ctrl-C ignored, which every program that a test starts would inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 def pytest_configure() -> None:
     """Give signals their usual effect, here and in all that tests start: a background shell has some ignored."""

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.config.train import make_config, read_options
+from trainer.config.fields import read_options
+from trainer.config.train import make_config
 from trainer.errors import UserError
 from trainer.protocol import CONFIG_FILE, EXIT_FAILED, EXIT_USAGE, PARENT_VARIABLE, RunFiles
 from trainer.runtime.process_guard import guard_worker

@@ -41,11 +41,11 @@ class LaunchedJob:
         command = [sys.executable, str(WORKERS_DIR / "launcher.py"), "--run-dir", str(self.run_dir), *options]
         return self._start([*command, str(WORKERS_DIR / worker), *arguments], environment or {}, ignore_hangup)
 
-    def start_program(self, *typed: str, **environment: str) -> LaunchedJob:
+    def start_program(self, *typed: str, program: str = PROGRAM, **environment: str) -> LaunchedJob:
         """``yolo-launch`` as typed, in the run directory."""
         # As the installed program, it does not look into the working directory itself.
         alone = ["-P"] if sys.version_info >= (3, 11) else []
-        return self._start([sys.executable, *alone, "-c", PROGRAM, *typed], environment)
+        return self._start([sys.executable, *alone, "-c", program, *typed], environment)
 
     def _start(self, command: list[str], environment: dict[str, str], ignore_hangup: bool = False) -> LaunchedJob:
         def prepare() -> None:

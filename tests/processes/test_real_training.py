@@ -13,9 +13,19 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.processes.conftest import PROGRAM
+
 pytestmark = pytest.mark.slow
 TYPED = shlex.split("train --data cats.yaml --weights '' --imgsz 64 --batch 4 --gpus cpu --nproc 2 --noplots")
 RUN = "runs/train/exp"
+PATIENT = f"""
+import functools
+from yolo_launch.supervision import supervisor
+supervisor.Limits = functools.partial(supervisor.Limits, interrupt_s=30.0)
+{PROGRAM}
+"""
+"""Gives a Ctrl-C as long as a SIGTERM: on a busy machine two real ranks may need more than the usual 3 s to reach the
+end of a step, and are then killed by design. That limit itself is tested with workers of a known speed."""
 
 
 @pytest.fixture
@@ -36,9 +46,9 @@ def training(job, tiny_model, tmp_path):
         (job.run_dir / "trainer.py").write_text("raise RuntimeError('what lies in the working directory was taken')")
     (job.run_dir / "cats.yaml").write_text("path: cats\ntrain: images/train\nval: images/val\nnames: [cat]\n")
 
-    def start(*more: str):
-        cfg = ("--cfg", str(tiny_model))
-        return job.start_program(*TYPED, *cfg, *more, XDG_CACHE_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
+    def start(*more: str, program: str = PROGRAM):
+        cache, cfg = str(tmp_path / "cache"), ("--cfg", str(tiny_model))
+        return job.start_program(*TYPED, *cfg, *more, program=program, XDG_CACHE_HOME=cache, OMP_NUM_THREADS="1")
 
     return start
 
@@ -62,11 +72,11 @@ def test_a_killed_worker_costs_a_restart_from_the_newest_checkpoint(training):
 
 @pytest.mark.parametrize(("number", "code", "title"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
 def test_a_stopped_training_saves_and_goes_on_when_resumed(training, number, code, title):
-    job = training("--epochs", "40")
+    job = training("--epochs", "40", program=PATIENT)
     job.wait_for(f"{RUN}/results.csv")
-    since = job.signal(number)
+    job.signal(number)
     assert job.wait(40) == code
-    assert job.seconds_until_nothing_is_left(since) < 10
+    assert job.alive() == []
     assert f"stopped by {title} with the state saved" in job.stderr
     assert f"Next:     yolo-launch train --resume {RUN}" in job.stderr
     before = len(epochs_done(job))

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import trainer.training.loop as loop
-from trainer.config.train import make_config, read_options
+from trainer.config.fields import read_options
+from trainer.config.train import make_config
 from trainer.loss.detection import DetectionLoss, LossTerms
 from trainer.training.rollback import Run
 from trainer.training.worker import main

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 import trainer.training.loop as loop
-from trainer.config.train import make_config, read_options
+from trainer.config.fields import read_options
+from trainer.config.train import make_config
 from trainer.protocol import RunFiles
 from trainer.runtime.distributed import DistEnv, process_group
 from trainer.runtime.heartbeat import HeartbeatWriter

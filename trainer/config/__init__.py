@@ -1,3 +1,3 @@
 """Validates the configuration of a run."""
 
-__all__ = ["hyperparameters", "train"]
+__all__ = ["fields", "hyperparameters", "inference", "train"]

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.errors import ConfigError
@@ -100,6 +99,8 @@ def _read_file(path: Path) -> dict[str, Any]:
             seen=f"--hyp {path}",
             expected=f"a YAML file, or a built-in set: {', '.join(BUILT_IN_SETS)}",
         )
+    import yaml
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

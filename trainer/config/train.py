@@ -1,8 +1,7 @@
 """What a training run is made of: one frozen value, validated, free of torch, written to the run directory.
 
-A field is an option: its description is the help text, ``flags`` in its ``json_schema_extra`` are the spellings on
-the command line (ours first, then YOLOv5's) and ``panel`` the group it is shown in. Global numbers are stored;
-what one rank does with them is derived in the worker, since a restart can change the world size.
+A field made by ``fields.option`` is an option of the command line. Global numbers are stored; what one rank does with
+them is derived in the worker, since a restart can change the world size.
 """
 
 from __future__ import annotations
@@ -10,20 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from trainer.config.fields import option, read_options, validated
 from trainer.config.hyperparameters import Hyperparameters, load_hyperparameters, make_hyperparameters
-from trainer.errors import ConfigError
-from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE, replace_text
+from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
 
 DEFAULT_MODEL = "yolov5s"
 
 DATA, MODEL, LEARNING, RUN = "Data", "Model", "Learning", "Run directory"
-
-
-def _option(default: Any, *flags: str, panel: str, text: str, **checks: Any) -> Any:
-    return Field(default, description=text, json_schema_extra={"flags": list(flags), "panel": panel}, **checks)
 
 
 class TrainConfig(BaseModel):
@@ -31,11 +25,11 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    data: str = _option("", "--data", panel=DATA, text="data-set YAML; without it a small embedded set is made")
-    imgsz: int = _option(
+    data: str = option("", "--data", panel=DATA, text="data-set YAML; without it a small embedded set is made")
+    imgsz: int = option(
         DEFAULT_IMAGE_SIZE, "--imgsz", "--img", "--img-size", panel=DATA, gt=0, text="image side in pixels"
     )
-    batch_size: int = _option(
+    batch_size: int = option(
         DEFAULT_BATCH_SIZE,
         "--batch",
         "--batch-size",
@@ -43,69 +37,67 @@ class TrainConfig(BaseModel):
         gt=0,
         text="total batch over all workers, or 'auto'",
     )
-    epochs: int = _option(100, "--epochs", panel=LEARNING, gt=0, text="passes over the training set")
-    cfg: str = _option(
+    epochs: int = option(100, "--epochs", panel=LEARNING, gt=0, text="passes over the training set")
+    cfg: str = option(
         "",
         "--cfg",
         panel=MODEL,
         text="model: a built-in name or a YAML file; default: that of the weights, else yolov5s",
     )
-    weights: str = _option("", "--weights", panel=MODEL, text="weights to start from; '' trains from scratch")
-    hyp: str = _option(
+    weights: str = option("", "--weights", panel=MODEL, text="weights to start from; '' trains from scratch")
+    hyp: str = option(
         "low", "--hyp", panel=LEARNING, text="hyperparameters: low, med, high, none or a YAML in YOLOv5's schema"
     )
-    recipe: Literal["auto", "yolov5"] = _option(
+    recipe: Literal["auto", "yolov5"] = option(
         "auto",
         "--recipe",
         panel=LEARNING,
         text="auto scales warm-up, EMA and accumulation with the number of steps; yolov5 keeps its fixed constants",
     )
-    optimizer: Literal["auto", "SGD", "Adam", "AdamW"] = _option(
+    optimizer: Literal["auto", "SGD", "Adam", "AdamW"] = option(
         "auto", "--optimizer", panel=LEARNING, text="optimizer; auto is the recipe's choice"
     )
-    cos_lr: bool = _option(False, "--cos-lr", panel=LEARNING, text="cosine instead of linear decay")
-    label_smoothing: float = _option(0.0, "--label-smoothing", panel=LEARNING, ge=0, lt=1, text="epsilon")
-    patience: int = _option(
+    cos_lr: bool = option(False, "--cos-lr", panel=LEARNING, text="cosine instead of linear decay")
+    label_smoothing: float = option(0.0, "--label-smoothing", panel=LEARNING, ge=0, lt=1, text="epsilon")
+    patience: int = option(
         100, "--patience", panel=LEARNING, ge=0, text="stop after so many epochs without a better one; 0 never stops"
     )
-    freeze: tuple[int, ...] = _option(
+    freeze: tuple[int, ...] = option(
         (), "--freeze", panel=MODEL, text="layers to freeze: 10 is the first ten, several numbers are just those"
     )
-    seed: int = _option(0, "--seed", panel=LEARNING, ge=0, text="seed of initialization, order and augmentation")
-    amp: Literal["auto", "off", "fp16", "bf16"] = _option(
+    seed: int = option(0, "--seed", panel=LEARNING, ge=0, text="seed of initialization, order and augmentation")
+    amp: Literal["auto", "off", "fp16", "bf16"] = option(
         "auto", "--amp", panel=LEARNING, text="mixed precision; auto is bf16 or fp16 on CUDA, off on a CPU"
     )
-    deterministic: bool = _option(
-        False, "--deterministic", panel=LEARNING, text="deterministic kernels on CUDA; slower"
-    )
-    sync_bn: bool = _option(False, "--sync-bn", panel=LEARNING, text="batch norm over all workers (DDP)")
-    multi_scale: bool = _option(False, "--multi-scale", panel=DATA, text="vary the image size by +-50 %")
-    rect: bool = _option(False, "--rect", panel=DATA, text="rectangular training batches, without mosaic")
-    single_cls: bool = _option(False, "--single-cls", panel=DATA, text="train all classes as one")
-    image_weights: bool = _option(
+    deterministic: bool = option(False, "--deterministic", panel=LEARNING, text="deterministic kernels on CUDA; slower")
+    sync_bn: bool = option(False, "--sync-bn", panel=LEARNING, text="batch norm over all workers (DDP)")
+    multi_scale: bool = option(False, "--multi-scale", panel=DATA, text="vary the image size by +-50 %")
+    rect: bool = option(False, "--rect", panel=DATA, text="rectangular training batches, without mosaic")
+    single_cls: bool = option(False, "--single-cls", panel=DATA, text="train all classes as one")
+    image_weights: bool = option(
         False, "--image-weights", panel=DATA, text="draw images by the errors of their classes"
     )
-    cache: Literal["", "ram", "disk"] = _option(
+    cache: Literal["", "ram", "disk"] = option(
         "", "--cache", panel=DATA, text="keep decoded images, one copy per machine: ram or disk"
     )
-    autoanchor: bool = _option(
+    autoanchor: bool = option(
         True, "--autoanchor/--noautoanchor", panel=MODEL, text="fit anchors where the given ones do not suit"
     )
-    workers: int | None = _option(
+    workers: int | None = option(
         None, "--workers", panel=DATA, ge=0, text="loader processes of each worker; default: what the cores allow"
     )
-    val: bool = _option(True, "--val/--noval", panel=RUN, text="validate each epoch, not only the last")
-    save: bool = _option(True, "--save/--nosave", panel=RUN, text="keep checkpoints, not only the last")
-    plots: bool = _option(True, "--plots/--noplots", panel=RUN, text="draw pictures and curves")
-    save_period: int = _option(
+    val: bool = option(True, "--val/--noval", panel=RUN, text="validate each epoch, not only the last")
+    save: bool = option(True, "--save/--nosave", panel=RUN, text="keep checkpoints, not only the last")
+    plots: bool = option(True, "--plots/--noplots", panel=RUN, text="draw pictures and curves")
+    save_period: int = option(
         -1, "--save-period", panel=RUN, ge=-1, text="keep a checkpoint every so many epochs; -1 never"
     )
-    checkpoint_interval_s: float = _option(
+    checkpoint_interval_s: float = option(
         60.0, "--checkpoint-interval", panel=RUN, gt=0, text="seconds of training between checkpoints"
     )
-    project: str = _option("runs/train", "--project", panel=RUN, text="folder of runs")
-    name: str = _option("exp", "--name", panel=RUN, text="name of the run; a number is added where it exists")
-    exist_ok: bool = _option(False, "--exist-ok", panel=RUN, text="write into the folder though it exists")
+    project: str = option("runs/train", "--project", panel=RUN, text="folder of runs")
+    name: str = option("exp", "--name", panel=RUN, text="name of the run; a number is added where it exists")
+    exist_ok: bool = option(False, "--exist-ok", panel=RUN, text="write into the folder though it exists")
 
     parallel: Literal["auto", "ddp", "dp"] = Field("auto", description="how several devices work together")
     hyperparameters: Hyperparameters = Field(
@@ -140,48 +132,12 @@ def make_config(options: dict[str, Any], overrides: dict[str, Any] | None = None
         values["hyperparameters"] = make_hyperparameters({**resolved, **(overrides or {})})
     else:
         values["hyperparameters"] = load_hyperparameters(str(values.get("hyp", "low")), overrides or {})
-    try:
-        return TrainConfig(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "configuration"
-        raise ConfigError(f"{_flag(name)} cannot be used", seen=repr(first["input"]), expected=first["msg"]) from None
-
-
-def _flag(field_name: str) -> str:
-    field = TrainConfig.model_fields.get(field_name)
-    extra = field.json_schema_extra if field is not None else None
-    if isinstance(extra, dict):
-        flags = extra.get("flags")
-        if isinstance(flags, list) and flags:
-            return str(flags[0]).split("/")[0]
-    return field_name
-
-
-def write_config(config: TrainConfig, path: Path) -> None:
-    """Write every resolved value as YAML; ``read_config`` gives the same value back.
-
-    A kill leaves the old file or the new one: without its configuration a run cannot be resumed.
-    """
-    replace_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), sync=True)
+    return validated(TrainConfig, values)
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Read what ``write_config`` wrote. Raises ConfigError for a missing or damaged file."""
+    """The configuration that ``fields.write_config`` wrote. Raises ConfigError for a missing or damaged file."""
     return make_config(read_options(path))
-
-
-def read_options(path: Path) -> dict[str, Any]:
-    """The option values of a configuration file, not yet validated. Raises ConfigError."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("the configuration file is missing", seen=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read", seen=str(error).splitlines()[0]) from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no configuration", seen=type(values).__name__)
-    return values
 
 
 def rounded_image_size(imgsz: int, stride: int) -> int:

@@ -1,8 +1,7 @@
-"""Finds objects in pictures and films (``python -m trainer.inference.predict --weights FILE --run-dir DIR SOURCE``)."""
+"""Finds objects in pictures and films (``python -m trainer.inference.predict CONFIG --run-dir DIR``)."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -12,17 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.protocol import (
-    DEFAULT_IMAGE_SIZE,
-    OUTPUT_ON_STDERR,
-    OUTPUT_VARIABLE,
-    PREDICT_BATCH_SIZE,
-    PREDICT_CONFIDENCE,
-    PREDICT_IOU,
-    PREDICT_MAX_DETECTIONS,
-    RunFiles,
-)
-from trainer.runtime.process_guard import guard_worker
+from trainer.config.inference import PredictConfig
+from trainer.protocol import OUTPUT_ON_STDERR, OUTPUT_VARIABLE
+from trainer.runtime.session import Session, run_worker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,61 +21,37 @@ if TYPE_CHECKING:
     from trainer.inference.detector import Detector
     from trainer.inference.results import ResultWriter
     from trainer.inference.sources import Frame
-    from trainer.runtime.session import Session
 
 _UNWRITTEN = 16
 """Frames that may wait for their pictures to be written."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and predict; the exit code."""
-    options = parse(arguments)
-    if options.json:
-        os.environ[OUTPUT_VARIABLE] = OUTPUT_ON_STDERR  # stdout is for the lines of JSON
-    guard_worker(RunFiles(options.run_dir).logs.folder)
-    # Only now: importing torch takes seconds.
-    from trainer.runtime.session import run_entry
-
-    return run_entry(lambda session: predict(session, options), options.run_dir)
+    """Predict as the command line says; the exit code."""
+    return run_worker("trainer.inference.predict", read_config, predict, arguments)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; defaults are YOLOv5's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.inference.predict", description="Find objects in pictures."
-    )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, film, folder or pattern")
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--run-dir", type=Path, required=True, help="where results go")
-    parser.add_argument("--imgsz", type=int, help=f"image side; the one trained on, else {DEFAULT_IMAGE_SIZE}")
-    parser.add_argument("--batch", type=int, default=PREDICT_BATCH_SIZE)
-    parser.add_argument("--conf", type=float, default=PREDICT_CONFIDENCE)
-    parser.add_argument("--iou", type=float, default=PREDICT_IOU, help="of non-maximum suppression")
-    parser.add_argument("--max-det", type=int, default=PREDICT_MAX_DETECTIONS)
-    parser.add_argument("--classes", help="only these: indices or names, such as 0,2 or person,car")
-    parser.add_argument("--half", action="store_true", help="float16 on a GPU")
-    parser.add_argument("--save-txt", action="store_true")
-    parser.add_argument("--save-conf", action="store_true")
-    parser.add_argument("--save-crop", action="store_true")
-    parser.add_argument("--nosave", action="store_true", help="draw no pictures")
-    parser.add_argument("--show", action="store_true")
-    parser.add_argument("--json", action="store_true", help="a line of JSON a picture on stdout")
-    return parser.parse_args(arguments)
+def read_config(path: Path) -> PredictConfig:
+    """The configuration; if it asks for lines of JSON, stdout is left to them. Raises ConfigError."""
+    config = PredictConfig.read(path)
+    if config.json_lines:
+        os.environ[OUTPUT_VARIABLE] = OUTPUT_ON_STDERR
+    return config
 
 
-def predict(session: Session, options: argparse.Namespace) -> None:
+def predict(session: Session, config: PredictConfig) -> None:
     """Look at every frame and keep what was found."""
     from trainer.inference.detector import load_detector
     from trainer.inference.results import ResultWriter, Wanted
     from trainer.inference.sources import find_media, read_frames
     from trainer.inference.window import open_window
 
-    media = find_media(options.sources)
-    if options.show:
+    media = find_media(config.sources)
+    if config.show:
         open_window()
-    detector = load_detector(options.weights, session.device, half=options.half)
-    classes = chosen_classes(options.classes, detector.names)
-    image_size = detector.image_size(options.imgsz, session.reporter)
+    detector = load_detector(Path(config.weights), session.device, half=config.half)
+    classes = chosen_classes(config.classes, detector.names)
+    image_size = detector.image_size(config.imgsz, session.reporter)
     unreadable: list[Path] = []
 
     def on_unreadable(path: Path, why: str) -> None:
@@ -93,15 +60,15 @@ def predict(session: Session, options: argparse.Namespace) -> None:
 
     frames = read_frames(media, image_size=image_size, stride=detector.stride, on_unreadable=on_unreadable)
     wanted = Wanted(
-        pictures=not options.nosave,
-        labels=options.save_txt,
-        confidences=options.save_conf,
-        crops=options.save_crop,
+        pictures=not config.nosave,
+        labels=config.save_txt,
+        confidences=config.save_conf,
+        crops=config.save_crop,
     )
     detector.warm_up(image_size)
-    teller = Teller(session, options, detector.names)
+    teller = Teller(session, config, detector.names)
     with Keeper(ResultWriter(session.run_dir, detector.names, wanted)) as keeper:
-        for frame, found in detect(session, options, detector, classes, frames):
+        for frame, found in detect(session, config, detector, classes, frames):
             keeper.keep(frame, found)
             if teller.tell(frame, found):
                 break
@@ -129,14 +96,14 @@ def chosen_classes(text: str | None, names: Sequence[str]) -> list[int] | None:
             raise ConfigError(
                 "--classes names a class that the model lacks",
                 seen=word,
-                expected=f"of {len(names)}: {shown}" + ", ..." * (len(names) > 20),
+                expected=f"of {len(names)}: {shown}{', ...' if len(names) > 20 else ''}",
             )
     return chosen
 
 
 def detect(
     session: Session,
-    options: argparse.Namespace,
+    config: PredictConfig,
     detector: Detector,
     classes: list[int] | None,
     frames: Iterator[Frame],
@@ -151,15 +118,15 @@ def detect(
     done: dict[int, tuple[Frame, np.ndarray]] = {}
     upcoming = 0
     session.heartbeat.beat("val")
-    for batch in batches_of_one_size(frames, options.batch):
+    for batch in batches_of_one_size(frames, config.batch):
         pixels = np.stack([frame.canvas for frame in batch])
         images = torch.from_numpy(np.ascontiguousarray(pixels[..., ::-1].transpose(0, 3, 1, 2)))
         suppressed = non_max_suppression(
             detector(images),
-            confidence_threshold=options.conf,
-            iou_threshold=options.iou,
+            confidence_threshold=config.conf,
+            iou_threshold=config.iou,
             classes=classes,
-            max_detections=options.max_det,
+            max_detections=config.max_det,
         )
         for frame, kept in zip(batch, suppressed, strict=True):
             found = kept.cpu().numpy()
@@ -199,9 +166,9 @@ class Keeper:
 class Teller:
     """Says what was found as it is found: lines of JSON, lines for people, a window."""
 
-    def __init__(self, session: Session, options: argparse.Namespace, names: tuple[str, ...]) -> None:
+    def __init__(self, session: Session, config: PredictConfig, names: tuple[str, ...]) -> None:
         self._session = session
-        self._options = options
+        self._config = config
         self._names = names
         self._frames = 0
         self._boxes = 0
@@ -213,7 +180,7 @@ class Teller:
 
         self._frames += 1
         self._boxes += len(found)
-        if self._options.json:
+        if self._config.json_lines:
             try:
                 sys.stdout.write(results.as_json(frame, found, self._names) + "\n")
                 sys.stdout.flush()
@@ -225,7 +192,7 @@ class Teller:
             say = self._session.reporter.say
             what = "film" if frame.film else results.describe(found, self._names)
             say(f"{frame.path}: {what}")
-        if self._options.show:
+        if self._config.show:
             picture = results.draw(frame, found, self._names)
             return window.show(picture, wait_for_key=frame.film is None)
         return False
@@ -234,7 +201,7 @@ class Teller:
         """One line about all of it."""
         elapsed_s = max(time.monotonic() - self._started_at, 1e-9)
         speed = f"{self._frames / elapsed_s:.1f} a second"
-        where = "" if self._options.nosave and not self._options.save_txt else f"; results in {self._session.run_dir}"
+        where = "" if self._config.nosave and not self._config.save_txt else f"; results in {self._session.run_dir}"
         self._session.reporter.say(f"{self._frames} pictures, {self._boxes} objects, {speed}{where}")
 
 

@@ -160,11 +160,11 @@ def check_nodes(
         builtin_trainer=False,
         nnodes=most,
     )
-    told = cluster_findings.worth_telling(local, host.name)
+    shared = cluster_findings.for_others(local, host.name)
     address = listening_address(identity, host) if identity.rank == 0 else identity.own_address
     with tempfile.TemporaryDirectory(prefix="yolo-launch-") as folder, EchoServer(address) as echo_server:
         kind = MasterCheck if identity.rank == 0 else MemberCheck
-        work = kind(context, make_plan(request, host, devices), request, told, Path(folder), echo_server.port)
+        work = kind(context, make_plan(request, host, devices), request, shared, Path(folder), echo_server.port)
         try:
             outcome = _run(work, context, options.join_timeout)
         except KeyboardInterrupt:  # while the master was dialed; later the monitor receives it
@@ -180,7 +180,7 @@ def _run(work: MasterCheck | MemberCheck, context: NodeContext, join_timeout: fl
 
 
 def look_at_all(server: RendezvousServer, own: JoinRequest, rendezvous_port: int) -> cluster_findings.Seen:
-    """What the master sees of the nodes that are there, and what they have told it."""
+    """What the master sees of the nodes that are there, and what they have found."""
     participants = dict(server.coordinator.participants.by_rank)
     join_requests = {rank: one.join_request for rank, one in sorted(participants.items())}
     others = [one for rank, one in join_requests.items() if rank != 0]
@@ -190,5 +190,5 @@ def look_at_all(server: RendezvousServer, own: JoinRequest, rendezvous_port: int
     found += cluster_findings.clocks(join_requests, {rank: one.clock_ahead_s for rank, one in participants.items()})
     connected = zip(others, problems, strict=True)
     reached = [(0, cluster_findings.from_master(own, one, rendezvous_port, problem)) for one, problem in connected]
-    told = [pair for rank in join_requests if (seen := participants[rank].seen) for pair in seen.findings]
-    return [(0, one) for one in found] + told + reached
+    received = [pair for rank in join_requests if (seen := participants[rank].seen) for pair in seen.findings]
+    return [(0, one) for one in found] + received + reached

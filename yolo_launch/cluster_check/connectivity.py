@@ -1,4 +1,4 @@
-"""Whether one machine reaches a free port of another: a port that answers, and what silence means."""
+"""Checks whether one node reaches a free port of another."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _greet(caller: socket.socket) -> None:
 
 
 def check_connection(address: str, port: int, timeout_s: float = CONNECTION_S) -> str:
-    """Connect to another machine's bell: nothing where it answers, else why it does not, in a few words."""
+    """Connect to another node's EchoServer: an empty text if it answers, else why it does not, in a few words."""
     try:
         with socket.create_connection((address, port), timeout_s) as connection:
             return _listen(connection, time.monotonic() + timeout_s)
@@ -79,14 +79,14 @@ def check_connection(address: str, port: int, timeout_s: float = CONNECTION_S) -
 
 
 def _listen(connection: socket.socket, deadline: float) -> str:
-    heard = b""
+    received = b""
     try:
-        while len(heard) < len(GREETING):
+        while len(received) < len(GREETING):
             connection.settimeout(max(0.01, deadline - time.monotonic()))
             piece = connection.recv(len(GREETING))
             if not piece:
                 break
-            heard += piece
+            received += piece
     except TimeoutError:
         return NO_ANSWER
-    return "" if heard == GREETING else "another program answers"
+    return "" if received == GREETING else "another program answers"

@@ -1,4 +1,4 @@
-"""What is found when machines are checked together, in words. Pure."""
+"""Turns what is seen of nodes that are checked together into findings. Pure."""
 
 from __future__ import annotations
 
@@ -38,15 +38,16 @@ def from_master(own: JoinRequest, other: JoinRequest, rendezvous_port: int, prob
 def versions_and_environments(join_requests: Mapping[int, JoinRequest]) -> list[Finding]:
     """What all have in common, since others are refused, and who is where."""
     one = join_requests[min(join_requests)]
-    versions = [f"torch {one.torch}"] + [f"CUDA {one.cuda}"] * bool(one.cuda) + [f"NCCL {one.nccl}"] * bool(one.nccl)
+    packages = (("torch", one.torch), ("CUDA", one.cuda), ("NCCL", one.nccl))
+    versions = [f"{name} {version}" for name, version in packages if version or name == "torch"]
     found = [
         Finding(CHECK, "ok", f"{', '.join(versions)} and yolo-launch {one.code} on all {len(join_requests)} machines")
     ]
     for rank in sorted(join_requests):
         join_request = join_requests[rank]
-        via = f" on {join_request.interface}" * bool(join_request.interface)
+        via = f" on {join_request.interface}" if join_request.interface else ""
         devices = ", ".join(dict.fromkeys(join_request.devices))
-        workers = f"{join_request.nproc} worker{'s' * (join_request.nproc > 1)} ({devices})"
+        workers = f"{join_request.nproc} {'worker' if join_request.nproc == 1 else 'workers'} ({devices})"
         found.append(Finding(CHECK, "ok", f"node {rank} {join_request.host} is {join_request.address}{via}, {workers}"))
     return found
 
@@ -73,7 +74,7 @@ def backends(own: JoinRequest, plan: LaunchPlan, host: str, backend: str) -> lis
     return [Finding(CHECK, "failure", text, "GPUs everywhere, or --gpus cpu everywhere")]
 
 
-def worth_telling(findings: Iterable[Finding], host: str) -> list[Finding]:
+def for_others(findings: Iterable[Finding], host: str) -> list[Finding]:
     """What a machine found on itself that the others should know."""
     by = f"{host}: "
     return [
@@ -118,7 +119,7 @@ def all_reduced(plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | 
     failure = outcome.failure
     cause = outcome.detail or "the workers ended without an answer"
     if failure is not None:
-        where = f" on {failure.host}" * bool(failure.host)
+        where = f" on {failure.host}" if failure.host else ""
         cause = f"rank {failure.rank}{where}: {failure.message.strip() or cause}"
     advice = f"{OPEN_PORTS}; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the interface"
     return Finding("all-reduce", "failure", f"{who}: {cause}", advice)

@@ -1,7 +1,7 @@
 """Runs in each worker of a cluster check: ``python -m yolo_launch.cluster_check.worker_check JSON``.
 
-All machines reach the master when this starts, so its store is where they tell one another their ports. Then each rings
-at every other, and the sum over all workers is timed where all answer.
+All nodes reach the master when this starts, so they exchange their ports over its store. Then each connects to every
+other, and the sum over all workers is timed if all answer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_answer(folder: Path, rank: int) -> dict[str, Any] | None:
 
 
 def check_connections(store: Any, echo_server: list[Any], node: int, nodes: int) -> list[list[Any]]:
-    """Ring from this machine, ``node`` of ``nodes``, at all but the master, which the launchers have rung at already.
+    """Connect from this node, ``node`` of ``nodes``, to all but the master, which the launchers have reached already.
 
     ``echo_server`` is this machine's host, address and port. Returns [from, to, port, problem] of each that failed.
     """
@@ -47,7 +47,7 @@ def check_connections(store: Any, echo_server: list[Any], node: int, nodes: int)
 
 
 def blocked_anywhere(store: Any, echo_server: list[Any]) -> list[list[Any]]:
-    """What no machine but the master could ring at, the same list on every rank."""
+    """The connections that failed among nodes other than the master, the same list on every rank."""
     node, nodes = int(os.environ["GROUP_RANK"]), int(os.environ["GROUP_WORLD_SIZE"])
     if os.environ["LOCAL_RANK"] == "0" and node > 0:
         store.set(f"blocked{node}", json.dumps(check_connections(store, echo_server, node, nodes)))
@@ -55,7 +55,7 @@ def blocked_anywhere(store: Any, echo_server: list[Any]) -> list[list[Any]]:
 
 
 def main() -> None:
-    """Ring at the others, add up numbers over all workers of all machines, and leave the findings behind."""
+    """Connect to the others, sum numbers over all workers of all nodes, and leave the findings behind."""
     arguments = json.loads(sys.argv[1])
     answer: dict[str, Any] = {"blocked": blocked_anywhere(join_store(TIMEOUT_S), arguments["echo_server"])}
     if not answer["blocked"]:

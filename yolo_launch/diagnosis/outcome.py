@@ -157,7 +157,7 @@ def _decide(ended: _Round) -> RoundDecision:
     if ended.lost and not own:
         return _lost(ended)
     if failures and (own or not ended.paused):
-        _, end, failure = min(own or failures, key=lambda one: one[0])
+        _, end, failure = min(failures, key=lambda one: one[0])
         return _failed(ended, end, failure)
     if ended.paused:
         return RoundDecision(ended.progress, note="the workers have ended for the new machine; going on with all")

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config.train import TrainConfig, make_config, read_config, read_options, write_config
+from trainer.config.fields import read_options, write_config
+from trainer.config.train import TrainConfig, make_config, read_config
 from trainer.protocol import CONFIG_FILE
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import run_checks

@@ -28,10 +28,10 @@ _A_NODELIST = "host names as Slurm writes them, such as gpu[01-03,7],login"
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """A machine's place among others as its environment tells it; None and '' where it says nothing."""
+    """A node among others as its environment describes it; None and '' for what it does not say."""
 
     source: str = ""
-    """Who told: 'Slurm job 42', 'the training operator (PET_*)', 'MASTER_ADDR', ...; empty for nobody."""
+    """Who said it: 'Slurm job 42', 'the training operator (PET_*)', 'MASTER_ADDR', ...; empty for nobody."""
     node_rank: int | None = None
     min_nodes: int | None = None
     max_nodes: int | None = None

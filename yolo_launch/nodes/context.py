@@ -50,7 +50,7 @@ def make_context(
     *,
     console_json: bool,
 ) -> NodeContext:
-    """The node at its place in the job, which ``say`` is told in one line."""
+    """The node with its rank and addresses, which go to ``say`` in one line."""
     variables = socket_variables(identity, os.environ)
     say(describe_identity(identity, variables))
     status_line = StatusLine(shows_progress=identity.rank > 0)

@@ -231,7 +231,7 @@ def _token(options: ClusterOptions, environ: Mapping[str, str]) -> str | None:
 
 
 def describe_identity(identity: NodeIdentity, variables: Mapping[str, str]) -> str:
-    """One line: rank, addresses and what the workers' networks are told."""
+    """One line: rank, addresses and the variables of the workers' networks."""
     shown = ", ".join(f"{name}={value}" for name, value in variables.items())
     source = f"{identity.source}: " if identity.source else ""
     via = f" via {identity.interface}" if identity.interface else ""

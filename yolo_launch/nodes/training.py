@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainer.config.fields import write_config
 from trainer.config.hyperparameters import make_hyperparameters
-from trainer.config.train import TrainConfig, make_config, write_config
+from trainer.config.train import TrainConfig, make_config
 from trainer.protocol import CONFIG_FILE, RunFiles, replace_text
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import refuse_failures, run_checks

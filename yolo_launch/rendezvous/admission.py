@@ -1,4 +1,4 @@
-"""What a job expects of its machines, and why a machine is not taken."""
+"""Decides which nodes a job takes, and says why a node is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JOIN_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class RendezvousSettings(JobRules):
-    """How many machines a job takes, and how long they are waited for. Seconds throughout."""
+    """How many nodes a job takes, and how long they are waited for. Seconds throughout."""
 
     join_timeout_s: float = JOIN_TIMEOUT_S
     join_grace_s: float = 30.0
@@ -63,7 +63,7 @@ def parse_nodes(text: str) -> tuple[int, int]:
 def refusal_of(
     join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
 ) -> JoinRefused | None:
-    """Why a machine is not taken, or None. ``own`` is the master's claim, ``taken`` who holds the rank already."""
+    """Why a machine is not taken, or None. ``own`` is the master's request, ``taken`` that of the rank's holder."""
     for rule in _RULES:
         found = rule(join_request, own, settings, taken)
         if found is not None:
@@ -93,11 +93,12 @@ def _in_range(
 ) -> JoinRefused | None:
     if join_request.rank < settings.max_nodes:
         return None
+    ranks = f"--rank 1 to {settings.max_nodes - 1}, or " if settings.max_nodes > 1 else ""
     return JoinRefused(
         what=f"Rank {join_request.rank} of {join_request.host} is out of range: "
         f"the job on {own.host} has {settings.nodes} machines.",
         seen=f"--rank {join_request.rank}",
-        expected=f"--rank 1 to {settings.max_nodes - 1}, or " * (settings.max_nodes > 1) + "a larger --nodes on rank 0",
+        expected=f"{ranks}a larger --nodes on rank 0",
     )
 
 

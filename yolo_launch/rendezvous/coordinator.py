@@ -251,7 +251,7 @@ class Coordinator:
             return
         self.phase = "stopping"
         self._deadline = now + (self.settings.save_s if kind in ("join", "save") else self.settings.stop_s)
-        if kind not in ("failed", "save"):  # told with its cause, once that is known
+        if kind not in ("failed", "save"):  # shown with its cause, once that is known
             self.participants.say(reason)
         self.participants.send(self.participants.in_round(), Stop(round=self.round, kind=kind, reason=clipped(reason)))
 
@@ -261,7 +261,7 @@ class Coordinator:
         waiting = [rank for rank in self.participants.in_round() if self.participants.by_rank[rank].report is None]
         if waiting and now <= self._deadline:
             return
-        for rank in [] if self._completed else waiting:  # who is late then hears the end all the same
+        for rank in [] if self._completed else waiting:  # a late node receives the end all the same
             participant = self.participants.by_rank.pop(rank)
             self.participants.closing.append(participant.connection)
             self._lost.append((participant.join_request, "it did not say how the round ended"))

@@ -70,7 +70,7 @@ def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, pa
 def greet(channel: Channel, endpoint: RendezvousEndpoint, timeout_s: float = ANSWER_S) -> str:
     """Exchange nonces and, where a token is set, proofs; the rendezvous's id.
 
-    Raises LaunchError for another program or token, and NoRendezvous if the connection ends without a word.
+    Raises LaunchError for another program or token, and NoRendezvous if the connection ends without an answer.
     """
     try:
         greeting = _expect(channel, timeout_s)

@@ -1,8 +1,8 @@
-"""Frames between a machine and the rendezvous: length-limited JSON, sealed with HMAC-SHA256 where a token is set.
+"""Frames between a node and the rendezvous: length-limited JSON, authenticated with HMAC-SHA256 if a token is set.
 
-A frame is a length (4 bytes, big endian), a seal (32 bytes, only with a token) and the JSON of one object. The seal
-covers direction, a counter and the JSON, so that nobody without the token can alter, replay or invent a
-frame. Nothing is encrypted and nothing is ever unpickled.
+A frame is a length (4 bytes, big endian), an authentication code (32 bytes, only with a token) and the JSON of one
+object. The code covers direction, a counter and the JSON, so that nobody without the token can alter, replay or invent
+a frame. Nothing is encrypted and nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_HELLO_BYTES = 1 << 12
 SEND_S = 10.0
 """A peer that takes nothing for so long is gone."""
 _LENGTH = struct.Struct(">I")
-_SEAL_BYTES = 32
+_CODE_BYTES = 32
 
 
 class FramingError(Exception):
@@ -62,7 +62,7 @@ class MessageAuthenticator:
 
     @classmethod
     def of(cls, token: str | None, direction: str, server_nonce: str, client_nonce: str) -> MessageAuthenticator:
-        """The seal of a connection whose two ends have agreed on nonces."""
+        """The authenticator of a connection whose two ends have agreed on nonces."""
         if not token:
             return cls()
         return cls(_hmac(token.encode(), f"key {direction} {server_nonce} {client_nonce}".encode()))
@@ -70,7 +70,7 @@ class MessageAuthenticator:
     @property
     def overhead(self) -> int:
         """Bytes between length and JSON."""
-        return _SEAL_BYTES if self.key is not None else 0
+        return _CODE_BYTES if self.key is not None else 0
 
     def pack(self, message: dict[str, Any]) -> bytes:
         """One frame."""
@@ -84,7 +84,7 @@ class MessageAuthenticator:
         """The object of a frame whose length was read. Raises WireError."""
         text = body[self.overhead :]
         if self.key is not None and not hmac.compare_digest(body[: self.overhead], self._mark(text)):
-            raise FramingError("a frame without the right seal")
+            raise FramingError("a frame without the right authentication code")
         try:
             message = json.loads(text)
         except (ValueError, RecursionError):

@@ -28,7 +28,7 @@ class Participant:
 
     @property
     def label(self) -> str:
-        """The node in words."""
+        """The node as it is shown."""
         return self.join_request.label
 
     @property

@@ -1,4 +1,4 @@
-"""What machines and the rendezvous say to each other: validated, size-limited values, never code."""
+"""Holds the messages between nodes and the rendezvous: validated, size-limited values, never code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Message(BaseModel):
 
 
 class JoinRequest(Message):
-    """A machine asks for its rank and says what it is."""
+    """A node requests its rank and says what it is."""
 
     type: Literal["JoinRequest"] = "JoinRequest"
     session: Short
@@ -64,7 +64,7 @@ class JoinRequest(Message):
     def label(self) -> str:
         """'1 gpu-b (10.0.0.2, 2x A100)'."""
         kinds = Counter(self.devices).most_common(MOST_KINDS)
-        facts = [self.address] * bool(self.address) + [f"{count}x {name}" for name, count in kinds]
+        facts = [fact for fact in (self.address, *(f"{count}x {name}" for name, count in kinds)) if fact]
         label = f"{self.rank} {self.host}" + (f" ({', '.join(facts)})" if facts else "")
         # It is printed on every terminal of the job.
         return "".join(sign if sign.isprintable() else "?" for sign in label)
@@ -97,7 +97,7 @@ class Seen(Message):
 
 
 class NodeHeartbeat(Message):
-    """A sign of life with where the machine's first rank is."""
+    """The node lives, and its first rank is here."""
 
     type: Literal["NodeHeartbeat"] = "NodeHeartbeat"
     phase: str = ""

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 HELLO_S = 5.0
 """How long an unauthenticated connection may take to say who it is."""
 MOST_UNAUTHENTICATED = 256
-"""Connections that have not said who they are; one more takes the place of the oldest, or has to come again."""
+"""Connections that have not said who they are; one more replaces the oldest, or has to come again."""
 YOUNG_S = 2.0
 """Time that an unauthenticated connection is kept: many machines that come at once must not evict one another."""
 MOST_UNSENT_BYTES = 4 << 20
@@ -93,17 +93,17 @@ class RendezvousServer:
 
     def end(self, outcome: Outcome) -> None:
         """End the job for every machine, from any thread."""
-        with contextlib.suppress(RuntimeError):  # closed already: everybody has heard, or nobody is left
+        with contextlib.suppress(RuntimeError):  # closed already: every node has received it, or none is left
             self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.coordinator.end(outcome, now)))
 
     def send(self, message: Message) -> None:
-        """Send every machine something, from any thread; what is told before the end arrives before it."""
+        """Send every node a message, from any thread; one that is sent before the end arrives before it."""
         self._loop.call_soon_threadsafe(
             lambda: self._after(lambda now: self.coordinator.participants.send_all(message))
         )
 
     def close(self, timeout_s: float = 15.0) -> None:
-        """Wait until everybody has heard the end, then stop listening."""
+        """Wait until every node has received the end, then stop listening."""
         if self._thread.is_alive():
             deadline = time.monotonic() + timeout_s
             while not self.coordinator.is_over and time.monotonic() < deadline:
@@ -115,7 +115,9 @@ class RendezvousServer:
         asyncio.set_event_loop(self._loop)
         try:
             self._ticking = self._loop.create_task(self._tick())
-            self._loop.run_until_complete(asyncio.start_server(self._welcome, sock=self._listening, backlog=BACKLOG))
+            self._loop.run_until_complete(
+                asyncio.start_server(self._serve_connection, sock=self._listening, backlog=BACKLOG)
+            )
             self._loop.run_forever()
         finally:
             if self._ticking is not None:
@@ -140,7 +142,7 @@ class RendezvousServer:
                 self._after(lambda now: self.coordinator.end(_BROKEN, now))
 
     def _after(self, action: Callable[[float], None]) -> bool:
-        """Let Control act, then send what it has to say; whether it could act."""
+        """Let the coordinator act, then send its messages; True if it could act."""
         could = True
         try:
             action(time.monotonic())
@@ -168,15 +170,15 @@ class RendezvousServer:
             self._say(line)
 
     def _send(self, connection: int, text: bytes) -> None:
-        writer, seal = self._writers.get(connection, (None, None))
-        if writer is None or seal is None or writer.is_closing():
+        writer, authenticator = self._writers.get(connection, (None, None))
+        if writer is None or authenticator is None or writer.is_closing():
             return
         if writer.transport.get_write_buffer_size() > MOST_UNSENT_BYTES:
             writer.transport.abort()  # it takes nothing: its silence will be noticed
             return
-        writer.write(seal.pack_text(text))
+        writer.write(authenticator.pack_text(text))
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._numbered += 1
         number, peer = self._numbered, _name_of(writer)
         if not self._has_room():
@@ -185,7 +187,7 @@ class RendezvousServer:
         self._unauthenticated[number] = (writer, time.monotonic())
         reason = "its connection was closed"
         try:
-            join_request, incoming = await asyncio.wait_for(self._first_words(reader, writer, number), HELLO_S)
+            join_request, incoming = await asyncio.wait_for(self._authenticate(reader, writer, number), HELLO_S)
             self._after(lambda now: self.coordinator.on_join_request(number, join_request, now, time.time()))
             while number in self._writers:
                 message = parse(await _read(reader, incoming, MAX_FRAME_BYTES))
@@ -212,10 +214,10 @@ class RendezvousServer:
         writer.transport.abort()
         return True
 
-    async def _first_words(
+    async def _authenticate(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
     ) -> tuple[JoinRequest, MessageAuthenticator]:
-        """Nonces, proofs where a token is set, then the claim."""
+        """Nonces, proofs where a token is set, then the join request."""
         plain, nonce = MessageAuthenticator(), new_nonce()
         greeting = {"rendezvous": self._id, "protocol": PROTOCOL, "nonce": nonce}
         writer.write(plain.pack({**greeting, "token": bool(self._token)}))
@@ -235,7 +237,7 @@ class RendezvousServer:
         incoming = MessageAuthenticator.of(self._token, "member", nonce, theirs)
         message = parse(await _read(reader, incoming, MAX_FRAME_BYTES))
         if not isinstance(message, JoinRequest):
-            raise FramingError("something else than a claim")
+            raise FramingError("something else than a join request")
         self._unauthenticated.pop(number, None)
         self._writers[number] = (writer, MessageAuthenticator.of(self._token, "rendezvous", nonce, theirs))
         return message, incoming
@@ -248,9 +250,9 @@ class RendezvousServer:
             self._say(f"an unauthenticated connection to the rendezvous port was refused: {peer}, {what}")
 
 
-async def _read(reader: asyncio.StreamReader, seal: MessageAuthenticator, limit: int) -> dict[str, Any]:
+async def _read(reader: asyncio.StreamReader, authenticator: MessageAuthenticator, limit: int) -> dict[str, Any]:
     length = frame_length(await reader.readexactly(4), limit)
-    return seal.unpack(await reader.readexactly(length))
+    return authenticator.unpack(await reader.readexactly(length))
 
 
 def _name_of(writer: asyncio.StreamWriter) -> str:

@@ -1,3 +1,11 @@
 """Describes what the user asked: options, spellings and typed requests."""
 
-__all__ = ["command_line", "launch_options", "launch_request", "options", "train_options", "yolov5_arguments"]
+__all__ = [
+    "command_line",
+    "inference_options",
+    "launch_options",
+    "launch_request",
+    "options",
+    "train_options",
+    "yolov5_arguments",
+]

@@ -33,23 +33,6 @@ class Option:
     metavar: str | None = None
 
 
-GPUS = Option(
-    "gpus",
-    ("--gpus", "--device"),
-    "indices or UUIDs, such as 0,1; or all, idle, cpu",
-    panel=DEVICES,
-    default_text="every usable GPU, else the CPU",
-)
-NPROC = Option("nproc", ("--nproc",), "workers; on a CPU any number of cores", int, DEVICES, "one a device")
-PORT = Option("port", ("--port",), "port where workers meet", int, LAUNCH, "a free one")
-STALL_TIMEOUT = Option(
-    "stall_timeout", ("--stall-timeout",), "seconds without progress after which a job is stopped", float, LAUNCH, "300"
-)
-JSON = Option("json", ("--json",), "one JSON object on stdout, everything else on stderr", bool)
-DEBUG = Option("debug", ("--debug",), "show the traceback of an error", bool)
-WORKERS = Option("workers", ("--workers",), "loader processes of each worker", int, LAUNCH, "what the cores allow")
-
-
 def option(
     default: Any,
     *flags: str,
@@ -110,8 +93,8 @@ def config_field_options(model: type[BaseModel]) -> list[Option]:
             continue
         flags = tuple(str(flag) for flag in extra["flags"])  # type: ignore[union-attr]
         kind = str if name in SPECIAL else _simple_type(described.annotation)
-        shown = extra.get("default_text")
-        text = str(shown) if shown is not None else _default_text(described.default)
+        default = None if described.is_required() else described.default
+        text = str(extra.get("default_text", _default_text(default)))
         panel = str(extra.get("panel", LAUNCH))
         options.append(Option(name, flags, described.description or "", kind, panel, text, _choices(described)))
     return options

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config.train import TrainConfig
+from trainer.protocol import CONFIG_FILE
 from yolo_launch.request.launch_options import (
     DEBUG_TEXT,
     JSON_TEXT,
@@ -37,7 +38,7 @@ class JobOptions(LaunchOptions, GivenSettings):
     )
     override: bool = option(False, "--override", text="resume though changed options change the result")
     config: str | None = option(
-        None, "--config", text="options from a file, such as a run's config.yaml", metavar="FILE"
+        None, "--config", text=f"options from a file, such as a run's {CONFIG_FILE}", metavar="FILE"
     )
     hyperparameters: Mapping[str, str] = option(
         {},

@@ -96,7 +96,7 @@ class AttemptRunner:
         finally:
             monitor.end()
         attempt.ran_s = time.monotonic() - began_at
-        # The watcher reads heartbeats now and then; what came after its last look counts as well.
+        # The monitor reads heartbeats now and then; what came after its last look counts as well.
         hang_detector.look(plan.ranks, time.monotonic())
         attempt.ends = worker_ends(attempt.workers.by_rank, attempt.agent_exit_codes, plan.ranks)
         attempt.failures = [

@@ -142,7 +142,7 @@ class WorkerMonitor:
                 self._workers.add(rank, pid)
 
     def end(self) -> None:
-        """The attempt is over: kill and collect whatever is left of it. Raises what stopped the watcher itself."""
+        """The attempt is over: kill and collect whatever is left of it. Raises what stopped the monitor itself."""
         with self._lock:
             workers, self._workers = self._workers, None
             if workers is not None:

@@ -60,7 +60,7 @@ def monitoring(
 ) -> Iterator[WorkerMonitor]:
     """Watch workers and take signals, for as long as the block runs. ``foreign`` workers run a script."""
     adopt_orphans()
-    # The built-in trainer saves on SIGTERM; a foreign script is told what the user did.
+    # The built-in trainer saves on SIGTERM; a script gets the signal that the user sent.
     interrupt_as = signal.SIGINT if foreign else signal.SIGTERM
     with (
         SignalInbox() as inbox,
@@ -118,7 +118,7 @@ def run_inline(runner: AttemptRunner) -> Outcome:
 
 
 def source_of_restart(run_dir: Path, *, foreign: bool = False) -> str:
-    """Where a restarted job goes on from, in words."""
+    """What a restarted job goes on from, as it is shown."""
     if foreign:
         return "the script starts again"
     weights = RunFiles(run_dir).weights

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.config.fields import write_config
+from trainer.config.inference import ExportConfig
 from trainer.inference import export, export_check, export_formats
 from trainer.inference.detector import load_detector
 from trainer.inference.export_check import ExportError, check_detections, check_predictions
@@ -19,13 +21,15 @@ def picture(bccd_yaml):
     return bccd_yaml.parent / "images" / "val" / "BloodImage_00000.jpg"
 
 
-def start(weights, folder, *arguments):
-    return export.run(["--weights", str(weights), "--run-dir", str(folder), "--imgsz", "160", *arguments])
+def start(weights, folder, **options):
+    path = folder / "export.yaml"
+    write_config(ExportConfig(**{"weights": str(weights), "imgsz": 160, **options}), path)
+    return export.run([str(path), "--run-dir", str(folder)])
 
 
 def test_torchscript_computes_the_same_and_says_what_it_is(detector, picture, tmp_path, capsys):
     out = tmp_path / "n.torchscript"
-    assert start(detector, tmp_path, "--format", "torchscript", "--out", str(out), "--image", str(picture)) == 0
+    assert start(detector, tmp_path, format="torchscript", out=str(out), image=str(picture)) == 0
     assert "within" in capsys.readouterr().out
     extra = {export_formats.TORCHSCRIPT_METADATA: ""}
     loaded = torch.jit.load(str(out), _extra_files=extra)
@@ -52,7 +56,7 @@ def test_a_file_that_computes_something_else_is_not_kept(detector, tmp_path, mon
     monkeypatch.setattr(export_formats, "write_torchscript", write_damaged)
     out = tmp_path / "n.torchscript"
     out.write_text("the last good one")
-    assert start(detector, tmp_path, "--format", "torchscript", "--out", str(out)) == 2
+    assert start(detector, tmp_path, format="torchscript", out=str(out)) == 2
     assert "was not kept" in capsys.readouterr().err
     assert out.read_text() == "the last good one"
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".torchscript"] == ["n.torchscript"]
@@ -77,7 +81,9 @@ def test_checks_notice_what_differs():
 
 
 def test_suppression_is_for_onnx(detector, tmp_path, capsys):
-    assert start(detector, tmp_path, "--format", "torchscript", "--with-nms") == 2
+    path = tmp_path / "export.yaml"
+    path.write_text(f"weights: {detector}\nformat: torchscript\nwith_nms: true\n")
+    assert export.run([str(path), "--run-dir", str(tmp_path)]) == 2
     assert "--with-nms is for ONNX" in capsys.readouterr().err
 
 
@@ -93,7 +99,7 @@ class TestOnnx:
         import onnx
 
         out = tmp_path / "n.onnx"
-        assert start(detector, tmp_path, "--out", str(out), "--dynamic", "--image", str(picture)) == 0
+        assert start(detector, tmp_path, out=str(out), dynamic=True, image=str(picture)) == 0
         model = onnx.load(str(out))
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         assert json.loads(metadata["names"])[0] == "RBC"
@@ -109,10 +115,9 @@ class TestOnnx:
 
     def test_suppression_in_the_graph_finds_the_same(self, detector, picture, tmp_path):
         limits = {"conf": 0.05, "iou": 0.5, "max_det": 7}
-        flags = [word for name, value in limits.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         out = tmp_path / "n.onnx"
-        more = ("--with-nms", "--dynamic", "--image", str(picture))
-        assert start(detector, tmp_path, "--out", str(out), *more, *flags) == 0
+        more = {"with_nms": True, "dynamic": True, "image": str(picture)}
+        assert start(detector, tmp_path, out=str(out), **more, **limits) == 0
         images = export_check.check_picture(picture, (320, 320))
         images = torch.cat((images, images * 0, images.flip(3)))
         found = export_formats.open_onnx(out)(images / 255)
@@ -132,7 +137,7 @@ class TestOnnx:
 
     def test_half_precision(self, detector, picture, tmp_path):
         out = tmp_path / "n.onnx"
-        assert start(detector, tmp_path, "--out", str(out), "--half", "--image", str(picture)) == 0
+        assert start(detector, tmp_path, out=str(out), half=True, image=str(picture)) == 0
         import onnx
 
         model = onnx.load(str(out))
@@ -150,7 +155,7 @@ class TestOnnx:
         from trainer.evaluation.evaluator import Evaluator
 
         out = tmp_path / "n.onnx"
-        assert start(detector, tmp_path, "--out", str(out), "--dynamic") == 0
+        assert start(detector, tmp_path, out=str(out), dynamic=True) == 0
         dataset = load_dataset_file(bccd_yaml)
         images, _ = scan_split(dataset, "val", num_classes=3, cache_dir=tmp_path)
         batches = ValidationBatches(images.shapes_hw, 8, image_size=160)

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
+from trainer.config.fields import write_config
+from trainer.config.inference import PredictConfig
 from trainer.errors import ConfigError, DataError
 from trainer.inference import predict, results
 from trainer.inference.sources import Frame, batches_of_one_size, find_media, read_frames
@@ -39,8 +41,10 @@ def _own_output(monkeypatch):
     monkeypatch.setenv("YOLO_TRAINER_OUTPUT", "")
 
 
-def start(weights, run_dir, *arguments):
-    return predict.run(["--weights", str(weights), "--run-dir", str(run_dir), "--imgsz", "160", *arguments])
+def start(weights, run_dir, *sources, **options):
+    path = run_dir / "predict.yaml"
+    write_config(PredictConfig(**{"weights": str(weights), "imgsz": 160, "sources": sources, **options}), path)
+    return predict.run([str(path), "--run-dir", str(run_dir)])
 
 
 def rows_of(text):
@@ -112,8 +116,8 @@ def test_batches_hold_one_size_and_lose_nothing():
 
 
 def test_everything_is_written_and_agrees(detector, pictures, tmp_path, capsys):
-    arguments = ("--save-txt", "--save-conf", "--save-crop", "--json", "--batch", "4", str(pictures))
-    assert start(detector, tmp_path, *arguments) == 0
+    options = {"save_txt": True, "save_conf": True, "save_crop": True, "json_lines": True, "batch": 4}
+    assert start(detector, tmp_path, str(pictures), **options) == 0
     captured = capsys.readouterr()
     rows = rows_of(captured.out)
     assert "broken.jpg: not an image" in captured.err
@@ -156,16 +160,16 @@ def test_everything_is_written_and_agrees(detector, pictures, tmp_path, capsys):
 def test_batch_size_changes_no_result_and_classes_filter(detector, pictures, tmp_path, capsys):
     sources = [str(path) for path in sorted(pictures.glob("0*.jpg"))]
     found = {}
-    for batch in ("1", "4"):
-        assert start(detector, tmp_path, "--json", "--nosave", "--batch", batch, *sources) == 0
+    for batch in (1, 4):
+        assert start(detector, tmp_path, *sources, json_lines=True, nosave=True, batch=batch) == 0
         found[batch] = rows_of(capsys.readouterr().out)
-    assert len(found["1"]) == 4
-    for one, four in zip(found["1"], found["4"], strict=True):
+    assert len(found[1]) == 4
+    for one, four in zip(found[1], found[4], strict=True):
         assert [box["name"] for box in one["boxes"]] == [box["name"] for box in four["boxes"]]
         for a, b in zip(one["boxes"], four["boxes"], strict=True):
             assert a["xyxy"] == pytest.approx(b["xyxy"], abs=0.05)
     assert not list(tmp_path.glob("*.jpg"))
-    assert start(detector, tmp_path, "--json", "--nosave", "--classes", "WBC,Platelets", *sources) == 0
+    assert start(detector, tmp_path, *sources, json_lines=True, nosave=True, classes="WBC,Platelets") == 0
     names = {box["name"] for row in rows_of(capsys.readouterr().out) for box in row["boxes"]}
     assert {box["name"] for row in found["1"] for box in row["boxes"]} == {"RBC", "WBC"}
     assert names == {"WBC"}
@@ -175,12 +179,12 @@ def test_mistakes_are_answered_in_one_message(detector, pictures, tmp_path, caps
     monkeypatch.setenv("DISPLAY", "")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     picture = str(pictures / "0000.jpg")
-    for arguments, what in (
-        (("--show", picture), "--show cannot open a window"),
-        (("--classes", "unicorn", picture), "--classes names a class"),
-        ((str(pictures / "broken.jpg"),), "no file could be read"),
+    for source, options, what in (
+        (picture, {"show": True}, "--show cannot open a window"),
+        (picture, {"classes": "unicorn"}, "--classes names a class"),
+        (str(pictures / "broken.jpg"), {}, "no file could be read"),
     ):
-        assert start(detector, tmp_path, *arguments) == 2
+        assert start(detector, tmp_path, source, **options) == 2
         captured = capsys.readouterr()
         assert what in captured.err
         assert "Traceback" not in captured.err

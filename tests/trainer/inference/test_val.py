@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
+from trainer.config.fields import write_config
+from trainer.config.inference import ValConfig
 from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.label_file import read_label_file
 from trainer.inference import coco_results, val
@@ -43,8 +45,12 @@ def copy_first(source_yaml, folder, count):
     return path
 
 
-def arguments(weights, data, run_dir, *more):
-    return ["--weights", str(weights), "--data", str(data), "--run-dir", str(run_dir), "--workers", "0", *more]
+def arguments(weights, data, run_dir, **more):
+    """The command line of a worker whose configuration is written beside the run directory's files."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / "val.yaml"
+    write_config(ValConfig(**{"weights": str(weights), "data": str(data), "workers": 0, **more}), path)
+    return [str(path), "--run-dir", str(run_dir)]
 
 
 def summary_of(run_dir, **dropped):
@@ -55,8 +61,8 @@ def summary_of(run_dir, **dropped):
 @pytest.mark.slow
 @pytest.mark.parametrize(("image_size", "margin"), [(640, 0.003), (320, 0.01)])
 def test_official_weights_score_what_yolov5_computes(official, coco_yaml, golden_dir, tmp_path, image_size, margin):
-    more = ("--imgsz", str(image_size), "--batch", "8", "--noplots")
-    assert val.run(arguments(official, coco_yaml, tmp_path, *more)) == 0
+    more = {"imgsz": image_size, "batch": 8, "noplots": True}
+    assert val.run(arguments(official, coco_yaml, tmp_path, **more)) == 0
     content = json.loads((golden_dir / "results.json").read_text())
     expected = next(part for name, part in content.items() if name.startswith("validate"))[str(image_size)]
     found = summary_of(tmp_path)
@@ -67,13 +73,10 @@ def test_official_weights_score_what_yolov5_computes(official, coco_yaml, golden
 
 def test_two_ranks_find_exactly_what_one_does(detector, few_images, tmp_path, run_ranks, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    more = ("--imgsz", "160", "--batch", "2", "--noplots")
     for ranks in (1, 2):
-        coco_json = ("--coco-json", str(tmp_path / f"{ranks}.json"))
-        run_ranks(
-            ["-m", "trainer.inference.val", *arguments(detector, few_images, tmp_path / str(ranks), *more, *coco_json)],
-            ranks,
-        )
+        more = {"imgsz": 160, "batch": 2, "noplots": True, "coco_json": str(tmp_path / f"{ranks}.json")}
+        words = arguments(detector, few_images, tmp_path / str(ranks), **more)
+        run_ranks(["-m", "trainer.inference.val", *words], ranks)
     one = summary_of(tmp_path / "1")
     assert one["map50"] > 0.3
     assert one == summary_of(tmp_path / "2")
@@ -82,8 +85,8 @@ def test_two_ranks_find_exactly_what_one_does(detector, few_images, tmp_path, ru
 
 def test_summary_pictures_and_coco_results(detector, few_images, tmp_path, capsys):
     coco_json = tmp_path / "out" / "coco.json"
-    more = ("--imgsz", "160", "--batch", "4", "--coco-json", str(coco_json))
-    assert val.run(arguments(detector, few_images, tmp_path, *more)) == 0
+    more = {"imgsz": 160, "batch": 4, "coco_json": str(coco_json)}
+    assert val.run(arguments(detector, few_images, tmp_path, **more)) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     wanted = {"precision", "recall", "map50", "map5095", "images", "boxes", "per_class", "speed_ms"}
     assert wanted <= set(summary)
@@ -112,8 +115,8 @@ def test_summary_pictures_and_coco_results(detector, few_images, tmp_path, capsy
 
 def test_coco_results_of_80_classes_have_cocos_numbers(official, coco_yaml, tmp_path):
     data, coco_json = copy_first(coco_yaml, tmp_path / "few", 1), tmp_path / "coco.json"
-    more = ("--imgsz", "160", "--coco-json", str(coco_json), "--noplots")
-    assert val.run(arguments(official, data, tmp_path, *more)) == 0
+    more = {"imgsz": 160, "coco_json": str(coco_json), "noplots": True}
+    assert val.run(arguments(official, data, tmp_path, **more)) == 0
     rows = json.loads(coco_json.read_text())
     assert {row["image_id"] for row in rows} == {285}
     best = max(rows, key=lambda row: row["score"])
@@ -138,7 +141,7 @@ def test_other_classes_are_refused(detector, few_images, tmp_path, capsys):
 
 def test_half_needs_a_gpu(detector, few_images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert val.run(arguments(detector, few_images, tmp_path, "--half")) == 2
+    assert val.run(arguments(detector, few_images, tmp_path, half=True)) == 2
     assert "--half needs a GPU" in capsys.readouterr().err
 
 

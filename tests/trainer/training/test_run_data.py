@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.config.train import make_config, read_options
+from trainer.config.fields import read_options
+from trainer.config.train import make_config
 from trainer.errors import ConfigError
 from trainer.model.graph import build_model, load_definition
 from trainer.protocol import LogFiles

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from trainer.config.fields import read_options
+from trainer.config.inference import ExportConfig, PredictConfig, ValConfig
 from yolo_launch.cli.main import app, run_program
 from yolo_launch.spec import Outcome, RankFailure
 
@@ -54,11 +56,13 @@ class Supervisor:
 
     def __init__(self):
         self.calls = []
+        self.configs = {}
         self.outcome = Outcome("done", 0)
 
     def launch(self, plan, command, run_dir, **more):
         """Record the call."""
         self.calls.append(types.SimpleNamespace(plan=plan, command=command, run_dir=run_dir, **more))
+        self.configs[command.arguments[2]] = read_options(Path(command.arguments[2]))
         if self.outcome.kind == "done":
             (run_dir / "summary.json").write_text(json.dumps({"map50": 0.5}))
         return self.outcome
@@ -84,40 +88,48 @@ def test_val_asks_each_worker_for_whole_batches(supervisor, capsys):
     (call,) = supervisor.calls
     assert (call.plan.world_size, call.plan.max_restarts, call.console_json) == (2, 0, True)
     assert str(call.run_dir) == "runs/val/exp"
-    words = call.command.arguments
-    assert words[:6] == ("-m", "trainer.inference.val", "--weights", "best.pt", "--run-dir", "runs/val/exp")
-    given = dict(itertools.pairwise(words))
-    expected = {"--data": "cats.yaml", "--split": "train", "--imgsz": "320", "--batch": "8", "--conf": "0.01"}
-    assert expected.items() <= given.items()
-    assert given["--coco-json"] == "out.json"
-    assert "--half" in words
-    assert "--iou" not in words
+    config_path = "runs/val/exp/val.yaml"
+    assert call.command.arguments == ("-m", "trainer.inference.val", config_path, "--run-dir", "runs/val/exp")
+    config = ValConfig.read(Path(config_path))
+    assert (config.weights, config.data, config.split) == ("best.pt", "cats.yaml", "train")
+    assert (config.imgsz, config.batch, config.conf, config.iou) == (320, 8, 0.01, 0.6)
+    assert (config.coco_json, config.half, config.workers) == ("out.json", True, call.plan.workers_per_rank)
     assert call.command.foreign is False
     assert json.loads(capsys.readouterr().out) == {"map50": 0.5}
     assert run_program(["val", "--weights", "best.pt", "--data", "cats.yaml"]) == 0
     assert str(supervisor.calls[1].run_dir) == "runs/val/exp2"
 
 
-def test_the_words_of_each_worker_are_words_it_knows(supervisor):
-    """What the launcher types, the worker's own parser takes."""
-    from trainer.inference import export, predict, val
+def config_of(supervisor, model):
+    """The configuration that the last workers were given; the launcher types what they take."""
+    *program, path, flag, run_dir = supervisor.calls[-1].command.arguments
+    assert program == ["-m", f"trainer.inference.{model.__name__.removesuffix('Config').lower()}"]
+    assert (flag, run_dir) == ("--run-dir", str(supervisor.calls[-1].run_dir))
+    return model(**supervisor.configs[path])
 
-    everything = {
-        val: "val --weights best.pt --data cats.yaml --split val --imgsz 64 --batch 2 --conf 0.1 --iou 0.5 --max-det 9 "
-        "--half --coco-json x.json --noplots --workers 0",
-        predict: "predict --weights best.pt -- -odd.jpg",
-        export: "export --weights best.pt --format torchscript --out x --imgsz 64 --batch 2 --half --image a.jpg "
-        "--conf 0.1 --iou 0.5 --max-det 9 --opset 16 --dynamic",
-    }
-    for module, typed in everything.items():
-        assert run_program(typed.split()) == 0
-        options = module.parse(supervisor.calls[-1].command.arguments[2:])
-        assert options.weights == Path("best.pt")
+
+def test_each_worker_is_given_what_was_typed(supervisor):
+    typed = "val --weights best.pt --data cats.yaml --split val --imgsz 64 --batch 2 --conf 0.1 --iou 0.5 --max-det 9 "
+    assert run_program([*typed.split(), *["--half", "--coco-json", "x.json", "--noplots", "--workers", "0"]]) == 0
+    assert config_of(supervisor, ValConfig) == ValConfig(
+        **{"weights": "best.pt", "data": "cats.yaml", "imgsz": 64, "batch": 2, "conf": 0.1, "iou": 0.5, "max_det": 9},
+        **{"half": True, "coco_json": "x.json", "noplots": True, "workers": 0},
+    )
+    assert run_program(["predict", "--weights", "best.pt", "--", "-odd.jpg"]) == 0
+    assert config_of(supervisor, PredictConfig) == PredictConfig(weights="best.pt", sources=("-odd.jpg",))
+    typed = "export --weights best.pt --format torchscript --out x --imgsz 64 --batch 2 --half --image a.jpg "
+    limits = ("--conf", "0.1", "--iou", "0.5", "--max-det", "9", "--opset", "16", "--dynamic")
+    assert run_program([*typed.split(), *limits]) == 0
+    assert config_of(supervisor, ExportConfig) == ExportConfig(
+        **{"weights": "best.pt", "format": "torchscript", "out": "x", "imgsz": 64, "batch": 2, "half": True},
+        **{"image": "a.jpg", "conf": 0.1, "iou": 0.5, "max_det": 9, "opset": 16, "dynamic": True},
+    )
     more = "predict --source images --weights best.pt --classes 0,1 --half --save-txt --save-conf --save-crop --nosave"
     assert run_program([*more.split(), "--show", "--json", "--batch", "3"]) == 0
-    options = predict.parse(supervisor.calls[-1].command.arguments[2:])
-    assert (options.sources, options.classes, options.batch) == (["images"], "0,1", 3)
-    assert all((options.half, options.save_txt, options.save_conf, options.save_crop, options.nosave, options.show))
+    config = config_of(supervisor, PredictConfig)
+    assert (config.sources, config.classes, config.batch) == (("images",), "0,1", 3)
+    assert all((config.half, config.save_txt, config.save_conf, config.save_crop, config.nosave, config.show))
+    assert config.json_lines
 
 
 def test_predict_leaves_stdout_to_its_one_worker(supervisor, capsys):
@@ -140,7 +152,7 @@ def test_export_keeps_its_logs_only_where_it_fails(supervisor, capsys):
     supervisor.outcome = Outcome("worker_failed", 1, RankFailure(0, 0, 1, message="RuntimeError: x"))
     assert run_program(["export", "--weights", "best.pt", "--format", "torchscript"]) == 1
     assert supervisor.calls[1].run_dir.exists()
-    supervisor.calls[1].run_dir.rmdir()
+    shutil.rmtree(supervisor.calls[1].run_dir)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +167,11 @@ def test_export_keeps_its_logs_only_where_it_fails(supervisor, capsys):
         ("val --weights best.pt --data cats.yaml --split test", "has no 'test' split"),
         ("val --weights best.pt --data cats.yaml --split dev", "--split dev"),
         ("val --weights best.pt --data cats.yaml --conf 1.5", "--conf 1.5"),
-        ("val --weights best.pt --data cats.yaml --batch 0", "--batch 0"),
+        ("val --weights best.pt --data cats.yaml --batch 0", "--batch 0\n  Expected: a number above 0"),
+        ("val --weights best.pt --data cats.yaml --iou -0.1", "--iou -0.1\n  Expected: 0 to 1"),
+        ("val --weights best.pt --data cats.yaml --workers -1", "--workers -1\n  Expected: a number of at least 0"),
+        ("val --weights best.pt --data cats.yaml --split dev", "Expected: train, val or test"),
+        ("val --weights best.pt --data cats.yaml --max-det 0", "Next:     yolo-launch val --help"),
         ("val --weights best.pt --data cats.yaml --gpus 7", "--gpus 7"),
         ("predict --weights best.pt", "needs something to look at"),
         ("predict --weights best.pt --gpus 0,1 images", "uses one device"),

@@ -76,7 +76,7 @@ def test_what_a_machine_found_on_itself_is_told_with_its_name_and_shown_to_the_o
         Finding("disk", "warning", "gpu-b has no room"),
         Finding("x", "ok", "fine"),
     ]
-    told = cluster_findings.worth_telling(local, "gpu-b")
+    told = cluster_findings.for_others(local, "gpu-b")
     assert [one.seen for one in told] == ["gpu-b: 64 MB of /dev/shm", "gpu-b has no room"]
     reached = Finding(cluster_findings.CHECK, "ok", "reached")
     seen = [*((1, one) for one in told), (1, reached)]

@@ -13,6 +13,7 @@ import typer
 from trainer.config.train import make_config
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import run_checks
+from yolo_launch.cli.conclude import conclude
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
 from yolo_launch.cli.typer_options import takes
@@ -71,15 +72,12 @@ def doctor(ctx: typer.Context, options: DoctorOptions) -> None:
         if not console.json_mode:
             show_findings(more, console)
         findings += more
-    if console.json_mode:
-        console.json({"host": asdict(host), "findings": [asdict(finding) for finding in findings]})
-    else:
-        console.line(_summary(findings, is_deep=options.deep))
-    if exit_code:
-        raise typer.Exit(exit_code)
+    report = {"host": asdict(host), "findings": [asdict(finding) for finding in findings]}
+    last = _last_line(findings, is_deep=options.deep)
+    conclude(console, exit_code, result=report, show=lambda: console.line(last))
 
 
-def _summary(findings: list[Finding], *, is_deep: bool) -> str:
+def _last_line(findings: list[Finding], *, is_deep: bool) -> str:
     """The last line: how much was found, and where there is more to look at."""
     failures, warnings = (sum(f.level == level for f in findings) for level in ("failure", "warning"))
     counts = [(failures, "failure", "failures"), (warnings, "warning", "warnings")]

@@ -6,66 +6,27 @@ import importlib.util
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import typer
 
-from trainer.protocol import MAX_DETECTIONS, PREDICT_CONFIDENCE, PREDICT_IOU
+from trainer.config.inference import ExportConfig
+from yolo_launch.cli.conclude import conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.model_command import (
-    IMGSZ,
-    MODEL,
-    ONE_DEVICE,
-    RESULTS,
-    WEIGHTS,
     InferenceCommand,
-    check_numbers,
+    check_one_device,
     check_weights_file,
-    limits,
+    make_inference_config,
     make_inference_plan,
-    run_job,
-    worker_arguments,
+    run_workers,
 )
 from yolo_launch.cli.typed_command import typed_in
-from yolo_launch.cli.typer_options import with_options
+from yolo_launch.cli.typer_options import takes
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.request.options import DEBUG, JSON, STALL_TIMEOUT, Option
-from yolo_launch.spec import WorkerCommand
+from yolo_launch.jobs import run_directory
+from yolo_launch.request.inference_options import ExportOptions
 
-FORMATS = ("onnx", "torchscript")
 _ONNX_PACKAGES = ("onnx", "onnxruntime")
-
-EXPORT_OPTIONS = (
-    WEIGHTS,
-    Option("format", ("--format", "--include"), "onnx or torchscript", str, RESULTS, "onnx"),
-    Option("out", ("--out",), "the file to write", str, RESULTS, "beside the weights"),
-    IMGSZ,
-    Option("batch", ("--batch", "--batch-size"), "images that the file takes at once", int, MODEL, "1"),
-    Option("dynamic", ("--dynamic",), "any number of images, and any sides in steps of the stride (ONNX)", bool, MODEL),
-    Option("half", ("--half",), "float16", bool, MODEL),
-    Option("opset", ("--opset",), "ONNX operator set", int, MODEL, "17"),
-    Option("with_nms", ("--with-nms",), "non-maximum suppression in the graph (ONNX)", bool, MODEL),
-    *limits(*(f"{number}, for --with-nms" for number in (PREDICT_CONFIDENCE, PREDICT_IOU, MAX_DETECTIONS))),
-    Option("image", ("--image",), "picture that the file is checked on", str, RESULTS, "an embedded one"),
-    Option(ONE_DEVICE.name, ONE_DEVICE.flags, "where it runs: cpu, or one index or UUID", str, ONE_DEVICE.panel, "cpu"),
-    STALL_TIMEOUT,
-    JSON,
-    DEBUG,
-)
-_WORKER_FLAGS = {
-    "format": "--format",
-    "out": "--out",
-    "imgsz": "--imgsz",
-    "batch": "--batch",
-    "dynamic": "--dynamic",
-    "half": "--half",
-    "opset": "--opset",
-    "with_nms": "--with-nms",
-    "conf": "--conf",
-    "iou": "--iou",
-    "max_det": "--max-det",
-    "image": "--image",
-}
 
 
 def register(app: typer.Typer) -> None:
@@ -73,37 +34,27 @@ def register(app: typer.Typer) -> None:
     app.command("export", cls=InferenceCommand, help="Write a trained model as ONNX or TorchScript.")(export)
 
 
-@with_options(EXPORT_OPTIONS)
-def export(ctx: typer.Context, **values: Any) -> None:
+@takes(ExportOptions)
+def export(ctx: typer.Context, options: ExportOptions) -> None:
     """Check, start one worker, and leave with its outcome."""
-    console, typed = Console(json_mode=bool(values["json"])), typed_in(ctx)
-    weights = check_weights_file(values["weights"], "export")
-    check_numbers(values)
-    _check_format(values)
-    on_device = {**values, "gpus": values["gpus"] or "cpu"}
-    scratch = Path(tempfile.gettempdir())
-    plan, findings = make_inference_plan(on_device, typed, scratch, batch=values["batch"] or 1, one_device=True)
-    # The file is the result; logs are worth keeping only where it fails.
+    console = Console(json_mode=options.json)
+    weights = check_weights_file(options.given.get("weights"), "export")
+    config = make_inference_config(ExportConfig, {**options.given, "weights": str(weights)}, "export")
+    if config.format == "onnx":
+        _require_packages()
+    check_one_device(options)
+    planned = make_inference_plan(options, config, typed_in(ctx), Path(tempfile.gettempdir()))
     run_dir = Path(tempfile.mkdtemp(prefix="yolo-launch-export-"))
-    arguments = (
-        *("-m", "trainer.inference.export", "--weights", str(weights), "--run-dir", str(run_dir)),
-        *worker_arguments(values, _WORKER_FLAGS),
-    )
-    summary = run_job(plan, WorkerCommand(arguments), run_dir, console, typed, findings=findings)
-    shutil.rmtree(run_dir, ignore_errors=True)
-    if console.json_mode:
-        console.json(summary)
+    job = run_workers(planned, config, run_dir, console)
+    summary = run_directory.read_summary(run_dir) if job.is_done else {}
+    if job.is_done:
+        # The file is the result; logs are worth keeping only if it fails.
+        shutil.rmtree(run_dir, ignore_errors=True)
+    conclude_job(job, console, summary=summary)
 
 
-def _check_format(values: dict[str, Any]) -> None:
-    """Raise LaunchError for what the worker would refuse seconds later."""
-    wanted = values["format"] or FORMATS[0]
-    if wanted not in FORMATS:
-        raise LaunchError("--format cannot be used.", seen=f"--format {wanted}", expected=" or ".join(FORMATS))
-    if wanted != "onnx":
-        if values["with_nms"]:
-            raise LaunchError("--with-nms is for ONNX.", seen=f"--format {wanted}", expected="--format onnx")
-        return
+def _require_packages() -> None:
+    """Raise LaunchError for what the worker would miss seconds later."""
     missing = [package for package in _ONNX_PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
         raise LaunchError(

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from pathlib import Path
+from typing import NoReturn
 
 import typer
 
 from trainer.protocol import RunFiles
 from yolo_launch.checks.preflight import refuse_failures
-from yolo_launch.cli.commands.train import show_dry_run
+from yolo_launch.cli.commands.train import conclude_training, show_dry_run
+from yolo_launch.cli.conclude import EndedJob, conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
 from yolo_launch.cli.typer_options import takes
-from yolo_launch.cli.views import show_differences, show_findings, show_outcome, show_result
+from yolo_launch.cli.views import show_differences, show_findings
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
-from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.training_job import opened, with_data
 from yolo_launch.nodes.context import NodeContext, make_context
 from yolo_launch.nodes.identity import find_identity, make_join_request, with_scheduled_devices
@@ -27,7 +27,6 @@ from yolo_launch.nodes.member import NodeMember
 from yolo_launch.nodes.training import MasterTraining, MemberTraining, make_master_job, warnings_of
 from yolo_launch.request.command_line import retype, without_value
 from yolo_launch.request.train_options import NodeOptions
-from yolo_launch.spec import LaunchPlan, Outcome
 
 
 def register(app: typer.Typer) -> None:
@@ -48,12 +47,11 @@ def node(ctx: typer.Context, options: NodeOptions) -> None:
     run(options, context, console)
 
 
-def run_master(options: NodeOptions, context: NodeContext, console: Console) -> None:
+def run_master(options: NodeOptions, context: NodeContext, console: Console) -> NoReturn:
     """Make the job, offer it to the others, and train."""
     job = make_master_job(options, context)
     if options.dry_run:
         show_dry_run(job, console)
-        return
     show_differences(job.differences, console)
     refuse_failures(job.findings)
     show_findings(warnings_of(job.findings), console)
@@ -70,17 +68,11 @@ def run_master(options: NodeOptions, context: NodeContext, console: Console) -> 
         console.line(f"{job.config.model_name} at {job.config.imgsz}, {job.config.epochs} epochs -> {job.run_dir}")
         work = MasterTraining(job, context.status_line.over)
         outcome = master.run(work)
-    if outcome.kind != "done":
-        command = retype(context.typed, {"--resume": str(job.run_dir)}, without=("--config",))
-        finish(outcome, work.plan, work.run_dir, command, console)
-    elif console.json_mode:
-        console.json(run_directory.read_summary(job.run_dir))
-    else:
-        summary = run_directory.read_summary(job.run_dir)
-        show_result(job.run_dir, summary, is_demo=job.is_demo, console=console)
+    command = retype(context.typed, {"--resume": str(job.run_dir)}, without=("--config",))
+    conclude_training(EndedJob(outcome, work.plan, job.run_dir, command), console, is_demo=job.is_demo)
 
 
-def run_member(options: NodeOptions, context: NodeContext, console: Console) -> None:
+def run_member(options: NodeOptions, context: NodeContext, console: Console) -> NoReturn:
     """Take the job from the master, check it here, and train."""
     work = MemberTraining(options, context, lambda findings: show_findings(findings, console))
     if options.dry_run:
@@ -99,14 +91,4 @@ def run_member(options: NodeOptions, context: NodeContext, console: Console) -> 
         console.note(
             f"done; the results are on the master, this machine's logs in {RunFiles(work.run_dir).logs.folder}"
         )
-    finish(outcome, work.plan, work.run_dir, shlex.join(context.typed), console)
-
-
-def finish(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str, console: Console) -> None:
-    """Say what came of the job and leave with its exit code."""
-    if outcome.kind != "done":
-        show_outcome(outcome, plan, run_dir, next_command, console)
-    if console.json_mode:
-        console.json({"run_dir": str(run_dir), "outcome": outcome.kind, "exit_code": outcome.exit_code})
-    if outcome.exit_code:
-        raise typer.Exit(outcome.exit_code)
+    conclude_job(EndedJob(outcome, work.plan, work.run_dir, shlex.join(context.typed)), console)

@@ -7,10 +7,12 @@ from pathlib import Path
 import typer
 
 from trainer.protocol import CONFIG_FILE
+from yolo_launch.cli.conclude import conclude
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
 from yolo_launch.cli.typer_options import takes
 from yolo_launch.cli.views import show_plan
+from yolo_launch.errors import ExitCode
 from yolo_launch.host.inventory import inspect_host, read_host_file
 from yolo_launch.planning.plan import make_plan, plan_facts
 from yolo_launch.request.launch_options import PlanOptions
@@ -34,7 +36,5 @@ def plan(ctx: typer.Context, options: PlanOptions) -> None:
     )
     made = make_plan(request, host)
     command = WorkerCommand(("-m", "trainer", f"RUN_DIR/{CONFIG_FILE}", "--run-dir", "RUN_DIR"))
-    if console.json_mode:
-        console.json({**plan_facts(made, command), "host": host.name})
-    else:
-        show_plan(made, command, {"host": host.name}, console)
+    facts = {**plan_facts(made, command), "host": host.name}
+    conclude(console, ExitCode.DONE, result=facts, show=lambda: show_plan(made, command, {"host": host.name}, console))

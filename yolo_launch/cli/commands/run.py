@@ -13,16 +13,17 @@ import typer
 from trainer.protocol import RunFiles
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import exit_code_of, refuse_failures, run_checks
+from yolo_launch.cli.conclude import EndedJob, conclude, conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.typed_command import RunCommand, typed_in
 from yolo_launch.cli.typer_options import takes
-from yolo_launch.cli.views import show_outcome, show_plan, show_start
+from yolo_launch.cli.views import show_plan, show_start
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs import run_directory
 from yolo_launch.planning.plan import make_plan, plan_facts
 from yolo_launch.request.launch_options import RunOptions
 from yolo_launch.request.launch_request import launch_request
-from yolo_launch.spec import LaunchPlan, WorkerCommand
+from yolo_launch.spec import LaunchPlan, Outcome, WorkerCommand
 
 _SCRIPT = inspect.Parameter(
     "script",
@@ -55,30 +56,25 @@ def run(ctx: typer.Context, options: RunOptions) -> None:
     shown_script = " ".join((*module, options.script))
     findings = [*plan.findings, *run_checks(Context(host, plan, None, run_dir, script=shown_script))]
     if options.dry_run:
-        if console.json_mode:
-            console.json(plan_facts(replace(plan, findings=tuple(findings)), command))
-        else:
-            show_plan(replace(plan, findings=tuple(findings)), command, {"logs": str(run_dir)}, console)
-        raise typer.Exit(exit_code_of(findings))
+        plan = replace(plan, findings=tuple(findings))
+
+        def show() -> None:
+            show_plan(plan, command, {"logs": str(run_dir)}, console)
+
+        conclude(console, exit_code_of(findings), result=plan_facts(plan, command), show=show)
     refuse_failures(findings)
     show_start(plan, findings, console)
     run_dir = run_directory.create_run_dir(options.project, options.name, exist_ok=False)
     run_directory.write_plan(run_dir, plan_facts(plan, command))
-    _start(plan, command, run_dir, console, typed_in(ctx))
+    outcome = _start(plan, command, run_dir, console)
+    job = EndedJob(outcome, plan, run_dir, shlex.join(typed_in(ctx)))
+    conclude_job(job, console, show_done=lambda: console.line(f"done; logs: {RunFiles(run_dir).logs.folder}"))
 
 
-def _start(plan: LaunchPlan, command: WorkerCommand, run_dir: Path, console: Console, typed: tuple[str, ...]) -> None:
+def _start(plan: LaunchPlan, command: WorkerCommand, run_dir: Path, console: Console) -> Outcome:
     # Only now is torch loaded.
     from yolo_launch.supervision.supervisor import launch
 
     with run_directory.writing_to(run_dir):
         RunFiles(run_dir).logs.folder.mkdir(exist_ok=True)
-    outcome = launch(plan, command, run_dir, console_json=console.json_mode, say=console.note)
-    if outcome.kind != "done":
-        show_outcome(outcome, plan, run_dir, shlex.join(typed), console)
-    if console.json_mode:
-        console.json({"run_dir": str(run_dir), "outcome": outcome.kind, "exit_code": outcome.exit_code})
-    elif outcome.kind == "done":
-        console.line(f"done; logs: {RunFiles(run_dir).logs.folder}")
-    if outcome.exit_code:
-        raise typer.Exit(outcome.exit_code)
+    return launch(plan, command, run_dir, console_json=console.json_mode, say=console.note)

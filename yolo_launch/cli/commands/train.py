@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from pathlib import Path
+from typing import NoReturn
 
 import typer
 
 from yolo_launch.checks.preflight import exit_code_of, refuse_failures
+from yolo_launch.cli.conclude import EndedJob, conclude, conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.report import from_here
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
 from yolo_launch.cli.typer_options import takes
-from yolo_launch.cli.views import show_differences, show_outcome, show_plan, show_result, show_start
+from yolo_launch.cli.views import show_differences, show_plan, show_result, show_start
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs import run_directory
@@ -39,20 +40,20 @@ def train(ctx: typer.Context, options: TrainOptions) -> None:
     job = make_job(options, typed, host)
     if options.dry_run:
         show_dry_run(job, console)
-        return
     show_differences(job.differences, console)
     refuse_failures(job.findings)
     show_start(job.plan, job.findings, console)
     outcome, started = start(job, console, inline=options.inline)
-    finish(outcome, started, console)
+    resume = shlex.join(("yolo-launch", "train", "--resume", str(started.run_dir)))
+    conclude_training(EndedJob(outcome, started.plan, started.run_dir, resume), console, is_demo=started.is_demo)
 
 
-def show_dry_run(job: TrainingJob, console: Console) -> None:
+def show_dry_run(job: TrainingJob, console: Console) -> NoReturn:
     """Print the plan and what the checks found; nothing is made. The exit code is that of a start."""
     plan = replace(job.plan, findings=tuple(job.findings))
-    if console.json_mode:
-        console.json({**plan_facts(plan, job.command), "run_dir": str(job.run_dir), "data": job.config.data})
-    else:
+    facts = {**plan_facts(plan, job.command), "run_dir": str(job.run_dir), "data": job.config.data}
+
+    def show() -> None:
         about = {
             "data": DEMO_NAME if job.is_demo else from_here(job.config.data),
             "model": f"{job.config.model_name} at {job.config.imgsz}, {job.config.epochs} epochs",
@@ -60,8 +61,8 @@ def show_dry_run(job: TrainingJob, console: Console) -> None:
         }
         show_differences(job.differences, console)
         show_plan(plan, job.command, about, console)
-    if exit_code := exit_code_of(job.findings):
-        raise typer.Exit(exit_code)
+
+    conclude(console, exit_code_of(job.findings), result=facts, show=show)
 
 
 def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome, TrainingJob]:
@@ -81,20 +82,11 @@ def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome,
     return outcome, job
 
 
-def finish(outcome: Outcome, job: TrainingJob, console: Console) -> None:
-    """Say what came of a run and leave with its exit code."""
-    if outcome.kind == "done":
-        summary = run_directory.read_summary(job.run_dir)
-        if console.json_mode:
-            console.json(summary)
-        else:
-            show_result(job.run_dir, summary, is_demo=job.is_demo, console=console)
-        return
-    show_outcome(outcome, job.plan, job.run_dir, shlex.join(_resume_command(job.run_dir)), console)
-    if console.json_mode:
-        console.json({"run_dir": str(job.run_dir), "outcome": outcome.kind, "exit_code": outcome.exit_code})
-    raise typer.Exit(outcome.exit_code)
+def conclude_training(job: EndedJob, console: Console, *, is_demo: bool) -> NoReturn:
+    """End a command that trained: where everything is, or the cause and the command that goes on."""
+    summary = run_directory.read_summary(job.run_dir) if job.is_done else {}
 
+    def show_done() -> None:
+        show_result(job.run_dir, summary, is_demo=is_demo, console=console)
 
-def _resume_command(run_dir: Path) -> tuple[str, ...]:
-    return ("yolo-launch", "train", "--resume", str(run_dir))
+    conclude_job(job, console, summary=summary, show_done=show_done)

@@ -7,22 +7,18 @@ import json
 import os
 import subprocess
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from yolo_launch.cli.conclude import conclude
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.model_command import InferenceCommand, check_weights_file
-from yolo_launch.cli.typer_options import with_options
+from yolo_launch.cli.typer_options import takes
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.inventory import INSTALLED_ONLY
-from yolo_launch.request.options import DEBUG, JSON, Option
+from yolo_launch.request.inference_options import WeightsOptions
 
-WEIGHTS_OPTIONS = (
-    Option("convert", ("--convert",), "write weights of yolo-launch: OUT.pt or OUT.safetensors", str, metavar="OUT"),
-    JSON,
-    DEBUG,
-)
 _FILE = inspect.Parameter(
     "file",
     inspect.Parameter.KEYWORD_ONLY,
@@ -36,30 +32,33 @@ def register(app: typer.Typer) -> None:
     app.command("weights", cls=InferenceCommand, help=text)(weights)
 
 
-@with_options(WEIGHTS_OPTIONS, _FILE)
-def weights(ctx: typer.Context, **values: Any) -> None:
+@takes(WeightsOptions, _FILE)
+def weights(ctx: typer.Context, options: WeightsOptions) -> None:
     """Read the file in a process of its own, since a foreign file is not to be trusted with this one."""
-    console = Console(json_mode=bool(values["json"]))
-    path = check_weights_file(values["file"], "weights")
+    console = Console(json_mode=options.json)
+    path = check_weights_file(options.file, "weights")
     command = [sys.executable, "-m", "trainer.weights.inspect"]
-    if values["convert"]:
-        command += ["--convert", values["convert"]]
-    command += ["--json"] * console.json_mode + ["--", str(path)]
+    if options.convert:
+        command += ["--convert", options.convert]
+    if console.json_mode:
+        command.append("--json")
+    command += ["--", str(path)]
     # With --json both streams are read, so that the answer is one object here as with every command.
     captured = subprocess.PIPE if console.json_mode else None
     environment = {**os.environ, **INSTALLED_ONLY}
     child = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=captured, stderr=captured, text=True, check=False
     )
+    result = None
     if console.json_mode:
         if child.returncode == ExitCode.USAGE:
             raise _refusal(child.stderr)
         if child.returncode == 0:
-            console.json(json.loads(child.stdout))
+            result = json.loads(child.stdout)
         else:
             console.note(child.stderr.rstrip())
-    if child.returncode:
-        raise typer.Exit(child.returncode if child.returncode > 0 else 128 - child.returncode)
+    exit_code = child.returncode if child.returncode >= 0 else 128 - child.returncode
+    conclude(console, exit_code, result=result)
 
 
 def _refusal(text: str) -> LaunchError:

@@ -1,0 +1,98 @@
+"""Declares options as fields of configurations, validates their values, and reads and writes their files.
+
+A field is an option: its description is the help text, ``flags`` in its ``json_schema_extra`` are the spellings on
+the command line (ours first, then YOLOv5's) and ``panel`` the group it is shown in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from trainer.errors import ConfigError
+from trainer.protocol import replace_text
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def option(default: Any, *flags: str, panel: str, text: str, default_text: str | None = None, **checks: Any) -> Any:
+    """A field that is an option; ``default_text`` says what counts if it is absent, else the default is shown."""
+    extra: dict[str, Any] = {"flags": list(flags), "panel": panel}
+    if default_text is not None:
+        extra["default_text"] = default_text
+    return Field(default, description=text, json_schema_extra=extra, **checks)
+
+
+def flag_of(model: type[BaseModel], name: str) -> str:
+    """The spelling of a field on the command line, or its name if it has none."""
+    field = model.model_fields.get(name)
+    extra = field.json_schema_extra if field is not None else None
+    flags = extra.get("flags") if isinstance(extra, dict) else None
+    return str(flags[0]).split("/")[0] if isinstance(flags, list) and flags else name
+
+
+def validated(model: type[T], values: Mapping[str, Any]) -> T:
+    """A configuration from values by field name.
+
+    Raises ConfigError that names the option, the value seen and the value expected.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "configuration"
+        flag, field = flag_of(model, name), model.model_fields.get(name)
+        raise ConfigError(
+            f"{flag} cannot be used",
+            seen=f"{flag} {first['input']}",
+            expected=_expected(field) if field is not None else first["msg"],
+        ) from None
+
+
+def _expected(field: FieldInfo) -> str:
+    """What a field takes: one of its words, or a number within its bounds."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            words = [repr(word) if word == "" else str(word) for word in get_args(kind)]
+            return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    noun = "a number" if {int, float} & set(kinds) else "a value of its type"
+    low, above, high, below = (_bound(field, name) for name in ("ge", "gt", "le", "lt"))
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    limits = ((" of at least", low), (" above", above), (" of at most", high), (" below", below))
+    found = [f"{words} {limit:g}" for words, limit in limits if limit is not None]
+    return noun + " and".join(found)
+
+
+def _bound(field: FieldInfo, name: str) -> float | None:
+    return next((getattr(check, name) for check in field.metadata if getattr(check, name, None) is not None), None)
+
+
+def write_config(config: BaseModel, path: Path) -> None:
+    """Write every value as YAML; reading it gives the same configuration back.
+
+    A kill leaves the old file or the new one: without its configuration a run cannot be resumed.
+    """
+    import yaml
+
+    replace_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), sync=True)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The option values of a configuration file, not yet validated. Raises ConfigError."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("the configuration file is missing", seen=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read", seen=str(error).splitlines()[0]) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no configuration", seen=type(values).__name__)
+    return values

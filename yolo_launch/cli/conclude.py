@@ -1,0 +1,72 @@
+"""Ends every command: shows what came of it, prints its JSON object and leaves with its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from yolo_launch.cli.console import Console
+from yolo_launch.cli.views import show_outcome
+from yolo_launch.spec import LaunchPlan, Outcome
+
+
+@dataclass(frozen=True)
+class EndedJob:
+    """A job that is over, and what to type next if it did not end well."""
+
+    outcome: Outcome
+    plan: LaunchPlan
+    run_dir: Path
+    next_command: str
+
+    @property
+    def is_done(self) -> bool:
+        """True if the job came to its end."""
+        return self.outcome.kind == "done"
+
+    def facts(self) -> dict[str, Any]:
+        """What JSON says of a job without a summary."""
+        return {
+            "run_dir": str(self.run_dir),
+            "outcome": self.outcome.kind,
+            "exit_code": self.outcome.exit_code,
+        }
+
+
+def conclude(
+    console: Console, exit_code: int, *, result: Mapping[str, Any] | None, show: Callable[[], None] | None = None
+) -> NoReturn:
+    """End a command: ``result`` is its JSON object, ``show`` says the same to a person. Raises typer.Exit."""
+    if console.json_mode and result is not None:
+        console.json(result)
+    elif not console.json_mode and show is not None:
+        show()
+    raise typer.Exit(exit_code)
+
+
+def conclude_job(
+    job: EndedJob,
+    console: Console,
+    *,
+    summary: Mapping[str, Any] | None = None,
+    show_done: Callable[[], None] | None = None,
+    worker_owns_stdout: bool = False,
+) -> NoReturn:
+    """End a command that ran a job: show its failure, or ``show_done`` if it is done. Raises typer.Exit.
+
+    ``summary`` is the JSON object of a job that is done; without it, run directory and outcome are. With
+    ``worker_owns_stdout`` the worker has written the JSON itself.
+    """
+    if not job.is_done:
+        show_outcome(job.outcome, job.plan, job.run_dir, job.next_command, console)
+    result = summary if job.is_done and summary is not None else job.facts()
+    conclude(
+        console,
+        job.outcome.exit_code,
+        result=None if worker_owns_stdout else result,
+        show=show_done if job.is_done else None,
+    )
