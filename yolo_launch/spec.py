@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from yolo_launch.defaults import GLOBAL_BATCH_SIZE, IMAGE_SIZE, MAX_RESTARTS, STALL_TIMEOUT_S
+
 Level = Literal["ok", "warning", "failure"]
 Mode = Literal["single", "ddp", "dp"]
 DeviceKind = Literal["cuda", "mps", "cpu"]
@@ -104,13 +106,13 @@ class LaunchRequest:
     gpus: str | None = None
     """'0,1', UUIDs, 'all', 'idle' or 'cpu'."""
     nproc: int | None = None
-    global_batch_size: int | None = 16
+    global_batch_size: int | None = GLOBAL_BATCH_SIZE
     """None is --batch auto."""
     batch_is_default: bool = False
     """True where nobody typed the batch, so that it may grow to the next total that divides."""
     uneven_batch_ok: bool = False
     """True for a resume: the world size may have changed, and the batch is split as evenly as possible."""
-    image_size: int = 640
+    image_size: int = IMAGE_SIZE
     """Side of the images in pixels, for the shared memory that loaders need."""
     parallel: Literal["auto", "ddp", "dp"] = "auto"
     sync_bn: bool = False
@@ -121,8 +123,8 @@ class LaunchRequest:
     nproc_by_node: tuple[int, ...] = ()
     """Workers of each machine of the job, by node rank; empty where all machines are like this one."""
     port: int | None = None
-    max_restarts: int = 3
-    stall_timeout_s: float = 300.0
+    max_restarts: int = MAX_RESTARTS
+    stall_timeout_s: float = STALL_TIMEOUT_S
     builtin_trainer: bool = True
     """False for `run SCRIPT`."""
     typed: tuple[str, ...] = ("yolo-launch", "train")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.words import counted
 
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
@@ -203,7 +204,7 @@ def _newest_unfinished(project: Path) -> Path:
     if unfinished:
         seen = f"{len(unfinished)} unfinished, being trained right now: {', '.join(map(str, unfinished))}"
     else:
-        seen = f"{len(runs)} runs in {project}, all finished" if runs else f"no run in {project}"
+        seen = f"{counted(len(runs), 'run')} in {project}, all finished" if runs else f"no run in {project}"
     raise LaunchError(
         "There is no unfinished run to resume.",
         seen=seen,

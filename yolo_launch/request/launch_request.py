@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, Literal, cast
 
-from trainer.config.train import TrainConfig
 from yolo_launch.errors import LaunchError
-from yolo_launch.request.launch_options import DoctorOptions, LaunchOptions, PlanOptions
+from yolo_launch.request.launch_options import LaunchOptions
+from yolo_launch.request.machine_options import DoctorOptions, PlanOptions
 from yolo_launch.request.option_values import parse_batch
-from yolo_launch.request.options import config_values
 from yolo_launch.spec import LaunchRequest
 
 DEMO_OPTIONS: dict[str, Any] = {"cfg": "yolov5n", "imgsz": 160, "epochs": 18, "batch_size": 16}
 """What suits the embedded data set, if the user says nothing else."""
 
 
-def config_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What was typed of the configuration, for rooms that still take a mapping of option values."""
-    return config_values(TrainConfig, values)
-
-
-def launch_request(options: LaunchOptions | Mapping[str, Any], typed: tuple[str, ...], **facts: Any) -> LaunchRequest:
+def launch_request(options: LaunchOptions, typed: tuple[str, ...], **facts: Any) -> LaunchRequest:
     """What the launcher is asked, from its own options and from facts that the command adds by field name.
 
     Raises LaunchError for a value out of range.
     """
-    if isinstance(options, Mapping):  # the rooms of several machines
-        known = {each.name for each in fields(LaunchOptions)}
-        options = LaunchOptions(
-            **{name: value for name, value in options.items() if name in known and value is not None}
-        )
     parallel = options.parallel or "auto"
     if parallel not in ("auto", "ddp", "dp"):
         raise LaunchError("--parallel cannot be used.", seen=f"--parallel {parallel}", expected="ddp or dp")
@@ -43,16 +30,16 @@ def launch_request(options: LaunchOptions | Mapping[str, Any], typed: tuple[str,
         raise LaunchError(
             "--stall-timeout cannot be used.", seen=f"{options.stall_timeout}", expected="seconds above 0"
         )
-    request: dict[str, Any] = {
-        "gpus": options.gpus,
-        "nproc": options.nproc,
-        "parallel": cast(Literal["auto", "ddp", "dp"], parallel),
-        "port": options.port,
-        "max_restarts": options.max_restarts,
-        "stall_timeout_s": options.stall_timeout,
-        "typed": typed,
-    }
-    return LaunchRequest(**{**request, **facts})
+    return LaunchRequest(
+        gpus=options.gpus,
+        nproc=options.nproc,
+        parallel=cast(Literal["auto", "ddp", "dp"], parallel),
+        port=options.port,
+        max_restarts=options.max_restarts,
+        stall_timeout_s=options.stall_timeout,
+        typed=typed,
+        **facts,
+    )
 
 
 def shape_facts(options: PlanOptions | DoctorOptions) -> dict[str, Any]:
