@@ -11,14 +11,13 @@ import typer
 
 from trainer.protocol import RunFiles
 from yolo_launch.checks.preflight import refuse_failures
-from yolo_launch.cli.commands.train import show_dry_run
+from yolo_launch.cli.commands.train import conclude, show_dry_run
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
 from yolo_launch.cli.typer_options import takes
-from yolo_launch.cli.views import show_differences, show_findings, show_outcome, show_result
+from yolo_launch.cli.views import show_differences, show_findings, show_outcome
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
-from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.training_job import opened, with_data
 from yolo_launch.nodes.context import NodeContext, make_context
 from yolo_launch.nodes.identity import find_identity, make_join_request, with_scheduled_devices
@@ -73,11 +72,8 @@ def run_master(options: NodeOptions, context: NodeContext, console: Console) -> 
     if outcome.kind != "done":
         command = retype(context.typed, {"--resume": str(job.run_dir)}, without=("--config",))
         finish(outcome, work.plan, work.run_dir, command, console)
-    elif console.json_mode:
-        console.json(run_directory.read_summary(job.run_dir))
     else:
-        summary = run_directory.read_summary(job.run_dir)
-        show_result(job.run_dir, summary, is_demo=job.is_demo, console=console)
+        conclude(job.run_dir, is_demo=job.is_demo, console=console)
 
 
 def run_member(options: NodeOptions, context: NodeContext, console: Console) -> None:

@@ -14,7 +14,7 @@ from yolo_launch.cli.report import from_here
 from yolo_launch.cli.typed_command import TrainCommand, typed_in
 from yolo_launch.cli.typer_options import takes
 from yolo_launch.cli.views import show_differences, show_outcome, show_plan, show_result, show_start
-from yolo_launch.errors import LaunchError
+from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.training_job import TrainingJob, make_job, opened, with_data, with_measured_batch
@@ -84,16 +84,23 @@ def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome,
 def finish(outcome: Outcome, job: TrainingJob, console: Console) -> None:
     """Say what came of a run and leave with its exit code."""
     if outcome.kind == "done":
-        summary = run_directory.read_summary(job.run_dir)
-        if console.json_mode:
-            console.json(summary)
-        else:
-            show_result(job.run_dir, summary, is_demo=job.is_demo, console=console)
+        conclude(job.run_dir, is_demo=job.is_demo, console=console)
         return
     show_outcome(outcome, job.plan, job.run_dir, shlex.join(_resume_command(job.run_dir)), console)
     if console.json_mode:
         console.json({"run_dir": str(job.run_dir), "outcome": outcome.kind, "exit_code": outcome.exit_code})
     raise typer.Exit(outcome.exit_code)
+
+
+def conclude(run_dir: Path, *, is_demo: bool, console: Console) -> None:
+    """Say what a run that came to its end measured; leave with an exit code of its own if it measured nothing."""
+    summary = run_directory.read_summary(run_dir)
+    if console.json_mode:
+        console.json(summary)
+    else:
+        show_result(run_dir, summary, is_demo=is_demo, console=console)
+    if not run_directory.is_judged(summary):
+        raise typer.Exit(ExitCode.NOT_JUDGED)
 
 
 def _resume_command(run_dir: Path) -> tuple[str, ...]:

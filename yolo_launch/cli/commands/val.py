@@ -26,7 +26,7 @@ from yolo_launch.cli.model_command import (
 )
 from yolo_launch.cli.typed_command import typed_in
 from yolo_launch.cli.typer_options import with_options
-from yolo_launch.errors import LaunchError
+from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.jobs import run_directory
 from yolo_launch.request.options import DEBUG, GPUS, JSON, NPROC, PORT, STALL_TIMEOUT, WORKERS, Option
 from yolo_launch.spec import WorkerCommand
@@ -95,6 +95,8 @@ def val(ctx: typer.Context, **values: Any) -> None:
         console.json(summary)
     else:
         console.line(f"results: {run_dir}")
+    if not run_directory.is_judged(summary):
+        raise typer.Exit(ExitCode.NOT_JUDGED)
 
 
 def _check_data(data: str | None, split: str) -> None:
