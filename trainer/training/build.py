@@ -157,9 +157,8 @@ def build_run(
     image_size = rounded_image_size(config.imgsz, stride)
     if config.autoanchor and definition is None:
         # Fitted once: the last digits of a fit depend on the processor, which may differ between machines.
-        found = collectives.from_main(
-            lambda: suitable_anchors(config, model, data, image_size, knows_classes, reporter)
-        )
+        fit = partial(suitable_anchors, config, model, data, image_size, knows_classes, reporter)
+        found = collectives.from_main(fit)
         if found is not None:
             model.set_anchors(found)
             knows_classes = False  # the head's boxes were learned for the anchors that the weights came with
