@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     STALLED = 4
     NOT_JOINED = 5
     MASTER_LOST = 6
+    NOT_JUDGED = 7
     SAVED_AND_STOPPED = EXIT_SAVED_AND_STOPPED
 
 

@@ -58,6 +58,27 @@ def epochs_done(job) -> list[int]:
         return [int(row["epoch"]) for row in csv.DictReader(stream, skipinitialspace=True)]
 
 
+def test_a_validation_split_without_labels_is_warned_of_and_the_run_is_no_success(training, job):
+    for label in (job.run_dir / "cats" / "labels" / "val").iterdir():
+        label.unlink()
+    training("--epochs", "2", "--patience", "1")
+    assert job.wait(120) == 7
+    warned = "no validation image has a label (looked for "
+    assert job.stdout.count(warned) >= 1
+    assert "this run could not be judged: no validation image has a label" in job.stdout
+    assert "could not be judged: no validation image has a label, so nothing was measured" in job.stdout
+    assert "predict" not in job.stdout
+    assert not (job.run_dir / RUN / "weights" / "best.pt").exists()
+    assert epochs_done(job) == [0, 1]
+    job.start_program("doctor", "--data", "cats.yaml")
+    assert job.wait(60) == 0
+    assert warned in job.stdout
+    job.start_program(*shlex.split(f"val --weights {RUN}/weights/last.pt --data cats.yaml --gpus cpu --noplots"))
+    assert job.wait(60) == 7
+    assert "nothing could be measured: none of the 16 images has a label" in job.stdout
+    assert "0.000" not in job.stdout
+
+
 def test_a_killed_worker_costs_a_restart_from_the_newest_checkpoint(training):
     job = training("--epochs", "8")
     job.wait_for(f"{RUN}/weights/last.pt")

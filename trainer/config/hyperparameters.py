@@ -47,6 +47,11 @@ class Hyperparameters(BaseModel):
     mixup: float = Field(0.0, ge=0, le=1, description="probability of blending two mosaics")
     copy_paste: float = Field(0.0, ge=0, le=1, description="probability of pasting segmented objects")
 
+    def chosen(self) -> frozenset[str]:
+        """Names of the values that are not the published defaults, so that somebody chose them."""
+        fields = type(self).model_fields.items()
+        return frozenset(name for name, field in fields if getattr(self, name) != field.default)
+
 
 _MED = {"lrf": 0.1, "cls": 0.3, "obj": 0.7, "scale": 0.9, "mixup": 0.1}
 _COLOR_AND_SHAPE = ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "mosaic")

@@ -143,6 +143,11 @@ class Metrics:
     """Detections (n, 6) of every image by position, if asked for."""
 
     @property
+    def is_judged(self) -> bool:
+        """Whether there was a label to compare with; else the numbers say nothing."""
+        return self.boxes > 0
+
+    @property
     def fitness(self) -> float:
         """Value that is highest in the best epoch: 0.1 mAP50 + 0.9 mAP50-95, YOLOv5's weights."""
         return 0.1 * self.map50 + 0.9 * self.map5095

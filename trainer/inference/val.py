@@ -102,10 +102,10 @@ def report(
         assert metrics.detections is not None
         count = coco_results.write_coco_json(Path(config.coco_json), metrics.detections, images, names)
         say(f"{count} detections in {config.coco_json}")
-        numbers = coco_results.coco_numbers(metrics.detections, images, names)
+        numbers = coco_results.coco_numbers(metrics.detections, images, names) if metrics.is_judged else {}
         if numbers is None:
             say('COCO\'s own numbers need an extra: pip install "yolo-launch[coco]"')
-        else:
+        elif numbers:
             summary["coco"] = numbers
             say(f"by COCO's definitions: mAP50 {numbers['map50']:.3f}, mAP50-95 {numbers['map5095']:.3f}")
     if not config.noplots:

@@ -21,7 +21,10 @@ _log = logging.getLogger(__name__)
 
 
 def table_lines(metrics: Metrics) -> Iterator[str]:
-    """Precision, recall and mAP over all classes and of each, a head line first."""
+    """Precision, recall and mAP over all classes and of each, a head line first, if there are labels."""
+    if not metrics.is_judged:
+        yield f"nothing could be measured: none of the {metrics.images} images has a label"
+        return
     width = max([len(row.name) for row in metrics.per_class] + [14])
     yield f"{'class':>{width}} {'images':>7} {'labels':>7} {'P':>7} {'R':>7} {'mAP50':>7} {'mAP50-95':>9}"
     whole = (metrics.precision, metrics.recall, metrics.map50, metrics.map5095)
@@ -38,12 +41,11 @@ def speed_line(metrics: Metrics) -> str:
 
 
 def summarize(metrics: Metrics) -> dict[str, Any]:
-    """The numbers as ``--json`` prints them."""
+    """The numbers as ``--json`` prints them; None for what could not be measured."""
+    names = ("precision", "recall", "map50", "map5095")
     return {
-        "precision": metrics.precision,
-        "recall": metrics.recall,
-        "map50": metrics.map50,
-        "map5095": metrics.map5095,
+        "is_judged": metrics.is_judged,
+        **{name: getattr(metrics, name) if metrics.is_judged else None for name in names},
         "images": metrics.images,
         "boxes": metrics.boxes,
         "per_class": [
@@ -64,7 +66,12 @@ def summarize(metrics: Metrics) -> dict[str, Any]:
 
 
 def draw(metrics: Metrics, images: LabeledImages, names: Sequence[str], image_size: int, run_dir: Path) -> None:
-    """Curves, confusion matrix, and the images with most errors. One that cannot be drawn is worth a warning."""
+    """Curves, confusion matrix, and the images with most errors. One that cannot be drawn is worth a warning.
+
+    Without labels every detection would count as an error, so nothing is drawn.
+    """
+    if not metrics.is_judged:
+        return
     curves, ap50 = metrics.curves, np.array([row.ap50 for row in metrics.per_class])
     rows = [row.name for row in metrics.per_class]
     pictures: dict[str, Callable[[Path], None]] = {

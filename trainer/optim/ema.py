@@ -14,7 +14,7 @@ class ModelEma:
     """A copy of the model in eval mode whose floating entries are averages of the trained ones.
 
     The decay after u updates is ``decay * (1 - exp(-u / tau))``: small at first, so that early weights soon leave the
-    average.
+    average. With a tau of 0 it is ``decay`` from the start, for a model whose first weights are worth keeping.
     """
 
     def __init__(self, model: nn.Module, decay: float, tau_updates: float) -> None:
@@ -28,6 +28,8 @@ class ModelEma:
 
     def decay_at(self, updates: int) -> float:
         """Returns the share of the old average that the given update keeps."""
+        if self.tau_updates == 0:
+            return self.decay
         return self.decay * (1 - math.exp(-updates / self.tau_updates))
 
     @torch.no_grad()

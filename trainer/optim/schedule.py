@@ -6,7 +6,8 @@ A micro step is one forward and backward pass over a global batch; an update of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Literal
 
 NOMINAL_BATCH_SIZE = 64
@@ -16,6 +17,8 @@ MIN_WARMUP_STEPS = 100
 SHORT_RUN_UPDATES = 10_000
 LEAST_GAIN_IMAGE_SIZE = 640
 LEAST_GAIN_CLASSES = 40
+REFINING_SPAN = 0.25
+"""The share of a run that the average spans if the weights already detect the classes of the run."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Recipe:
     """Images per update, by accumulation if the batch is smaller."""
     ema_decay: float
     ema_tau_updates: float
-    """The average's decay after u updates is ema_decay * (1 - exp(-u / tau))."""
+    """The average's decay after u updates is ema_decay * (1 - exp(-u / tau)); with a tau of 0 it is ema_decay."""
     closing_epochs: int
     """Number of last epochs, whose images are plain instead of mosaics."""
     decay_each_step: bool
@@ -42,6 +45,8 @@ class Recipe:
     """The objectness gain is scaled for images of at least this side."""
     gain_classes: int = 1
     """The class gain is scaled for at least this number of classes."""
+    knows_classes: bool = False
+    """True if the weights that the run starts from already detect its classes."""
 
 
 def make_recipe(
@@ -51,26 +56,35 @@ def make_recipe(
     batches_per_epoch: int,
     global_batch_size: int,
     warmup_epochs: float,
+    knows_classes: bool = False,
+    chosen: Collection[str] = (),
 ) -> Recipe:
-    """Returns the constants of a run: those of YOLOv5 for ``yolov5``, scaled with the number of steps for ``auto``."""
-    yolov5_warmup = max(round(warmup_epochs * batches_per_epoch), MIN_WARMUP_STEPS) if warmup_epochs > 0 else -1
+    """Returns the constants of a run: those of YOLOv5 for ``yolov5``, scaled with the number of steps for ``auto``.
+
+    For weights that detect the run's classes already (``knows_classes``), ``auto`` refines them rather than teaching
+    them anew. ``chosen`` names the hyperparameters whose values the user chose: their rates are not lowered for that.
+    """
+    published = Recipe(
+        warmup_steps=max(round(warmup_epochs * batches_per_epoch), MIN_WARMUP_STEPS) if warmup_epochs > 0 else -1,
+        nominal_batch_size=NOMINAL_BATCH_SIZE,
+        ema_decay=EMA_DECAY,
+        ema_tau_updates=EMA_TAU_UPDATES,
+        closing_epochs=0,
+        decay_each_step=False,
+        optimizer="SGD",
+        knows_classes=knows_classes,
+    )
     if name == "yolov5":
-        return Recipe(
-            warmup_steps=yolov5_warmup,
-            nominal_batch_size=NOMINAL_BATCH_SIZE,
-            ema_decay=EMA_DECAY,
-            ema_tau_updates=EMA_TAU_UPDATES,
-            closing_epochs=0,
-            decay_each_step=False,
-            optimizer="SGD",
-        )
+        return published
     micro_steps = epochs * batches_per_epoch
+    if knows_classes:
+        return _refining(published, micro_steps, global_batch_size, chosen)
     # An update every 16 images if the schedule is short, every 64 if it has many updates.
     nominal = min(NOMINAL_BATCH_SIZE, max(16, micro_steps * global_batch_size // 4000))
     updates = max(1, micro_steps // max(1, round(nominal / global_batch_size)))
     is_short = updates < SHORT_RUN_UPDATES
     return Recipe(
-        warmup_steps=min(yolov5_warmup, max(1, micro_steps // 10)),
+        warmup_steps=min(published.warmup_steps, max(1, micro_steps // 10)),
         nominal_batch_size=nominal,
         # The average spans about a twentieth of the run, and at most YOLOv5's 10,000 updates.
         ema_decay=min(EMA_DECAY, 1 - 1 / max(updates / 20, 2)),
@@ -85,6 +99,35 @@ def make_recipe(
         gain_image_size=LEAST_GAIN_IMAGE_SIZE if is_short else 0,
         gain_classes=LEAST_GAIN_CLASSES if is_short else 1,
     )
+
+
+def _refining(published: Recipe, micro_steps: int, global_batch_size: int, chosen: Collection[str]) -> Recipe:
+    """The recipe for weights that know the classes, which large first steps would make forget them.
+
+    AdamW's steps are of unit size from the first one on. SGD's shrink with the gradient, which is small here, and in a
+    short run YOLOv5's warm-up, which has 100 steps or more, ends before the rate is high.
+    """
+    updates = updates_in(micro_steps, published.warmup_steps, NOMINAL_BATCH_SIZE / global_batch_size)
+    return replace(
+        published,
+        # A tenth of the published first rate of biases is the rate of everything else.
+        warmup_bias_scale=1.0 if "warmup_bias_lr" in chosen else 0.1,
+        # The average starts as the weights that were loaded, so there is no youth in which it must follow fast.
+        ema_decay=min(EMA_DECAY, 1 - 1 / max(updates * REFINING_SPAN, 2)),
+        ema_tau_updates=0.0,
+        decay_each_step=True,
+        gain_image_size=LEAST_GAIN_IMAGE_SIZE,
+        gain_classes=LEAST_GAIN_CLASSES,
+    )
+
+
+def updates_in(micro_steps: int, warmup_steps: int, accumulation: float) -> float:
+    """About how many updates are made in so many micro steps, as accumulation grows from 1 through the warm-up."""
+    accumulation = max(accumulation, 1.0)
+    warming = min(micro_steps, max(warmup_steps, 0))
+    growth = (accumulation - 1) * warming / max(warmup_steps, 1)
+    in_warmup = warming * math.log1p(growth) / growth if growth else warming
+    return in_warmup + (micro_steps - warming) / accumulation
 
 
 @dataclass(frozen=True)

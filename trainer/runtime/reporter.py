@@ -82,11 +82,10 @@ class Reporter:
         if not self._printed_header:
             self.say(_HEADER, "bold")
             self._printed_header = True
-        numbers = [row.get(f"train/{name}_loss", float("nan")) for name in ("box", "obj", "cls")]
-        metrics = [row.get(f"metrics/{name}", float("nan")) for name in ("precision", "recall", "mAP_0.5")]
-        line = f"{int(row['epoch']) + 1:>4}/{epochs:<4} " + " ".join(f"{value:>8.4f}" for value in numbers)
-        line += " " + " ".join(f"{value:>7.3f}" for value in metrics)
-        line += f" {row.get('metrics/mAP_0.5:0.95', float('nan')):>9.3f} {row.get('images_per_second', 0):>7.1f}"
+        cells = [_cell(row.get(f"train/{name}_loss"), 8, 4) for name in ("box", "obj", "cls")]
+        cells += [_cell(row.get(f"metrics/{name}"), 7, 3) for name in ("precision", "recall", "mAP_0.5")]
+        cells += [_cell(row.get("metrics/mAP_0.5:0.95"), 9, 3), _cell(row.get("images_per_second"), 7, 1)]
+        line = f"{int(row['epoch']) + 1:>4}/{epochs:<4} " + " ".join(cells)
         self.say(line + ("  best" if is_best else ""))
 
     def stop(self) -> None:
@@ -118,6 +117,11 @@ class Reporter:
                 file.write(text + "\n")
         except OSError:
             self._log_path = None
+
+
+def _cell(value: float | None, width: int, digits: int) -> str:
+    """A number of a table; a dash for one that was not measured."""
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
 
 
 def duration(seconds: float) -> str:

@@ -46,15 +46,15 @@ def make_model(
     collectives: Collectives,
     reporter: Reporter,
     definition: dict[str, Any] | None,
-) -> DetectionModel:
-    """The model with its starting weights, the same on every rank.
+) -> tuple[DetectionModel, bool]:
+    """The model with its starting weights, the same on every rank, and whether these detect all ``names`` already.
 
     Rank 0 alone reads files, and sends what is in them: other machines need not have them. With the ``definition`` of
     a run that goes on no file is read: its checkpoint has the weights.
     """
     torch.manual_seed(config.seed)
     if definition is not None:
-        return build_model(definition, num_classes=len(names))
+        return build_model(definition, num_classes=len(names)), False
 
     def read_definition() -> Any:
         takes_model_of_weights = bool(config.weights and not config.cfg)
@@ -65,21 +65,37 @@ def make_model(
     if anchors_per_cell:  # a count alone, so that they are fitted to the labels
         found = {**found, "anchors": anchors_per_cell}
     model = build_model(found, num_classes=len(names))
-    if config.weights:
-        collectives.from_main(lambda: reporter.say(load_weights_into(model, Path(config.weights), names).summary()))
-        collectives.broadcast_tensors(list(model.state_dict().values()))
-    return model
+    if not config.weights:
+        return model, False
+
+    def load() -> bool:
+        report = load_weights_into(model, Path(config.weights), names)
+        reporter.say(report.summary())
+        return report.knows_classes
+
+    knows_classes = collectives.from_main(load)
+    collectives.broadcast_tensors(list(model.state_dict().values()))
+    return model, knows_classes
 
 
 def suitable_anchors(
-    config: TrainConfig, model: DetectionModel, data: Data, image_size: int, reporter: Reporter
+    config: TrainConfig, model: DetectionModel, data: Data, image_size: int, knows_classes: bool, reporter: Reporter
 ) -> list[list[float]] | None:
-    """Anchors that suit the labels, per level in pixels, where those of the model do not."""
+    """Anchors that suit the labels, per level in pixels, where those of the model do not.
+
+    Weights that know the classes keep theirs: with others the head would have to learn every box anew.
+    """
     threshold = config.hyperparameters.anchor_t
     anchors = (model.detect.anchors.cpu() * model.stride.cpu().view(-1, 1, 1)).numpy()
     sizes = label_sizes(data.train, image_size)
     recall = best_possible_recall(anchors, sizes, threshold)
     reporter.say(f"anchors: best possible recall {recall:.3f}")
+    if knows_classes and not config.hyperparameters.anchors:
+        if recall < SUFFICIENT_RECALL:
+            reporter.say(
+                "anchors: those of the weights are kept, which know the classes; --set anchors=3 fits new ones"
+            )
+        return None
     if recall < SUFFICIENT_RECALL or not model.anchors_given:
         fitted = fit_anchors(sizes, anchors.size // 2, image_size, threshold, config.seed)
         better = best_possible_recall(fitted, sizes, threshold)
@@ -96,8 +112,15 @@ def definition_to_go_on_with(config: TrainConfig, saved: dict[str, Any] | None) 
     return saved.get("definition")
 
 
-def settle_recipe(config: TrainConfig, batches_per_epoch: int, saved: dict[str, Any] | None) -> Recipe:
-    """The recipe of a run: chosen once, so that more --epochs on a resume do not change it under way."""
+def settle_recipe(
+    config: TrainConfig, batches_per_epoch: int, saved: dict[str, Any] | None, *, knows_classes: bool = False
+) -> Recipe:
+    """The recipe of a run: chosen once, so that more --epochs on a resume do not change it under way.
+
+    What a run's first weights knew is kept in its checkpoint, since a resume does not read them again.
+    """
+    if saved is not None:
+        knows_classes = saved.get("recipe", {}).get("knows_classes", False)
     if saved is not None and "recipe" in saved:
         before = saved["config"]
         is_same = all(before[name] == getattr(config, name) for name in ("recipe", "optimizer", "batch_size"))
@@ -109,6 +132,8 @@ def settle_recipe(config: TrainConfig, batches_per_epoch: int, saved: dict[str, 
         batches_per_epoch=batches_per_epoch,
         global_batch_size=config.batch_size,
         warmup_epochs=config.hyperparameters.warmup_epochs,
+        knows_classes=knows_classes,
+        chosen=config.hyperparameters.chosen(),
     )
 
 
@@ -127,20 +152,22 @@ def build_run(
         config.data, single_cls=config.single_cls, collectives=collectives, reporter=reporter, heartbeat=heartbeat
     )
     definition = definition_to_go_on_with(config, saved)
-    model = make_model(config, data.names, collectives, reporter, definition)
+    model, knows_classes = make_model(config, data.names, collectives, reporter, definition)
     stride = int(model.stride.max())
     image_size = rounded_image_size(config.imgsz, stride)
     if config.autoanchor and definition is None:
         # Fitted once: the last digits of a fit depend on the processor, which may differ between machines.
-        found = collectives.from_main(lambda: suitable_anchors(config, model, data, image_size, reporter))
+        fit = partial(suitable_anchors, config, model, data, image_size, knows_classes, reporter)
+        found = collectives.from_main(fit)
         if found is not None:
             model.set_anchors(found)
+            knows_classes = False  # the head's boxes were learned for the anchors that the weights came with
     freeze_layers(model, config.freeze)
     if image_size != config.imgsz:
         reporter.say(f"--imgsz {config.imgsz} is not a multiple of the model's stride; {image_size} is used")
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches_per_epoch = -(-len(data.train) // config.batch_size)
-    recipe = settle_recipe(config, batches_per_epoch, saved)
+    recipe = settle_recipe(config, batches_per_epoch, saved, knows_classes=knows_classes)
     schedule = make_schedule(config, recipe, batches_per_epoch)
     autocast = agree_on_autocast(config.amp, device, collectives, reporter)
     loss = make_loss(config, model, image_size, recipe)
@@ -165,7 +192,7 @@ def build_run(
         results=ResultsWriter(run_dir, tensorboard=env.is_main),
         checkpoints=CheckpointWriter(RunFiles(run_dir).weights),
         checkpoint_header=describe_run(config, data, model, image_size, recipe),
-        settings=loop_settings(config, model, image_size, autocast),
+        settings=loop_settings(config, data, model, image_size, recipe, autocast),
         finite=NonFiniteDetector(),
     )
     warm_up_ddp(run.model, torch.zeros((1, 3, 2 * stride, 2 * stride), device=device))
@@ -173,7 +200,12 @@ def build_run(
 
 
 def loop_settings(
-    config: TrainConfig, model: DetectionModel, image_size: int, autocast: torch.dtype | None
+    config: TrainConfig,
+    data: Data,
+    model: DetectionModel,
+    image_size: int,
+    recipe: Recipe,
+    autocast: torch.dtype | None,
 ) -> LoopSettings:
     """The loop's plain numbers and switches."""
     return LoopSettings(
@@ -184,6 +216,8 @@ def loop_settings(
         multi_scale=config.multi_scale,
         patience=config.patience,
         validate_each_epoch=config.val,
+        can_measure=data.can_measure,
+        measures_start=recipe.knows_classes,
         save=config.save,
         save_period=config.save_period,
         checkpoint_interval_s=config.checkpoint_interval_s,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from trainer.protocol import BEST_WEIGHTS
 from trainer.runtime.reporter import duration
 from trainer.training.rollback import TrainingDiverged, any_not_finite, roll_back, save_checkpoint, save_for_inference
 from trainer.training.run import Run
+from trainer.training.selection import START, is_measured, measure_epoch, measure_start, out_of_patience
 from trainer.training.state import LOSS_NAMES
 from trainer.training.telemetry import ThroughputMeter
 
@@ -32,6 +33,9 @@ def fit(run: Run) -> bool:
     progress = run.state.progress
     if run.settings.save:
         save_checkpoint(run)  # a run that cannot write learns so now, and a rollback always has a place to go to
+    if not measure_start(run):
+        _save_and_stop(run)
+        return False
     while progress.epoch < run.settings.epochs and not (progress.batch == 0 and out_of_patience(run)):
         if not (run_epoch(run) and finish_epoch(run)):
             _save_and_stop(run)
@@ -41,9 +45,8 @@ def fit(run: Run) -> bool:
             _save_and_stop(run)
             return progress.epoch >= run.settings.epochs or out_of_patience(run)
     if progress.epoch < run.settings.epochs:
-        run.reporter.say(
-            f"stopping early: no better epoch than {progress.best_epoch + 1} for {run.settings.patience} epochs"
-        )
+        best = f"epoch {progress.best_epoch + 1}" if progress.best_epoch != START else "the weights at the start"
+        run.reporter.say(f"stopping early: no better epoch than {best} for {run.settings.patience} epochs")
     return True
 
 
@@ -164,16 +167,10 @@ def finish_epoch(run: Run) -> bool:
     row: dict[str, float] = {"epoch": progress.epoch}
     row.update((f"train/{name}", loss) for name, loss in zip(LOSS_NAMES, losses.tolist(), strict=True))
     is_final = progress.epoch + 1 == settings.epochs
-    is_best = False
-    if settings.validate_each_epoch or is_final:
-        try:
-            metrics = run.validator.validate(run.state.ema, on_batch=validation_beat(run))
-        except ValidationStopped:
-            return False
-        row.update(metrics.row())
-        progress.class_map = metrics.class_map()
-        if metrics.fitness > progress.best_fitness:
-            progress.best_fitness, progress.best_epoch, is_best = metrics.fitness, progress.epoch, True
+    try:
+        is_best = is_measured(run, progress.epoch) and measure_epoch(run, row)
+    except ValidationStopped:
+        return False
     for index, group in enumerate(run.state.optimizer.param_groups):
         row[f"x/lr{index}"] = float(group["lr"])
     row.update({"seconds": run.speed.elapsed_s, "images_per_second": speed, "data_wait": data_wait})
@@ -191,34 +188,15 @@ def finish_epoch(run: Run) -> bool:
 def _keep_epoch(run: Run, row: dict[str, float], *, is_best: bool, is_final: bool) -> None:
     progress, settings = run.state.progress, run.settings
     if run.collectives.env.is_main:
-        run.results.write(progress.history)
-        run.reporter.end_epoch(settings.epochs, row, is_best=is_best)
+        run.results.write(progress.history, progress.start)
+        run.reporter.end_epoch(settings.epochs, row, is_best=is_best and progress.best_fitness > 0)
         periodic = settings.save_period > 0 and progress.epoch % settings.save_period == 0
-        keeps_best = is_best if settings.save else is_final  # --nosave keeps the last epoch alone
+        keeps_best = is_best if settings.save else is_final and progress.is_judged  # --nosave keeps the last alone
         names = [BEST_WEIGHTS] * keeps_best + [f"epoch{progress.epoch}.pt"] * periodic
         for name in names:
             save_for_inference(run, name)
     if settings.save or is_final:
         save_checkpoint(run)
-
-
-def validation_beat(run: Run) -> Callable[[int, int], bool]:
-    """Shows how far a validation is, and goes on until a signal asks to stop."""
-
-    def beat(done: int, total: int) -> bool:
-        run.heartbeat.beat("val", run.state.progress.epoch, run.state.progress.micro_step)
-        run.reporter.phase("validating", done, total)
-        return not run.local_requests.stop_requested
-
-    return beat
-
-
-def out_of_patience(run: Run) -> bool:
-    """Whether the best epoch lies ``patience`` epochs back; equal on all ranks, as their metrics are."""
-    progress, patience = run.state.progress, run.settings.patience
-    if patience == 0 or progress.best_epoch < 0 or not run.settings.validate_each_epoch:
-        return False
-    return progress.epoch - 1 - progress.best_epoch >= patience
 
 
 def _reduce_counts(run: Run, counts: Tensor) -> tuple[Tensor, StepControl]:

@@ -37,7 +37,7 @@ def resume(run: Run, saved: dict[str, Any] | None) -> None:
     if not takes_optimizer:
         run.reporter.warn("another optimizer than the run had: it starts without the old one's averages")
     if env.is_main:
-        run.results.write(progress.history)
+        run.results.write(progress.history, progress.start)
 
 
 def _count_in_batches_of_now(run: Run, saved: dict[str, Any]) -> None:

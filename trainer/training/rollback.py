@@ -64,7 +64,7 @@ def save_for_inference(run: Run, name: str) -> None:
             **run.checkpoint_header,
             "ema": copied(run.state.ema.state_dict()),
             "epoch": progress.epoch - 1,
-            "metrics": dict(progress.history[-1]) if progress.history else {},
+            "metrics": dict(progress.history[-1] if progress.history else progress.start),
         }
         run.checkpoints.submit(name, content)
 

@@ -33,6 +33,10 @@ class LoopSettings:
     multi_scale: bool = False
     patience: int = 100
     validate_each_epoch: bool = True
+    can_measure: bool = True
+    """Whether the validation split has a label; without one there is no number to go by."""
+    measures_start: bool = False
+    """Whether the weights are measured before anything is learned, as epoch 0."""
     save: bool = True
     save_period: int = -1
     checkpoint_interval_s: float = 60.0

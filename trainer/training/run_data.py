@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.data.dataset import DatasetFile, load_dataset_file
+from trainer.data.dataset import DatasetFile, label_path_for, load_dataset_file
 from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.shared_scan import scan_together
 from trainer.errors import ConfigError
@@ -22,6 +22,11 @@ class Data:
     train: LabeledImages
     val: LabeledImages
 
+    @property
+    def can_measure(self) -> bool:
+        """Whether a validation image has a label; without one there is nothing to compare detections with."""
+        return any(len(boxes) for boxes in self.val.boxes)
+
 
 def load_data(
     path: str, *, single_cls: bool, collectives: Collectives, reporter: Reporter, heartbeat: HeartbeatWriter
@@ -37,4 +42,10 @@ def load_data(
             dataset, split, single_cls=single_cls, collectives=collectives, reporter=reporter, heartbeat=heartbeat
         )
 
-    return Data(dataset, names, scan("train"), scan("val"))
+    data = Data(dataset, names, scan("train"), scan("val"))
+    if not data.can_measure:
+        reporter.warn(
+            f"no validation image has a label (looked for {label_path_for(data.val.paths[0])}): this run cannot be "
+            "judged. No epoch will be the best one, and none will end it early"
+        )
+    return data

@@ -29,7 +29,11 @@ class Progress:
     updates: int = 0
     """Optimizer steps since the start."""
     best_fitness: float = -1.0
+    """Of ``best_epoch``; below 0 until something was measured."""
     best_epoch: int = -1
+    """0-based; -1 stands for the weights that the run started from."""
+    start: dict[str, float] = field(default_factory=dict)
+    """The metrics of the weights that the run started from, where they were measured."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One row of results for each finished epoch."""
     class_map: list[float] = field(default_factory=list)
@@ -37,6 +41,21 @@ class Progress:
     skipped_steps: list[int] = field(default_factory=list)
     """Micro steps left out after a loss that was not finite."""
     rollbacks: int = 0
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether any epoch, or the start, was measured."""
+        return self.best_fitness >= 0
+
+    def consider(self, epoch: int, fitness: float) -> bool:
+        """Make ``epoch`` the best one where it is; of epochs that found nothing the last counts as the best.
+
+        So a start that takes some epochs to find anything does not use up patience.
+        """
+        is_best = fitness > self.best_fitness or fitness == self.best_fitness == 0
+        if is_best:
+            self.best_fitness, self.best_epoch = fitness, epoch
+        return is_best
 
 
 @dataclass

@@ -16,14 +16,19 @@ from trainer.data.collate import Batch
 from trainer.errors import DiskError, WeightsError
 from trainer.evaluation import plot_boxes, plots
 from trainer.evaluation.evaluator import Metrics
-from trainer.protocol import BEST_WEIGHTS, RunFiles, replace_text
-from trainer.training.loop import validation_beat
+from trainer.protocol import BEST_WEIGHTS, LAST_WEIGHTS, RunFiles, replace_text
 from trainer.training.run import Run
 from trainer.training.run_data import Data
+from trainer.training.selection import START, validation_beat
+from trainer.training.state import Progress
 from trainer.weights.checkpoint import read_checkpoint
 
 PICTURED_IMAGES = 16
 SLOW_DATA_SHARE = 0.3
+NOT_JUDGED = (
+    "this run could not be judged: no validation image has a label, so nothing was measured. There is no best epoch "
+    f"and no {BEST_WEIGHTS}; {LAST_WEIGHTS} has the weights after the last epoch"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -64,45 +69,64 @@ def _lost(ended: str, what: str, seen: str) -> DiskError:
 def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     """Validate the best weights once more on all ranks; rank 0 prints the table, draws, and writes the summary.
 
-    Raises ValidationStopped on all ranks when a signal asked to stop; a resume then finishes the run.
+    A run in which nothing could be measured says so instead. Raises ValidationStopped on all ranks when a signal asked
+    to stop; a resume then finishes the run.
     """
-    metrics = run.validator.validate_model(best_model(run), validation_beat(run))
+    metrics = weights_epoch = None
+    if run.state.progress.is_judged:
+        model, weights_epoch = best_model(run)
+        metrics = run.validator.validate_model(model, validation_beat(run))
     if not run.collectives.env.is_main:
         return
-    print_table(run, metrics)
+    if metrics is None:
+        run.reporter.warn(NOT_JUDGED)
+    else:
+        run.reporter.say(best_line(run.state.progress))
+        print_table(run, metrics)
     advise(run)
     if pictures:
         draw_results(run, data, metrics, run_dir)
-    summary = summarize(run, metrics, run_dir)
+    summary = summarize(run, metrics, weights_epoch, run_dir)
     try:
         replace_text(RunFiles(run_dir).summary, json.dumps(summary, indent=2) + "\n")
     except OSError as error:
         raise _lost("came to its end", "its summary could not be written", f"{run_dir}: {error.strerror}") from None
 
 
-def best_model(run: Run) -> Any:
-    """The averaged model of the best epoch, from rank 0's file, or as it stands where no file can be read."""
+def best_model(run: Run) -> tuple[Any, int]:
+    """The averaged model in rank 0's best.pt and its 0-based epoch; the last one's where no file can be read."""
     model = copy.deepcopy(run.state.ema.model)
-    state: dict[str, Any] = {}
+    progress, state = run.state.progress, dict[str, Any]()
+    epoch = progress.epoch - 1
     if run.collectives.env.is_main:
         try:
             content = read_checkpoint(run.checkpoints.weights_dir / BEST_WEIGHTS)
-            state, epoch = content["ema"]["model"], run.state.progress.best_epoch
-            if run.settings.save and content["epoch"] != epoch:
-                run.reporter.warn(
-                    f"{BEST_WEIGHTS} is that of epoch {content['epoch'] + 1}; the one of {epoch + 1} was lost"
-                )
+            state, epoch = content["ema"]["model"], content["epoch"]
+            if epoch != progress.best_epoch:
+                better = progress.best_epoch + 1
+                why = "was lost" if run.settings.save else "measured better and was not kept (--nosave)"
+                run.reporter.warn(f"{BEST_WEIGHTS} is that of epoch {epoch + 1}; the one of {better} {why}")
         except WeightsError as error:
             run.reporter.warn(f"the best weights cannot be read ({error.what}); the last ones are measured instead")
             state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     model.load_state_dict(run.collectives.broadcast(state))
-    return model
+    return model, epoch
+
+
+def best_line(progress: Progress) -> str:
+    """Which epoch was the best one, and what it gained over a start that was measured."""
+    if progress.best_epoch == START:
+        return "best: epoch 0, the weights you started from; no epoch after it measured better"
+    line = f"best epoch: {progress.best_epoch + 1}"
+    if progress.start:
+        before, after = (row["metrics/mAP_0.5:0.95"] for row in (progress.start, progress.history[progress.best_epoch]))
+        line += f" (mAP50-95 {after:.3f}; {before:.3f} at the start)"
+    return line
 
 
 def print_table(run: Run, metrics: Metrics) -> None:
     """Precision, recall and mAP over all classes and of each."""
     say = run.reporter.say
-    say(f"best epoch: {run.state.progress.best_epoch + 1}")
     width = max([len(row.name) for row in metrics.per_class] + [14])
     say(f"{'class':>{width}} {'images':>7} {'labels':>7} {'P':>7} {'R':>7} {'mAP50':>7} {'mAP50-95':>9}", "bold")
     head = (metrics.precision, metrics.recall, metrics.map50, metrics.map5095)
@@ -126,19 +150,25 @@ def _metric_cells(values: Sequence[float]) -> str:
     return f"{precision:>7.3f} {recall:>7.3f} {map50:>7.3f} {map5095:>9.3f}"
 
 
-def summarize(run: Run, metrics: Metrics, run_dir: Path) -> dict[str, Any]:
-    """The run in numbers, as --json prints it."""
-    history = run.state.progress.history
+def summarize(run: Run, metrics: Metrics | None, weights_epoch: int | None, run_dir: Path) -> dict[str, Any]:
+    """The run in numbers, as --json prints it; None for what was not measured.
+
+    Epochs count from 1; 0 are the weights at the start. ``weights_epoch`` (from 0) is the epoch of best.pt.
+    """
+    progress = run.state.progress
+    start = progress.start
+    history = progress.history
     seconds = sum(row["seconds"] for row in history)
     images = sum(row["seconds"] * row["images_per_second"] for row in history)
     return {
         "run_dir": str(run_dir),
-        "epochs": run.state.progress.epoch,
-        "best_epoch": run.state.progress.best_epoch + 1,
-        "precision": metrics.precision,
-        "recall": metrics.recall,
-        "map50": metrics.map50,
-        "map5095": metrics.map5095,
+        "epochs": progress.epoch,
+        "is_judged": metrics is not None,
+        "best_epoch": progress.best_epoch + 1 if progress.is_judged else None,
+        "weights_epoch": None if weights_epoch is None else weights_epoch + 1,
+        **{name: getattr(metrics, name, None) for name in ("precision", "recall", "map50", "map5095")},
+        "start": {"map50": start["metrics/mAP_0.5"], "map5095": start["metrics/mAP_0.5:0.95"]} if start else None,
+        "recipe": run.checkpoint_header["recipe"],
         "images_per_second": images / seconds if seconds else 0.0,
         "world_size": run.collectives.env.world_size,
         "global_batch_size": run.epoch_loader.global_batch_size,
@@ -146,11 +176,13 @@ def summarize(run: Run, metrics: Metrics, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def draw_results(run: Run, data: Data, metrics: Metrics, run_dir: Path) -> None:
-    """Curves, confusion matrix, and validation images with labels beside predictions."""
+def draw_results(run: Run, data: Data, metrics: Metrics | None, run_dir: Path) -> None:
+    """Curves, confusion matrix, and validation images with labels beside predictions, as far as they were measured."""
+    _draw(lambda: plots.save_training_curves(run_dir / "results.png", RunFiles(run_dir).results))
+    if metrics is None:
+        return
     names = [row.name for row in metrics.per_class]
     curves, ap50 = metrics.curves, np.array([row.ap50 for row in metrics.per_class])
-    _draw(lambda: plots.save_training_curves(run_dir / "results.png", RunFiles(run_dir).results))
     _draw(
         lambda: plots.save_pr_curve(
             run_dir / "PR_curve.png", curves.recall_points, curves.precision_at_recall, names, ap50

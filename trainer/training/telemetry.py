@@ -41,14 +41,17 @@ TIME_COLUMNS = ("seconds", "images_per_second", "data_wait", "checkpoint_wait")
 
 
 class ResultsWriter:
-    """results.csv and metrics.jsonl of the run directory, always equal to the run's history."""
+    """results.csv and metrics.jsonl of the run directory, always equal to the run's history.
+
+    The weights at the start have a row in metrics.jsonl alone, under epoch -1: results.csv keeps to YOLOv5's rows.
+    """
 
     def __init__(self, run_dir: Path, tensorboard: bool = True) -> None:
         self.files = RunFiles(run_dir)
         self._board = _make_board(run_dir) if tensorboard else None
 
-    def write(self, history: list[dict[str, float]]) -> None:
-        """Write the rows of all finished epochs; a failure is a warning."""
+    def write(self, history: list[dict[str, float]], start: dict[str, float]) -> None:
+        """Write the rows of all finished epochs, and that of the start if it was measured; a failure is a warning."""
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow(RESULT_COLUMNS)
@@ -56,7 +59,8 @@ class ResultsWriter:
             rows.writerow(_cell(row.get(column, float("nan"))) for column in RESULT_COLUMNS)
         try:
             replace_text(self.files.results, table.getvalue())
-            replace_text(self.files.metrics, "".join(json.dumps(row) + "\n" for row in history))
+            lines = [json.dumps(row) + "\n" for row in ([start] if start else []) + history]
+            replace_text(self.files.metrics, "".join(lines))
         except OSError as error:
             _log.warning("could not write the results (%s); they are kept in the checkpoint", error)
         if history:

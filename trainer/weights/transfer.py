@@ -32,6 +32,8 @@ class TransferReport:
     boxes_kept: bool = True
     """Box and objectness rows of the head, which belong to no class, were copied."""
     anchors_kept: bool = True
+    knows_classes: bool = True
+    """The whole detector was copied, and with it every class of the model: nothing starts anew."""
     source: str = ""
     notes: tuple[str, ...] = ()
 
@@ -86,6 +88,7 @@ def transfer(
         rows = _matching_rows(source_names, target_names)
         boxes_kept = _copy_rows(model.detect, state, head, rows, len(source_names))
         copied_classes = tuple(target_names[index] for _, index in rows) if boxes_kept else ()
+    body = [key for key in target if key not in rows_of_head and not key.endswith(_BATCH_COUNT)]
     return TransferReport(
         loaded=len(loaded),
         total=len(target),
@@ -95,6 +98,7 @@ def transfer(
         carried_classes=copied_classes,
         num_classes=len(target_names),
         anchors_kept=anchors_kept,
+        knows_classes=loaded.issuperset(body) and (head_kept or len(copied_classes) == len(target_names)),
     )
 
 

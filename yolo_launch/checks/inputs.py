@@ -14,6 +14,7 @@ from typing import NamedTuple
 from trainer.config.train import rounded_image_size
 from trainer.errors import UserError
 from yolo_launch.checks.context import Context
+from yolo_launch.errors import ExitCode
 from yolo_launch.planning.loader_workers import size_text
 from yolo_launch.spec import Finding
 
@@ -33,6 +34,14 @@ def check_data(context: Context) -> Iterable[Finding]:
         return
     text = f"{counts.classes} classes, {counts.training} training and {counts.validation} validation images"
     yield Finding("data", "ok", text)
+    if counts.unlabeled is not None:
+        yield Finding(
+            "validation",
+            "warning",
+            f"no validation image has a label (looked for {counts.unlabeled}): the run cannot be judged, so no epoch "
+            f"is the best one, none ends it early, and the exit code is {ExitCode.NOT_JUDGED:d}",
+            "add the labels, or name images that have some as val in the YAML file",
+        )
 
 
 def check_model(context: Context) -> Iterable[Finding]:
@@ -140,15 +149,27 @@ class _DataCounts(NamedTuple):
     classes: int
     training: int
     validation: int
+    unlabeled: Path | None
+    """The first label file that is missing or empty where no validation image has one, else None."""
 
 
 @lru_cache(maxsize=4)
 def _count_data(data: str) -> _DataCounts:
     """What a data-set file names; remembered, since walking a large set takes seconds. Raises DataError."""
-    from trainer.data.dataset import find_images, load_dataset_file
+    from trainer.data.dataset import find_images, label_path_for, load_dataset_file
 
     dataset = load_dataset_file(data)
-    return _DataCounts(len(dataset.names), *(len(find_images(dataset, split)) for split in ("train", "val")))
+    training, validation = (find_images(dataset, split) for split in ("train", "val"))
+    labels = [label_path_for(image) for image in validation]
+    unlabeled = None if any(map(_has_content, labels)) else labels[0]
+    return _DataCounts(len(dataset.names), len(training), len(validation), unlabeled)
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _in_one(error: UserError) -> str:

@@ -11,6 +11,8 @@ import typer
 
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.views import show_outcome
+from yolo_launch.errors import ExitCode
+from yolo_launch.jobs import run_directory
 from yolo_launch.spec import LaunchPlan, Outcome
 
 
@@ -58,15 +60,17 @@ def conclude_job(
 ) -> NoReturn:
     """End a command that ran a job: show its failure, or ``show_done`` if it is done. Raises typer.Exit.
 
-    ``summary`` is the JSON object of a job that is done; without it, run directory and outcome are. With
-    ``worker_owns_stdout`` the worker has written the JSON itself.
+    ``summary`` is the JSON object of a job that is done; without it, run directory and outcome are. A summary that
+    says that nothing could be measured has an exit code of its own. With ``worker_owns_stdout`` the worker has
+    written the JSON itself.
     """
     if not job.is_done:
         show_outcome(job.outcome, job.plan, job.run_dir, job.next_command, console)
     result = summary if job.is_done and summary is not None else job.facts()
+    is_judged = not job.is_done or run_directory.is_judged(summary or {})
     conclude(
         console,
-        job.outcome.exit_code,
+        job.outcome.exit_code if is_judged else ExitCode.NOT_JUDGED,
         result=None if worker_owns_stdout else result,
         show=show_done if job.is_done else None,
     )

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.protocol import RunFiles
+from trainer.protocol import LAST_WEIGHTS, RunFiles
 from yolo_launch.cli import report
 from yolo_launch.cli.console import Console
+from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.resume_changes import Difference
 from yolo_launch.planning.devices import describe_device
 from yolo_launch.planning.plan import rank_lines, torchrun_command
@@ -105,18 +106,44 @@ def show_outcome(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command
 def show_result(run_dir: Path, summary: Mapping[str, Any], *, is_demo: bool, console: Console) -> None:
     """Where a finished run left everything, and what to type next."""
     if summary:
-        console.line(
-            f"mAP50 {summary.get('map50', 0):.3f}, mAP50-95 {summary.get('map5095', 0):.3f} "
-            f"at epoch {summary.get('best_epoch', '?')} of {summary.get('epochs', '?')}"
-        )
+        console.line(_measured(summary))
+    files = RunFiles(run_dir)
+    weights = files.best_weights if run_directory.is_judged(summary) else files.weights / LAST_WEIGHTS
+    further = "yolo-launch train --data YOUR.yaml" if is_demo else _longer(run_dir, summary)
+    if not run_directory.is_judged(summary):
+        steps = [["next", f"yolo-launch val --weights {weights} --data LABELED.yaml"]]
+    elif _is_worth_using(summary):
+        steps = [["next", f"yolo-launch predict --weights {weights} PICTURES"], ["or", further]]
+    else:
+        steps = [["next", further]]
     rows = [
-        ["results", str(RunFiles(run_dir).results)],
-        ["weights", str(RunFiles(run_dir).best_weights)],
+        ["results", str(files.results)],
+        ["weights", str(weights)],
         ["pictures", str(run_dir)],
-        ["next", f"yolo-launch predict --weights {RunFiles(run_dir).best_weights} PICTURES"],
-        ["or", "yolo-launch train --data YOUR.yaml" if is_demo else _longer(run_dir, summary)],
+        *steps,
     ]
     console.table("", (), rows)
+
+
+def _measured(summary: Mapping[str, Any]) -> str:
+    """What the weights that a run kept were measured at, and what else was better."""
+    if not run_directory.is_judged(summary):
+        return "could not be judged: no validation image has a label, so nothing was measured and no epoch is the best"
+    best, epochs = summary.get("best_epoch", "?"), summary.get("epochs", "?")
+    kept = summary.get("weights_epoch", best)
+    line = f"mAP50 {summary.get('map50', 0):.3f}, mAP50-95 {summary.get('map5095', 0):.3f} at epoch {kept} of {epochs}"
+    if kept == 0:
+        return f"{line}: the weights you started from; no epoch after it measured better"
+    if kept != best:
+        better = "the weights you started from" if best == 0 else f"epoch {best}"
+        return f"{line}; {better} measured better, and only epoch {kept} was kept"
+    return line
+
+
+def _is_worth_using(summary: Mapping[str, Any]) -> bool:
+    """Whether the kept weights find anything and nothing better is known."""
+    best = summary.get("best_epoch")
+    return bool(summary.get("map50", 1) > 0) and summary.get("weights_epoch", best) == best
 
 
 def _longer(run_dir: Path, summary: Mapping[str, Any]) -> str:

@@ -150,6 +150,11 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     return _read_json(run_dir / SUMMARY_FILE)
 
 
+def is_judged(summary: Mapping[str, Any]) -> bool:
+    """Whether a finished run or validation measured anything; without a labeled image it cannot."""
+    return bool(summary.get("is_judged", True))
+
+
 def read_plan(run_dir: Path) -> dict[str, Any]:
     """The plan that a run was started with; empty where it is missing or damaged."""
     return _read_json(run_dir / PLAN_FILE)

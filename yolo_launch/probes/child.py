@@ -142,7 +142,7 @@ def scan_data(arguments: dict[str, Any]) -> dict[str, Any]:
             cache_dir=default_cache_dir(),
         )
         problems = [[f"{found.count} {what}", list(found.examples)] for what, found in report.problems()]
-        splits[split] = {"summary": report.lines()[0], "problems": problems}
+        splits[split] = {"summary": report.lines()[0], "boxes": report.boxes, "problems": problems}
     return splits
 
 

@@ -136,7 +136,11 @@ def probe_data(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
         yield Finding("data set", "failure", "\n".join(rows), error.get("next_command", ""))
         return
     for split, found in end.answer.items():
-        yield Finding("data set", "ok", f"{split}: {found['summary']}")
+        seen = f"{split}: {found['summary']}"
+        if split == "val" and not found["boxes"]:
+            yield Finding("data set", "warning", f"{seen}; no run can be judged by images without labels")
+        else:
+            yield Finding("data set", "ok", seen)
         for text, examples in found["problems"]:
             advice = "correct or remove these files; training goes on without them"
             seen = "\n".join([f"{split}: {text}", *examples])

@@ -51,3 +51,8 @@ def test_state_survives_saving():
     other.load_state_dict(state)
     assert other.updates == 1
     assert torch.equal(other.model.weight, ema.model.weight)
+
+
+def test_an_average_without_a_youth_keeps_its_full_decay_from_the_first_update():
+    ema = ModelEma(nn.Linear(1, 1), 0.9, 0.0)
+    assert [ema.decay_at(updates) for updates in (1, 2, 1000)] == [0.9, 0.9, 0.9]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from trainer.optim.schedule import Schedule, make_recipe, multi_scale_size
+from trainer.config.hyperparameters import Hyperparameters
+from trainer.optim.schedule import REFINING_SPAN, Schedule, make_recipe, multi_scale_size, updates_in
 
 
 def make_schedule(**changes):
@@ -72,6 +74,62 @@ def test_auto_recipe_fits_short_and_long_schedules():
     assert long.ema_decay == published.ema_decay
     assert (long.optimizer, long.lr_scale, long.nominal_batch_size) == ("SGD", 1.0, 64)
     assert (long.gain_image_size, long.gain_classes) == (published.gain_image_size, published.gain_classes)
+
+
+SHORT = {"epochs": 4, "batches_per_epoch": 13, "global_batch_size": 16, "warmup_epochs": 3.0}
+LONG = {"epochs": 300, "batches_per_epoch": 1850, "global_batch_size": 64, "warmup_epochs": 3.0}
+
+
+@pytest.mark.parametrize("run", [SHORT, LONG])
+def test_weights_that_know_the_classes_are_refined_by_slow_steps_and_an_average_that_starts_from_them(run):
+    refined = vars(make_recipe("auto", **run, knows_classes=True))
+    published = vars(make_recipe("yolov5", **run))
+    changed = {name: value for name, value in refined.items() if value != published[name] and name != "ema_decay"}
+    assert changed == {
+        "knows_classes": True,
+        "warmup_bias_scale": 0.1,
+        "ema_tau_updates": 0.0,
+        "decay_each_step": True,
+        "gain_image_size": 640,
+        "gain_classes": 40,
+    }
+    hyp = Hyperparameters()
+    assert hyp.warmup_bias_lr * refined["warmup_bias_scale"] <= hyp.lr0 * refined["lr_scale"] + 1e-12
+
+
+def test_a_short_refinement_ends_its_warm_up_before_the_rate_is_high():
+    recipe = make_recipe("auto", **SHORT, knows_classes=True)
+    schedule = make_schedule(epochs=4, warmup_steps=recipe.warmup_steps, decay_each_step=recipe.decay_each_step)
+    assert max(schedule.learning_rate(step) for step in range(4 * 13)) < 0.2 * 0.01
+
+
+def test_the_average_of_a_refinement_spans_a_share_of_its_updates():
+    assert make_recipe("auto", **SHORT, knows_classes=True).ema_decay == pytest.approx(
+        1 - 1 / (REFINING_SPAN * updates_in(52, 100, 4.0))
+    )
+    assert make_recipe("auto", **LONG, knows_classes=True).ema_decay == 0.9999
+
+
+@pytest.mark.parametrize(("micro_steps", "warmup_steps"), [(13, 100), (52, 100), (260, 100), (1300, 100), (50, -1)])
+@pytest.mark.parametrize("accumulation", [0.5, 1.0, 4.0, 16.0])
+def test_the_number_of_updates_is_about_that_of_the_loop(micro_steps, warmup_steps, accumulation):
+    schedule = make_schedule(warmup_steps=warmup_steps, accumulation=max(accumulation, 1.0))
+    updates, pending = 0, 0
+    for step in range(micro_steps):
+        pending += 1
+        if pending >= schedule.accumulation_at(step):
+            updates, pending = updates + 1, 0
+    assert updates_in(micro_steps, warmup_steps, accumulation) == pytest.approx(updates, rel=0.25, abs=2)
+
+
+def test_a_first_rate_of_biases_that_a_user_chose_is_kept():
+    assert make_recipe("auto", **SHORT, knows_classes=True, chosen={"warmup_bias_lr"}).warmup_bias_scale == 1.0
+
+
+@pytest.mark.parametrize("run", [SHORT, LONG])
+def test_the_recipe_yolov5_stays_the_same_whatever_the_weights_know(run):
+    known, unknown = (make_recipe("yolov5", **run, knows_classes=knows) for knows in (True, False))
+    assert known == replace(unknown, knows_classes=True)
 
 
 def test_multi_scale_sizes_are_multiples_between_half_and_one_and_a_half():

@@ -111,6 +111,6 @@ def test_freezing_every_layer_is_refused():
 @pytest.mark.parametrize(("wanted", "per_level"), [(None, 3), (0, 3), (3.44, 3), (5, 5)])
 def test_the_hyperparameter_anchors_asks_for_as_many_to_be_fitted(wanted, per_level):
     config = make_config({"cfg": "yolov5n"}, {} if wanted is None else {"anchors": wanted})
-    model = build.make_model(config, ["cat"], Collectives(DistEnv()), Reporter(enabled=False), None)
+    model, _ = build.make_model(config, ["cat"], Collectives(DistEnv()), Reporter(enabled=False), None)
     assert len(model.detect.anchors[0]) == per_level
     assert model.anchors_given is not bool(wanted)

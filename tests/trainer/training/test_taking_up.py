@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,6 +13,8 @@ from trainer.optim.optimizer import make_optimizer
 from trainer.optim.schedule import make_recipe
 from trainer.training.build import settle_recipe
 from trainer.training.resume import changes_since
+from trainer.training.run import LoopSettings
+from trainer.training.selection import START, out_of_patience
 from trainer.training.state import Progress, TrainState
 from trainer.weights.checkpoint import read_checkpoint
 
@@ -115,3 +119,47 @@ def test_a_resume_with_another_batch_keeps_its_place_in_the_epoch(run_ranks, run
     assert progress["micro_step"] == 8, "four epochs of two batches"
     rates = [row["x/lr1"] for row in progress["history"]]
     assert rates[2] > 2 * rates[3], "the rate falls to its end in the last epoch"
+
+
+def test_what_the_first_weights_knew_is_kept_by_a_resume_that_does_not_read_them_again():
+    config = make_config({"epochs": 4})
+    recipe = settle_recipe(config, 50, None, knows_classes=True)
+    assert recipe.knows_classes
+    saved = {"config": config.model_dump(mode="json"), "recipe": dict(vars(recipe))}
+    assert settle_recipe(config, 50, saved) == recipe
+    other = make_config({"epochs": 4, "batch_size": 8})
+    assert settle_recipe(other, 50, saved) == settle_recipe(other, 50, None, knows_classes=True)
+    assert not settle_recipe(config, 50, saved_with(config)).knows_classes
+
+
+def test_a_hyperparameter_that_is_not_the_published_one_is_the_users_choice_and_stays():
+    published, chosen = (make_config({"epochs": 4}, overrides) for overrides in ({}, {"warmup_bias_lr": 0.05}))
+    assert published.hyperparameters.chosen() == frozenset()
+    assert chosen.hyperparameters.chosen() == {"warmup_bias_lr"}
+    assert settle_recipe(published, 50, None, knows_classes=True).warmup_bias_scale == 0.1
+    assert settle_recipe(chosen, 50, None, knows_classes=True).warmup_bias_scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("start", "fitnesses", "best", "is_out"),
+    [
+        ([], [0.0, 0.0, 0.0], 2, False),  # a start that finds nothing takes no patience
+        ([], [0.0, 0.0, 0.2, 0.1], 2, False),
+        ([], [0.2, 0.1, 0.1], 0, True),
+        ([0.3], [0.1, 0.2], -1, True),
+        ([0.3], [0.4, 0.2], 0, False),
+        ([0.0], [0.0], 0, False),
+        ([], [], -1, False),
+    ],
+)
+def test_the_best_epoch_and_the_end_of_patience(start, fitnesses, best, is_out):
+    progress = Progress()
+    for fitness in start:
+        progress.consider(START, fitness)
+    for epoch, fitness in enumerate(fitnesses):
+        progress.consider(epoch, fitness)
+        progress.epoch = epoch + 1
+    run = SimpleNamespace(state=SimpleNamespace(progress=progress), settings=LoopSettings(9, 0, 64, (32,), patience=2))
+    assert progress.is_judged is bool(start or fitnesses)
+    assert progress.best_epoch == best
+    assert out_of_patience(run) is is_out

@@ -42,6 +42,27 @@ def test_the_same_classes_take_everything(source):
         assert torch.equal(tensor, source.state_dict()[key]), key
 
 
+@pytest.mark.parametrize(
+    ("names", "knows"),
+    [
+        (NAMES, True),
+        (tuple(reversed(NAMES)), True),
+        (NAMES[:1], True),
+        ((*NAMES[:2], "dust"), False),
+        (("cat", "dog", "bird"), False),
+    ],
+)
+def test_weights_know_the_classes_of_a_run_where_each_of_them_came_along(source, names, knows):
+    assert transfer(fresh(names), source.state_dict(), NAMES, names).knows_classes is knows
+
+
+def test_weights_with_a_layer_missing_do_not_know_the_classes(source):
+    state = source.state_dict()
+    key = next(key for key in state if key.endswith("conv.weight"))
+    partial = {name: tensor for name, tensor in state.items() if name != key}
+    assert not transfer(fresh(NAMES), partial, NAMES, NAMES).knows_classes
+
+
 def test_capitals_and_spaces_of_names_do_not_matter(source):
     report = transfer(fresh(NAMES), source.state_dict(), NAMES, ("Red  Cell", "WHITE cell", "Platelet "))
     assert report.head_kept

@@ -26,6 +26,8 @@ def dataset(tmp_path):
     for split in ("train", "val"):
         (tmp_path / "images" / split).mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "images" / split / "a.png"), np.zeros((8, 8, 3), np.uint8))
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.4 0.4\n")
     path = tmp_path / "data.yaml"
     path.write_text("path: .\ntrain: images/train\nval: images/val\nnames: [cat, dog]\n")
     return path
@@ -74,6 +76,24 @@ def test_checks_without_their_subject_say_nothing(make_host):
 )
 def test_python(make_host, version, level):
     assert found(machine_checks.check_python, Context(make_host(python_version=version)))[0][0] == level
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_validation_split_without_labels_is_warned_of(context, dataset, content):
+    label = dataset.parent / "labels" / "val" / "a.txt"
+    label.unlink()
+    if content is not None:
+        label.write_text(content)
+    cv2.imwrite(str(dataset.parent / "images" / "val" / "b.png"), np.zeros((8, 8, 3), np.uint8))
+    input_checks._count_data.cache_clear()
+    seen = (
+        f"no validation image has a label (looked for {label}): the run cannot be judged, so no epoch is the best one, "
+    )
+    findings = found(input_checks.check_data, context)
+    assert findings[1:] == [("warning", f"{seen}none ends it early, and the exit code is 7")]
+    label.with_name("b.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    input_checks._count_data.cache_clear()
+    assert [level for level, _ in found(input_checks.check_data, context)] == ["ok"], "one label is enough"
 
 
 def test_missing_data_shows_where_it_was_looked_for(context, tmp_path):

@@ -24,12 +24,13 @@ class Supervisor:
     def __init__(self):
         self.calls = []
         self.outcome = Outcome("done", 0)
+        self.summary = SUMMARY
 
     def launch(self, plan, command, run_dir, **more):
         """Record the call."""
         self.calls.append(types.SimpleNamespace(plan=plan, command=command, run_dir=run_dir, **more))
         if self.outcome.kind == "done":
-            (run_dir / "summary.json").write_text(json.dumps(SUMMARY))
+            (run_dir / "summary.json").write_text(json.dumps(self.summary))
         return self.outcome
 
     @property
@@ -114,6 +115,49 @@ def test_without_data_the_embedded_set_is_made_and_suits(supervisor, tmp_path, m
     assert "runs/train/exp/weights/best.pt" in out
     assert "yolo-launch train --data YOUR.yaml" in out
     assert "yolo-launch predict --weights runs/train/exp/weights/best.pt PICTURES" in out
+
+
+def test_a_run_that_could_not_be_judged_recommends_nothing_and_has_its_own_exit_code(supervisor, data, capsys):
+    supervisor.summary = {**SUMMARY, "is_judged": False, "best_epoch": None, "map50": None, "map5095": None}
+    assert train("--data", data) == 7
+    out = capsys.readouterr().out
+    assert "could not be judged: no validation image has a label" in out
+    assert "best.pt" not in out
+    assert "predict" not in out
+    assert "yolo-launch val --weights runs/train/exp/weights/last.pt --data LABELED.yaml" in out
+    assert train("--data", data, "--json") == 7
+    assert json.loads(capsys.readouterr().out)["map50"] is None
+
+
+@pytest.mark.parametrize(
+    ("summary", "line", "predicts"),
+    [
+        (
+            {"best_epoch": 0, "weights_epoch": 0},
+            "mAP50-95 0.250 at epoch 0 of 2: the weights you started from; no epoch after it measured better",
+            True,
+        ),
+        (
+            {"best_epoch": 0, "weights_epoch": 2},
+            "at epoch 2 of 2; the weights you started from measured better, and only epoch 2 was kept",
+            False,
+        ),
+        (
+            {"best_epoch": 1, "weights_epoch": 2},
+            "at epoch 2 of 2; epoch 1 measured better, and only epoch 2 was kept",
+            False,
+        ),
+        ({"best_epoch": 2, "weights_epoch": 2}, "mAP50 0.500, mAP50-95 0.250 at epoch 2 of 2\n", True),
+        ({"map50": 0.0, "map5095": 0.0}, "mAP50 0.000, mAP50-95 0.000 at epoch 1 of 2", False),
+    ],
+)
+def test_a_worse_model_is_not_recommended(supervisor, data, capsys, summary, line, predicts):
+    supervisor.summary = {**SUMMARY, **summary}
+    assert train("--data", data) == 0
+    out = capsys.readouterr().out
+    assert line in out
+    assert ("predict" in out) is predicts
+    assert "train --resume runs/train/exp --epochs 4" in out
 
 
 def test_json_prints_the_summary_alone(supervisor, data, capsys):
