@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -273,3 +274,105 @@ def test_the_launcher_loads_without_torch():
 def test_only_the_face_of_the_program_draws(library, allowed):
     users = {name for name, path in MODULES.items() if any(i.split(".")[0] == library for i in imports_of(path))}
     assert {name for name in users if not name.startswith(allowed)} == set()
+
+
+def untyped_values(path: Path) -> list[str]:
+    """What a module does with a mapping called ``values`` or ``options`` as Typer parsed it."""
+    found = []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Subscript) and is_typed_dict(node.value) and is_text(node.slice):
+            found.append(f"line {node.lineno} subscripts {ast.unparse(node.value)}")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            found += [f"line {node.lineno} calls {ast.unparse(node.func)}"] * is_typed_dict(node.func.value)
+        if isinstance(node, ast.arg) and node.arg in ("values", "options") and node.annotation is not None:
+            untyped = re.fullmatch(r"(dict|Mapping)\[str, Any\]", ast.unparse(node.annotation))
+            found += [f"line {node.lineno} takes {node.arg} untyped"] * bool(untyped)
+    return found
+
+
+def is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def is_typed_dict(node: ast.expr) -> bool:
+    name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+    return name in ("values", "options")
+
+
+READS_JSON = {"yolo_launch.host.inventory"}
+"""Modules whose ``values`` are what another program wrote."""
+LAUNCHER = [name for name in MODULES if name.startswith("yolo_launch.") and name not in LOADS_TORCH]
+
+
+@pytest.mark.parametrize("name", [name for name in LAUNCHER if room_of(name) != "yolo_launch.cli"])
+def test_what_typer_parsed_stays_in_the_face_of_the_program(name):
+    assert name in READS_JSON or untyped_values(MODULES[name]) == []
+
+
+def options_with_defaults() -> list[tuple[str, str, str]]:
+    """(command, option, help text and default) of the program."""
+    from yolo_launch.cli.command_table import COMMANDS
+    from yolo_launch.request.options import options_of
+
+    kinds = [(entry.name, *entry.options.rpartition(".")[::2]) for entry in COMMANDS]
+    return [
+        (command, option.name, option.text)
+        for command, module, kind in kinds
+        for option in options_of(getattr(importlib.import_module(module), kind))
+    ]
+
+
+EXAMPLES = {
+    "rank": "0 on the master, then 1, 2, ...",
+    "gpus": "indices or UUIDs, such as 0,1; or all, idle, cpu",
+    "classes": "only these: 0,2 or person,car",
+    "hyperparameters": "one hyperparameter, such as lr0=0.02; may be repeated",
+    "freeze": "layers to freeze: 10 is the first ten, several numbers are just those",
+    "multi_scale": "vary the image size by +-50 %",
+    "patience": "stop after so many epochs without a better one; 0 never stops",
+    "save_period": "keep a checkpoint every so many epochs; -1 never",
+    "master": "address of the machine with rank 0",
+}
+"""Help texts with numbers in them that are no defaults."""
+
+
+def test_no_default_number_stands_in_a_help_text():
+    """A default is shown from its field, so that it stands once."""
+    found = options_with_defaults()
+    assert len(found) > 100
+    with_number = {(name, text) for _, name, text in found if re.search(r"(?<![A-Za-z0-9])[0-9]", text)}
+    assert {pair for pair in with_number if EXAMPLES.get(pair[0]) != pair[1]} == set()
+
+
+FIELDS = [name for name in MODULES if re.fullmatch(r"yolo_launch\.request\.\w+_options|trainer\.config\.\w+", name)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_default_text_of_an_option_has_a_number(name):
+    """``default_text`` puts a default into words; its numbers come from the default."""
+    literals = [
+        node
+        for call in ast.walk(tree_of(MODULES[name]))
+        if isinstance(call, ast.Call)
+        for keyword in call.keywords
+        if keyword.arg in ("default_text", "when")
+        for node in ast.walk(keyword.value)
+        if is_text(node)
+    ]
+    assert [node.value for node in literals if re.search(r"[0-9]", node.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "absent"),
+    [
+        ("--help", ("pydantic", "psutil", "numpy", "yaml", "yolo_launch.spec", "yolo_launch.cli.commands")),
+        ("train --help", ("psutil", "numpy", "yaml", "yolo_launch.spec", "yolo_launch.cli.commands")),
+        ("run --help", ("trainer.config", "psutil", "numpy", "yaml", "yolo_launch.spec", "yolo_launch.cli.commands")),
+    ],
+)
+def test_help_loads_no_command(typed, absent):
+    run_python(
+        "import sys\nfrom yolo_launch.cli.main import run_program\n"
+        f"assert run_program({typed.split()}) == 0\n"
+        f"loaded = set({absent}) & set(sys.modules)\nassert not loaded, loaded"
+    )

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
+from yolo_launch.defaults import MAX_RESTARTS, STALL_TIMEOUT_S
 
 Level = Literal["ok", "warning", "failure"]
 Mode = Literal["single", "ddp", "dp"]
@@ -123,8 +124,8 @@ class LaunchRequest:
     nproc_by_node: tuple[int, ...] = ()
     """Workers of each machine of the job, by node rank; empty where all machines are like this one."""
     port: int | None = None
-    max_restarts: int = 3
-    stall_timeout_s: float = 300.0
+    max_restarts: int = MAX_RESTARTS
+    stall_timeout_s: float = STALL_TIMEOUT_S
     builtin_trainer: bool = True
     """False for `run SCRIPT`."""
     typed: tuple[str, ...] = ("yolo-launch", "train")

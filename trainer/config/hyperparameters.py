@@ -15,7 +15,7 @@ from trainer.errors import ConfigError
 class Hyperparameters(BaseModel):
     """Values that shape learning and augmentation, under YOLOv5's names. The defaults are its set ``low``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     lr0: float = Field(0.01, gt=0, description="learning rate after warm-up")
     lrf: float = Field(0.01, ge=0, description="last learning rate as a fraction of lr0")

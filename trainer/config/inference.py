@@ -69,7 +69,7 @@ def _switch(*flags: str, text: str, panel: str) -> Any:
 class InferenceConfig(BaseModel):
     """What the configurations of all three programs have in common."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True)
 
     @classmethod
     def read(cls: type[T], path: Path) -> T:

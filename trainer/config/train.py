@@ -23,7 +23,7 @@ DATA, MODEL, LEARNING, RUN = "Data", "Model", "Learning", "Run directory"
 class TrainConfig(BaseModel):
     """Everything that decides what a run learns and where it writes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True)
 
     data: str = option("", "--data", panel=DATA, text="data-set YAML; without it a small embedded set is made")
     imgsz: int = option(
@@ -42,7 +42,7 @@ class TrainConfig(BaseModel):
         "",
         "--cfg",
         panel=MODEL,
-        text="model: a built-in name or a YAML file; default: that of the weights, else yolov5s",
+        text=f"model: a built-in name or a YAML file; default: that of the weights, else {DEFAULT_MODEL}",
     )
     weights: str = option("", "--weights", panel=MODEL, text="weights to start from; '' trains from scratch")
     hyp: str = option(

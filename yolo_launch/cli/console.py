@@ -12,9 +12,10 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from yolo_launch.spec import Finding, Level
+if TYPE_CHECKING:
+    from yolo_launch.spec import Finding, Level
 
 LABEL_WIDTH = 10
 LABELLED = re.compile(r"[A-Z][a-z]+: +")
@@ -57,7 +58,8 @@ class Console:
             return
         if title:
             self._write(stream, title)
-        for text in _aligned([list(columns)] * bool(columns) + [list(row) for row in rows]):
+        heading = [list(columns)] if columns else []
+        for text in _aligned([*heading, *(list(row) for row in rows)]):
             self._write(stream, "  " + text)
 
     def panel(self, title: str, text: str, level: Level = "failure") -> None:

@@ -13,24 +13,24 @@ import typer
 
 from trainer.errors import UserError
 from trainer.protocol import EXIT_USAGE
-from yolo_launch.cli.commands import doctor, export, node, plan, predict, run, train, val, weights
+from yolo_launch.cli.command_table import CommandGroup
 from yolo_launch.cli.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
 
-COMMANDS = (train, node, val, predict, export, weights, plan, run, doctor)
 AGENT_MODULE = "yolo_launch.workers.elastic_agent"
 """Imports torch, where several workers were started."""
+COMMAND_MODULE = "yolo_launch.cli.conclude"
+"""Loaded by every command that does something."""
 DEBUG_VARIABLE = "YOLO_LAUNCH_DEBUG"
 
 app = typer.Typer(
     name="yolo-launch",
+    cls=CommandGroup,
     help="Train YOLOv5-class detectors on every device you have.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in COMMANDS:
-    command.register(app)
 
 
 @app.callback()
@@ -69,8 +69,9 @@ def run_program(arguments: Sequence[str]) -> int:
 def main() -> None:
     """The console script."""
     exit_code = run_program(sys.argv[1:])
-    if AGENT_MODULE in sys.modules:
-        # All workers have ended and all is said; taking torch apart would keep the user waiting for seconds.
+    if AGENT_MODULE in sys.modules or COMMAND_MODULE not in sys.modules:
+        # All workers have ended and all is said, or help was shown: taking the modules apart would keep the user
+        # waiting, with torch for seconds.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

@@ -17,7 +17,6 @@ from yolo_launch.checks.inputs import OFFICIAL_WEIGHTS
 from yolo_launch.checks.preflight import refuse_failures, run_checks
 from yolo_launch.cli.conclude import EndedJob
 from yolo_launch.cli.console import Console
-from yolo_launch.cli.typed_command import TypedCommand
 from yolo_launch.cli.views import show_start
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
@@ -35,14 +34,6 @@ _PROGRAMS: dict[type[InferenceConfig], str] = {
 }
 """What the workers of each configuration run."""
 C = TypeVar("C", bound=InferenceConfig)
-
-
-class InferenceCommand(TypedCommand):
-    """A command that also takes YOLOv5's underscores, as in ``--save_txt``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Turn underscores of option names into hyphens, then parse."""
-        return super().parse_args(ctx, [_with_hyphens(word) for word in args])
 
 
 def check_weights_file(weights: str | None, command: str) -> Path:
@@ -132,10 +123,3 @@ def run_workers(
     shares_stdout = console.json_mode and not worker_owns_stdout
     outcome = launch(planned.plan, command, run_dir, console_json=shares_stdout, say=console.note)
     return EndedJob(outcome, planned.plan, run_dir, shlex.join(planned.typed))
-
-
-def _with_hyphens(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value

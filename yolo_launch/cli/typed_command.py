@@ -52,6 +52,21 @@ class RunCommand(TypedCommand):
             ) from None
 
 
+class InferenceCommand(TypedCommand):
+    """A command that also takes YOLOv5's underscores, as in ``--save_txt``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Turn underscores of option names into hyphens, then parse."""
+        return super().parse_args(ctx, [_with_hyphens(word) for word in args])
+
+
 def typed_in(ctx: typer.Context) -> tuple[str, ...]:
     """The whole command as typed."""
     return tuple(ctx.meta.get(_TYPED, ("yolo-launch", "train")))
+
+
+def _with_hyphens(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from yolo_launch.request.options import MODEL, PARSE, Option, config_values, options_of
+from yolo_launch.request.options import MODEL, PARSE, Argument, Option, arguments_of, config_values, options_of
 
 T = TypeVar("T")
 
 
-def takes(kind: type[T], *first: inspect.Parameter) -> Callable[[Callable[[typer.Context, T], None]], Any]:
-    """Make a command of a function that takes a context and typed options.
+def typer_function(kind: type[T], run: Callable[[typer.Context, T], None]) -> Callable[..., None]:
+    """A function of which Typer makes the parser of a dataclass of options; it calls ``run`` with what was typed."""
 
-    ``first`` are parameters of fields that no option stands for, such as the files of a command.
-    """
+    def function(ctx: typer.Context, **values: Any) -> None:
+        run(ctx, options_from(kind, values))
 
-    def decorate(function: Callable[[typer.Context, T], None]) -> Any:
-        @with_options(options_of(kind), *first)
-        def command(ctx: typer.Context, **values: Any) -> None:
-            function(ctx, options_from(kind, values))
-
-        command.__doc__, command.__name__ = function.__doc__, function.__name__
-        return command
-
-    return decorate
+    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    words = [_argument(one) for one in arguments_of(kind)]
+    parameters = [context, *words, *(_parameter(one) for one in options_of(kind))]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return function
 
 
 def options_from(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -47,16 +43,14 @@ def options_from(kind: type[T], values: Mapping[str, Any]) -> T:
     return kind(**given)
 
 
-def with_options(options: Iterable[Option], *first: inspect.Parameter) -> Callable[[Callable[..., None]], Any]:
-    """Give a function that takes a context and ``**values`` the signature from which Typer makes its parser."""
-    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-
-    def decorate(function: Callable[..., None]) -> Any:
-        parameters = [context, *first, *(_parameter(option) for option in options)]
-        function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return function
-
-    return decorate
+def _argument(argument: Argument) -> inspect.Parameter:
+    declared = typer.Argument(metavar=argument.metavar, help=argument.text)
+    if argument.is_list:
+        wanted: Any = list[str] | None
+        annotation, default = Annotated[wanted, declared], None
+    else:
+        annotation, default = Annotated[str, declared], inspect.Parameter.empty
+    return inspect.Parameter(argument.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _parameter(option: Option) -> inspect.Parameter:

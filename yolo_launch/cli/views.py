@@ -13,6 +13,7 @@ from yolo_launch.jobs.resume_changes import Difference
 from yolo_launch.planning.devices import describe_device
 from yolo_launch.planning.plan import rank_lines, torchrun_command
 from yolo_launch.spec import Finding, Host, LaunchPlan, Outcome, WorkerCommand
+from yolo_launch.words import counted
 
 _MODES = {"single": "one worker", "ddp": "DistributedDataParallel", "dp": "DataParallel"}
 
@@ -21,13 +22,14 @@ def show_plan(plan: LaunchPlan, command: WorkerCommand, about: Mapping[str, str]
     """A plan in full: what, where, and the torchrun command that comes nearest."""
     workers = _MODES[plan.mode]
     if plan.world_size > 1:
-        workers = f"{plan.world_size} workers" if command.foreign else f"{workers}, {plan.world_size} workers"
-    share = [_counted(plan.threads_per_rank, "thread")]
+        count = counted(plan.world_size, "worker")
+        workers = count if command.foreign else f"{workers}, {count}"
+    share = [counted(plan.threads_per_rank, "thread")]
     if not command.foreign:  # a script loads in its own way
-        share.append(_counted(plan.workers_per_rank, "loader process"))
+        share.append(counted(plan.workers_per_rank, "loader process"))
     rows = [
         *([key, value] for key, value in about.items()),
-        ["mode", workers + f" on {plan.nnodes} machines" * (plan.nnodes > 1)],
+        ["mode", f"{workers} on {plan.nnodes} machines" if plan.nnodes > 1 else workers],
         *([] if command.foreign else [["batch", _batch_text(plan)]]),
         ["backend", plan.backend],
         ["per worker", ", ".join(share)],
@@ -57,7 +59,7 @@ def show_findings(findings: Iterable[Finding], console: Console) -> None:
 def show_differences(differences: Sequence[Difference], console: Console) -> None:
     """What a resumed run does otherwise than before."""
     if differences:
-        rows = [[d.option, d.before, d.after, "changes the result" * d.changes_result] for d in differences]
+        rows = [[d.option, d.before, d.after, "changes the result" if d.changes_result else ""] for d in differences]
         console.table("Changed since the run began", ("option", "before", "now", ""), rows)
 
 
@@ -136,10 +138,6 @@ def _batch_text(plan: LaunchPlan) -> str:
     if plan.mode == "dp":
         return f"{plan.global_batch_size} over {len(plan.devices)} devices"
     return f"{plan.global_batch_size} in all, {plan.local_batch_size} a worker"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
 
 
 def _gb(count: int) -> str:

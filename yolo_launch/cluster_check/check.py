@@ -24,8 +24,8 @@ from yolo_launch.planning.plan import make_plan
 from yolo_launch.rendezvous.admission import JobOffer
 from yolo_launch.rendezvous.messages import JoinRequest, Round, Seen
 from yolo_launch.rendezvous.server import RendezvousServer
-from yolo_launch.request.launch_options import DoctorOptions
 from yolo_launch.request.launch_request import launch_request
+from yolo_launch.request.machine_options import DoctorOptions
 from yolo_launch.spec import Device, Finding, LaunchPlan, LaunchRequest, Outcome, WorkerCommand
 from yolo_launch.supervision.supervisor import SCRIPT_ENTRYPOINT
 

@@ -41,12 +41,12 @@ class Difference:
 
 def resumed_config(saved: TrainConfig, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> TrainConfig:
     """The run's configuration with what was typed now. Raises ConfigError for values that cannot be used."""
-    options = saved.model_dump(mode="json")
+    settings = saved.model_dump(mode="json")
     changes = {name: value for name, value in given.items() if name not in PLACE_FIELDS and value is not None}
     if "hyp" in changes:
         # A set that is named again starts from the set, not from the run's values.
-        del options["hyperparameters"]
-    return make_config({**options, **changes}, dict(overrides))
+        del settings["hyperparameters"]
+    return make_config({**settings, **changes}, dict(overrides))
 
 
 def find_differences(saved: TrainConfig, wanted: TrainConfig) -> list[Difference]:

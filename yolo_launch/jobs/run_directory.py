@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.protocol import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SUMMARY_FILE, replace_text
 from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.words import counted
 
 PLAN_FILE = "plan.json"
 LOCK_FILE, HOLDER_FILE = ".lock", ".held_by"
@@ -205,7 +206,7 @@ def _newest_unfinished(project: Path) -> Path:
     if unfinished:
         seen = f"{len(unfinished)} unfinished, being trained right now: {', '.join(map(str, unfinished))}"
     else:
-        seen = f"{len(runs)} runs in {project}, all finished" if runs else f"no run in {project}"
+        seen = f"{counted(len(runs), 'run')} in {project}, all finished" if runs else f"no run in {project}"
     raise LaunchError(
         "There is no unfinished run to resume.",
         seen=seen,

@@ -62,16 +62,16 @@ def make_job(options: JobOptions, typed: tuple[str, ...], host: Host, *, nnodes:
 def _new_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
     """The job of a fresh start: defaults, then ``--config``, then what was typed."""
     given = asked.given
-    options = dict(read_options(Path(asked.config))) if asked.config else {}
+    settings = dict(read_options(Path(asked.config))) if asked.config else {}
     if "hyp" in given:
         # A set named now goes before the resolved values of the file.
-        options.pop("hyperparameters", None)
-    is_demo = not (given.get("data") or options.get("data"))
-    options = {**(DEMO_OPTIONS if is_demo else {}), **options, **given}
-    wants_auto = "batch_size" in options and options["batch_size"] is None
+        settings.pop("hyperparameters", None)
+    is_demo = not (given.get("data") or settings.get("data"))
+    settings = {**(DEMO_OPTIONS if is_demo else {}), **settings, **given}
+    wants_auto = "batch_size" in settings and settings["batch_size"] is None
     if wants_auto:
-        del options["batch_size"]
-    config = _with_absolute_paths(make_config(options, dict(asked.hyperparameters)))
+        del settings["batch_size"]
+    config = _with_absolute_paths(make_config(settings, dict(asked.hyperparameters)))
     request = launch_request(
         replace(asked, parallel=asked.parallel or config.parallel),
         typed,

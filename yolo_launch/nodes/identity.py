@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from yolo_launch.defaults import RENDEZVOUS_PORT
 from yolo_launch.errors import LaunchError
 from yolo_launch.host import network
 from yolo_launch.nodes.cluster_environment import ClusterFacts, read_cluster, srun_line
@@ -20,7 +21,7 @@ from yolo_launch.rendezvous.admission import parse_nodes
 from yolo_launch.rendezvous.dialing import RendezvousEndpoint
 from yolo_launch.rendezvous.messages import MOST_DEVICES, JoinRequest
 from yolo_launch.request.command_line import retype
-from yolo_launch.request.launch_options import RENDEZVOUS_PORT, ClusterOptions, MachineOptions
+from yolo_launch.request.machine_options import ClusterOptions, MachineOptions
 from yolo_launch.spec import Host, LaunchPlan
 
 Asked = TypeVar("Asked", bound=MachineOptions)

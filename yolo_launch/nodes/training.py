@@ -27,8 +27,8 @@ from yolo_launch.rendezvous.admission import JobOffer
 from yolo_launch.rendezvous.messages import JoinRequest, Round, Seen
 from yolo_launch.rendezvous.server import RendezvousServer
 from yolo_launch.request.launch_request import launch_request
+from yolo_launch.request.node_options import NodeOptions
 from yolo_launch.request.options import config_field_options
-from yolo_launch.request.train_options import NodeOptions
 from yolo_launch.spec import Finding, LaunchPlan, LaunchRequest, WorkerCommand
 from yolo_launch.supervision.supervisor import source_of_restart
 

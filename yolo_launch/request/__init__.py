@@ -3,8 +3,9 @@
 __all__ = [
     "command_line",
     "inference_options",
-    "launch_options",
     "launch_request",
+    "machine_options",
+    "node_options",
     "options",
     "train_options",
     "yolov5_arguments",

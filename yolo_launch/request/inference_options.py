@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.config.inference import RESULTS, ExportConfig, PredictConfig, ValConfig
 from yolo_launch.request.launch_options import DEBUG_TEXT, JSON_TEXT, LaunchOptions
-from yolo_launch.request.options import DEVICES, option, parsed, settings_of
+from yolo_launch.request.options import DEVICES, argument, arguments, option, settings_of
 
 
 def _project(command: str) -> Any:
@@ -60,7 +60,7 @@ class PredictSettings:
 
     given: Mapping[str, Any] = settings_of(PredictConfig)
     source: str | None = option(None, "--source", text="a source, as YOLOv5 spells it", panel="Model")
-    sources: tuple[str, ...] = parsed((), tuple)
+    sources: tuple[str, ...] = arguments(text="pictures, films, folders or quoted patterns", metavar="SOURCE...")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class ExportOptions(InferenceOptions, ExportSettings):
 class WeightsOptions:
     """What ``weights`` was asked."""
 
-    file: str = ""
+    file: str = argument(text="a .pt or .safetensors file", metavar="FILE")
     convert: str | None = option(
         None, "--convert", text="write weights of yolo-launch: OUT.pt or OUT.safetensors", metavar="OUT"
     )

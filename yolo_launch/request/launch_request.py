@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 from yolo_launch.errors import LaunchError
-from yolo_launch.request.launch_options import DoctorOptions, LaunchOptions, PlanOptions
+from yolo_launch.request.launch_options import LaunchOptions
+from yolo_launch.request.machine_options import DoctorOptions, PlanOptions
 from yolo_launch.request.option_values import parse_batch
 from yolo_launch.spec import LaunchRequest
 
@@ -29,16 +30,16 @@ def launch_request(options: LaunchOptions, typed: tuple[str, ...], **facts: Any)
         raise LaunchError(
             "--stall-timeout cannot be used.", seen=f"{options.stall_timeout}", expected="seconds above 0"
         )
-    request: dict[str, Any] = {
-        "gpus": options.gpus,
-        "nproc": options.nproc,
-        "parallel": cast(Literal["auto", "ddp", "dp"], parallel),
-        "port": options.port,
-        "max_restarts": options.max_restarts,
-        "stall_timeout_s": options.stall_timeout,
-        "typed": typed,
-    }
-    return LaunchRequest(**{**request, **facts})
+    return LaunchRequest(
+        gpus=options.gpus,
+        nproc=options.nproc,
+        parallel=cast(Literal["auto", "ddp", "dp"], parallel),
+        port=options.port,
+        max_restarts=options.max_restarts,
+        stall_timeout_s=options.stall_timeout,
+        typed=typed,
+        **facts,
+    )
 
 
 def shape_facts(options: PlanOptions | DoctorOptions) -> dict[str, Any]:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 DEVICES, LAUNCH, MACHINES = "Devices", "Launch", "Machines"
-OPTION, PARSE, MODEL = "option", "parse", "model"
-"""Keys of a field's metadata: what is shown of an option, how its words are read, whose settings a field holds."""
+OPTION, ARGUMENT, PARSE, MODEL = "option", "argument", "parse", "model"
+"""Keys of a field's metadata: what is shown of it, how its words are read, whose settings it holds."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,25 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def parsed(default: Any, parse: Callable[[Any], Any]) -> Any:
-    """A field that no option stands for, whose value ``parse`` makes of the words that were typed."""
-    return field(default=default, metadata={PARSE: parse})
+@dataclass(frozen=True)
+class Argument:
+    """Words of the command line that no flag precedes."""
+
+    name: str
+    text: str
+    metavar: str | None = None
+    is_list: bool = False
+    """True if any number of words may be typed; else there has to be one."""
+
+
+def argument(*, text: str, metavar: str | None = None) -> Any:
+    """A field for one word that has to be typed."""
+    return field(default="", metadata={ARGUMENT: Argument("", text, metavar)})
+
+
+def arguments(*, text: str, metavar: str | None = None) -> Any:
+    """A field for any number of words."""
+    return field(default=(), metadata={ARGUMENT: Argument("", text, metavar, is_list=True), PARSE: tuple})
 
 
 def settings_of(model: type[BaseModel]) -> Any:
@@ -76,6 +92,11 @@ def options_of(kind: type[Any]) -> list[Option]:
             found.append(replace(one, name=each.name, type=_typed_as(types[each.name])))
     panels: tuple[str, ...] = getattr(kind, "PANELS", ())
     return sorted(found, key=lambda one: panels.index(one.panel)) if panels else found
+
+
+def arguments_of(kind: type[Any]) -> list[Argument]:
+    """The words without a flag that a dataclass of options has, in the order of its fields."""
+    return [replace(each.metadata[ARGUMENT], name=each.name) for each in fields(kind) if ARGUMENT in each.metadata]
 
 
 def config_values(model: type[BaseModel], typed: Mapping[str, Any]) -> dict[str, Any]:

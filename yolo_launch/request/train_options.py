@@ -8,15 +8,9 @@ from typing import Any
 
 from trainer.config.train import TrainConfig
 from trainer.protocol import CONFIG_FILE
-from yolo_launch.request.launch_options import (
-    DEBUG_TEXT,
-    JSON_TEXT,
-    RENDEZVOUS_PORT,
-    LaunchOptions,
-    MachineOptions,
-)
+from yolo_launch.request.launch_options import DEBUG_TEXT, JSON_TEXT, LaunchOptions
 from yolo_launch.request.option_values import parse_overrides
-from yolo_launch.request.options import MACHINES, option, settings_of
+from yolo_launch.request.options import option, settings_of
 
 
 @dataclass(frozen=True)
@@ -54,24 +48,4 @@ class TrainOptions(JobOptions):
     """What ``train`` was asked."""
 
     inline: bool = option(False, "--inline", text="train in this process, for a debugger (one worker)")
-    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
-
-
-@dataclass(frozen=True)
-class NodeOptions(JobOptions, MachineOptions):
-    """What ``node`` was asked."""
-
-    port: int | None = option(
-        None,
-        "--port",
-        text="the rendezvous port on the master",
-        panel=MACHINES,
-        default_text=f"{RENDEZVOUS_PORT}, or the scheduler's",
-    )
-    rejoin_timeout: float = option(
-        300.0, "--rejoin-timeout", text="seconds that a lost machine is waited for", panel=MACHINES
-    )
-    join_grace: float = option(
-        30.0, "--join-grace", text="seconds that a job of MIN:MAX machines waits for more than MIN", panel=MACHINES
-    )
     debug: bool = option(False, "--debug", text=DEBUG_TEXT)

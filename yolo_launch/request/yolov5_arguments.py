@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from trainer.config.hyperparameters import Hyperparameters
 from trainer.protocol import METRICS_FILE
 from yolo_launch.errors import LaunchError
 
@@ -74,6 +73,9 @@ def _refuse(flag: str) -> None:
                 seen=flag,
                 next_command="yolo-launch train --help",
             )
+    # Only now: pydantic takes longer to load than all that a command without a configuration needs.
+    from trainer.config.hyperparameters import Hyperparameters
+
     name = flag.removeprefix("--")
     if name in Hyperparameters.model_fields:
         raise LaunchError(

@@ -8,9 +8,10 @@ import pytest
 
 from yolo_launch.cli.typer_options import options_from
 from yolo_launch.errors import LaunchError
-from yolo_launch.request.launch_options import RunOptions
+from yolo_launch.request.machine_options import RunOptions
+from yolo_launch.request.node_options import NodeOptions
 from yolo_launch.request.options import options_of
-from yolo_launch.request.train_options import NodeOptions, TrainOptions
+from yolo_launch.request.train_options import TrainOptions
 
 
 def parsed(kind, **typed):

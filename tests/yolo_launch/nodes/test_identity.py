@@ -20,7 +20,7 @@ from yolo_launch.nodes.identity import (
     with_scheduled_devices,
 )
 from yolo_launch.planning.plan import make_plan
-from yolo_launch.request.launch_options import ClusterOptions, MachineOptions
+from yolo_launch.request.machine_options import ClusterOptions, MachineOptions
 from yolo_launch.spec import Device, Host, LaunchRequest
 
 TYPED = ("yolo-launch", "node")

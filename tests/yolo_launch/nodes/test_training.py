@@ -23,7 +23,7 @@ from yolo_launch.nodes.training import (
     refuse_other_options,
 )
 from yolo_launch.rendezvous.messages import Round
-from yolo_launch.request.train_options import NodeOptions
+from yolo_launch.request.node_options import NodeOptions
 from yolo_launch.spec import LaunchRequest
 
 CONFIG = make_config({"data": "/master/coco.yaml", "cfg": "yolov5s", "epochs": 3, "batch_size": 64}, {"lr0": "0.02"})

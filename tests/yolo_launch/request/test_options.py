@@ -6,11 +6,13 @@ import pytest
 
 from trainer.config.train import TrainConfig
 from yolo_launch.errors import LaunchError
-from yolo_launch.request.launch_options import LaunchOptions, RunOptions
+from yolo_launch.request.launch_options import LaunchOptions
 from yolo_launch.request.launch_request import DEMO_OPTIONS, launch_request
+from yolo_launch.request.machine_options import RunOptions
+from yolo_launch.request.node_options import NodeOptions
 from yolo_launch.request.option_values import parse_batch, parse_overrides
 from yolo_launch.request.options import config_field_options, config_values, options_of
-from yolo_launch.request.train_options import NodeOptions, TrainOptions
+from yolo_launch.request.train_options import TrainOptions
 
 
 def test_every_field_with_flags_is_an_option_of_its_type():

@@ -15,8 +15,7 @@ from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import run_checks
 from yolo_launch.cli.conclude import conclude
 from yolo_launch.cli.console import Console
-from yolo_launch.cli.typed_command import TrainCommand, typed_in
-from yolo_launch.cli.typer_options import takes
+from yolo_launch.cli.typed_command import typed_in
 from yolo_launch.cli.views import show_findings, show_host
 from yolo_launch.cluster_check import findings as cluster_findings
 from yolo_launch.cluster_check.check import check_nodes
@@ -31,18 +30,12 @@ from yolo_launch.nodes.identity import (
 from yolo_launch.planning.plan import make_plan
 from yolo_launch.probes.deep_checks import run_probes
 from yolo_launch.request.command_line import without_value
-from yolo_launch.request.launch_options import DoctorOptions
 from yolo_launch.request.launch_request import launch_request, shape_facts
+from yolo_launch.request.machine_options import DoctorOptions
 from yolo_launch.spec import Finding, Host, LaunchPlan
+from yolo_launch.words import counted
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Look at this machine and say what would stand in the way of training. Exit code 0, or 3."
-    app.command("doctor", cls=TrainCommand, help=text)(doctor)
-
-
-@takes(DoctorOptions)
 def doctor(ctx: typer.Context, options: DoctorOptions) -> None:
     """Print host and findings; exit code 3 where something fails."""
     console = Console(json_mode=options.json)
@@ -80,8 +73,7 @@ def doctor(ctx: typer.Context, options: DoctorOptions) -> None:
 def _last_line(findings: list[Finding], *, is_deep: bool) -> str:
     """The last line: how much was found, and where there is more to look at."""
     failures, warnings = (sum(f.level == level for f in findings) for level in ("failure", "warning"))
-    counts = [(failures, "failure", "failures"), (warnings, "warning", "warnings")]
-    parts = [f"{count} {one if count == 1 else several}" for count, one, several in counts if count]
+    parts = [counted(count, noun) for count, noun in ((failures, "failure"), (warnings, "warning")) if count]
     return (", ".join(parts) or "nothing stands in the way") + (
         "" if is_deep else "; --deep looks at GPUs, links, disk and data at work"
     )

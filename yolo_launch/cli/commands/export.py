@@ -13,7 +13,6 @@ from trainer.config.inference import ExportConfig
 from yolo_launch.cli.conclude import conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.model_command import (
-    InferenceCommand,
     check_one_device,
     check_weights_file,
     make_inference_config,
@@ -21,7 +20,6 @@ from yolo_launch.cli.model_command import (
     run_workers,
 )
 from yolo_launch.cli.typed_command import typed_in
-from yolo_launch.cli.typer_options import takes
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.jobs import run_directory
 from yolo_launch.request.inference_options import ExportOptions
@@ -29,12 +27,6 @@ from yolo_launch.request.inference_options import ExportOptions
 _ONNX_PACKAGES = ("onnx", "onnxruntime")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("export", cls=InferenceCommand, help="Write a trained model as ONNX or TorchScript.")(export)
-
-
-@takes(ExportOptions)
 def export(ctx: typer.Context, options: ExportOptions) -> None:
     """Check, start one worker, and leave with its outcome."""
     console = Console(json_mode=options.json)

@@ -14,8 +14,7 @@ from yolo_launch.checks.preflight import refuse_failures
 from yolo_launch.cli.commands.train import conclude_training, show_dry_run
 from yolo_launch.cli.conclude import EndedJob, conclude_job
 from yolo_launch.cli.console import Console
-from yolo_launch.cli.typed_command import TrainCommand, typed_in
-from yolo_launch.cli.typer_options import takes
+from yolo_launch.cli.typed_command import typed_in
 from yolo_launch.cli.views import show_differences, show_findings
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
@@ -26,16 +25,9 @@ from yolo_launch.nodes.master import NodeMaster, make_settings
 from yolo_launch.nodes.member import NodeMember
 from yolo_launch.nodes.training import MasterTraining, MemberTraining, make_master_job, warnings_of
 from yolo_launch.request.command_line import retype, without_value
-from yolo_launch.request.train_options import NodeOptions
+from yolo_launch.request.node_options import NodeOptions
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Train on several machines: yolo-launch node --rank R --master ADDRESS, on each."
-    app.command("node", cls=TrainCommand, help=text)(node)
-
-
-@takes(NodeOptions)
 def node(ctx: typer.Context, options: NodeOptions) -> None:
     """Find this node's rank, take part, and leave with the job's exit code."""
     console = Console(json_mode=options.json)

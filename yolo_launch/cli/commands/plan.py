@@ -9,24 +9,16 @@ import typer
 from trainer.protocol import CONFIG_FILE
 from yolo_launch.cli.conclude import conclude
 from yolo_launch.cli.console import Console
-from yolo_launch.cli.typed_command import TrainCommand, typed_in
-from yolo_launch.cli.typer_options import takes
+from yolo_launch.cli.typed_command import typed_in
 from yolo_launch.cli.views import show_plan
 from yolo_launch.errors import ExitCode
 from yolo_launch.host.inventory import inspect_host, read_host_file
 from yolo_launch.planning.plan import make_plan, plan_facts
-from yolo_launch.request.launch_options import PlanOptions
 from yolo_launch.request.launch_request import launch_request, shape_facts
+from yolo_launch.request.machine_options import PlanOptions
 from yolo_launch.spec import WorkerCommand
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Show what would be started, here or on another machine; nothing is."
-    app.command("plan", cls=TrainCommand, help=text)(plan)
-
-
-@takes(PlanOptions)
 def plan(ctx: typer.Context, options: PlanOptions) -> None:
     """Print the plan."""
     console = Console(json_mode=options.json)

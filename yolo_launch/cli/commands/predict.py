@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Annotated
-
 import typer
 
 from trainer.config.inference import PredictConfig
 from yolo_launch.cli.conclude import conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.model_command import (
-    InferenceCommand,
     check_one_device,
     check_weights_file,
     make_inference_config,
@@ -19,27 +15,11 @@ from yolo_launch.cli.model_command import (
     run_workers,
 )
 from yolo_launch.cli.typed_command import typed_in
-from yolo_launch.cli.typer_options import takes
 from yolo_launch.errors import LaunchError
 from yolo_launch.jobs import run_directory
 from yolo_launch.request.inference_options import PredictOptions
 
-_SOURCES = inspect.Parameter(
-    "sources",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        list[str] | None, typer.Argument(metavar="SOURCE...", help="pictures, films, folders or quoted patterns")
-    ],
-)
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("predict", cls=InferenceCommand, help="Find objects in pictures and films.")(predict)
-
-
-@takes(PredictOptions, _SOURCES)
 def predict(ctx: typer.Context, options: PredictOptions) -> None:
     """Check, start one worker, and leave with its outcome."""
     console = Console(json_mode=bool(options.given.get("json_lines")))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -15,36 +13,16 @@ from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import exit_code_of, refuse_failures, run_checks
 from yolo_launch.cli.conclude import EndedJob, conclude, conclude_job
 from yolo_launch.cli.console import Console
-from yolo_launch.cli.typed_command import RunCommand, typed_in
-from yolo_launch.cli.typer_options import takes
+from yolo_launch.cli.typed_command import typed_in
 from yolo_launch.cli.views import show_plan, show_start
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs import run_directory
 from yolo_launch.planning.plan import make_plan, plan_facts
-from yolo_launch.request.launch_options import RunOptions
 from yolo_launch.request.launch_request import launch_request
+from yolo_launch.request.machine_options import RunOptions
 from yolo_launch.spec import LaunchPlan, Outcome, WorkerCommand
 
-_SCRIPT = inspect.Parameter(
-    "script",
-    inspect.Parameter.KEYWORD_ONLY,
-    annotation=Annotated[str, typer.Argument(help="a torchrun-style script, or a module with --module")],
-)
-_ARGUMENTS = inspect.Parameter(
-    "arguments",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[list[str] | None, typer.Argument(help="the script's own arguments, after --")],
-)
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Run any torchrun-style script: yolo-launch run train.py --gpus 0,1 -- --data coco.yaml"
-    app.command("run", cls=RunCommand, help=text)(run)
-
-
-@takes(RunOptions, _SCRIPT, _ARGUMENTS)
 def run(ctx: typer.Context, options: RunOptions) -> None:
     """Plan, check, start; the exit code is the outcome's."""
     console = Console(json_mode=options.json)

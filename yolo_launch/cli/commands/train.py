@@ -12,8 +12,7 @@ from yolo_launch.checks.preflight import exit_code_of, refuse_failures
 from yolo_launch.cli.conclude import EndedJob, conclude, conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.report import from_here
-from yolo_launch.cli.typed_command import TrainCommand, typed_in
-from yolo_launch.cli.typer_options import takes
+from yolo_launch.cli.typed_command import typed_in
 from yolo_launch.cli.views import show_differences, show_plan, show_result, show_start
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
@@ -26,13 +25,6 @@ from yolo_launch.spec import Outcome
 DEMO_NAME = "(the embedded data set)"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Train a detector; without --data, on a small embedded data set."
-    app.command("train", cls=TrainCommand, help=text)(train)
-
-
-@takes(TrainOptions)
 def train(ctx: typer.Context, options: TrainOptions) -> None:
     """Plan, check, start, and say what came of it; the exit code is the outcome's."""
     console = Console(json_mode=options.json)

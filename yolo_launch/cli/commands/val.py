@@ -11,25 +11,17 @@ from trainer.data.dataset import find_images, load_dataset_file
 from yolo_launch.cli.conclude import conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.model_command import (
-    InferenceCommand,
     check_weights_file,
     make_inference_config,
     make_inference_plan,
     run_workers,
 )
 from yolo_launch.cli.typed_command import typed_in
-from yolo_launch.cli.typer_options import takes
 from yolo_launch.errors import LaunchError
 from yolo_launch.jobs import run_directory
 from yolo_launch.request.inference_options import ValOptions
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("val", cls=InferenceCommand, help="Measure trained weights on a data set.")(val)
-
-
-@takes(ValOptions)
 def val(ctx: typer.Context, options: ValOptions) -> None:
     """Check, start, and say what was measured; the exit code is the outcome's."""
     console = Console(json_mode=options.json)

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import subprocess
 import sys
-from typing import Annotated
 
 import typer
 
 from yolo_launch.cli.conclude import conclude
 from yolo_launch.cli.console import Console
-from yolo_launch.cli.model_command import InferenceCommand, check_weights_file
-from yolo_launch.cli.typer_options import takes
+from yolo_launch.cli.model_command import check_weights_file
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.inventory import INSTALLED_ONLY
 from yolo_launch.request.inference_options import WeightsOptions
 
-_FILE = inspect.Parameter(
-    "file",
-    inspect.Parameter.KEYWORD_ONLY,
-    annotation=Annotated[str, typer.Argument(metavar="FILE", help="a .pt or .safetensors file")],
-)
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Say what is in a weights file; with --convert, write it as weights of yolo-launch."
-    app.command("weights", cls=InferenceCommand, help=text)(weights)
-
-
-@takes(WeightsOptions, _FILE)
 def weights(ctx: typer.Context, options: WeightsOptions) -> None:
     """Read the file in a process of its own, since a foreign file is not to be trusted with this one."""
     console = Console(json_mode=options.json)

@@ -1,0 +1,147 @@
+"""Lists the commands of the program; what a command takes and does is loaded when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from yolo_launch.cli.typed_command import InferenceCommand, RunCommand, TrainCommand, TypedCommand
+
+
+@dataclass(frozen=True)
+class CommandEntry:
+    """One command of the program."""
+
+    module: str
+    """Its module, which holds a function of the same name that takes a context and typed options."""
+    options: str
+    """The dataclass of its options."""
+    parser: type[TypedCommand]
+    text: str
+
+    @property
+    def name(self) -> str:
+        """As typed."""
+        return self.module.rpartition(".")[2]
+
+
+COMMANDS = (
+    CommandEntry(
+        "yolo_launch.cli.commands.train",
+        "yolo_launch.request.train_options.TrainOptions",
+        TrainCommand,
+        "Train a detector; without --data, on a small embedded data set.",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.node",
+        "yolo_launch.request.node_options.NodeOptions",
+        TrainCommand,
+        "Train on several machines: yolo-launch node --rank R --master ADDRESS, on each.",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.val",
+        "yolo_launch.request.inference_options.ValOptions",
+        InferenceCommand,
+        "Measure trained weights on a data set.",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.predict",
+        "yolo_launch.request.inference_options.PredictOptions",
+        InferenceCommand,
+        "Find objects in pictures and films.",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.export",
+        "yolo_launch.request.inference_options.ExportOptions",
+        InferenceCommand,
+        "Write a trained model as ONNX or TorchScript.",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.weights",
+        "yolo_launch.request.inference_options.WeightsOptions",
+        InferenceCommand,
+        "Say what is in a weights file; with --convert, write it as weights of yolo-launch.",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.plan",
+        "yolo_launch.request.machine_options.PlanOptions",
+        TrainCommand,
+        "Show what would be started, here or on another machine; nothing is.",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.run",
+        "yolo_launch.request.machine_options.RunOptions",
+        RunCommand,
+        "Run any torchrun-style script: yolo-launch run train.py --gpus 0,1 -- --data coco.yaml",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.doctor",
+        "yolo_launch.request.machine_options.DoctorOptions",
+        TrainCommand,
+        "Look at this machine and say what would stand in the way of training. Exit code 0, or 3.",
+    ),
+)
+
+
+class LazyCommand(TyperCommand):
+    """A command that knows its name and help; its options are loaded to parse or describe them."""
+
+    def __init__(self, entry: CommandEntry) -> None:
+        self._entry = entry
+        super().__init__(name=entry.name, help=entry.text)
+
+    @cached_property
+    def loaded(self) -> Any:
+        """The command with its options; its module is loaded when it runs."""
+        return load_command(self._entry)
+
+    @property
+    def params(self) -> Any:
+        """The parameters of the loaded command."""
+        return self.loaded.params
+
+    @params.setter
+    def params(self, value: Any) -> None:
+        """Leave the parameters to the loaded command."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Parse the arguments as the loaded command does, which the context then names."""
+        return self.loaded.make_context(info_name, args, parent=parent, **extra)
+
+
+class CommandGroup(TyperGroup):
+    """The program's group: it holds every command of the table."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "commands": {entry.name: LazyCommand(entry) for entry in COMMANDS}})
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; the program's own options are left out if a command comes first, since typing them takes pydantic."""
+        if not args or args[0] not in self.commands:
+            return super().parse_args(ctx, args)
+        own, self.params = self.params, []
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            self.params = own
+
+
+def load_command(entry: CommandEntry) -> Any:
+    """A command with its options as parameters; it imports its module when it is called."""
+    # Only now: the options of some commands need pydantic, which takes as long as everything else.
+    from yolo_launch.cli.typer_options import typer_function
+
+    module, _, kind = entry.options.rpartition(".")
+
+    def run(ctx: typer.Context, options: object) -> None:
+        getattr(importlib.import_module(entry.module), entry.name)(ctx, options)
+
+    app = typer.Typer(add_completion=False)
+    function = typer_function(getattr(importlib.import_module(module), kind), run)
+    app.command(entry.name, cls=entry.parser, help=entry.text)(function)
+    return typer.main.get_command(app)
