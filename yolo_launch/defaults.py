@@ -1,4 +1,4 @@
-"""Holds the launcher's numbers that count if the user says nothing; those of a run are in trainer.protocol."""
+"""Holds the launcher's numbers that count if the user says nothing; options show them and requests take them."""
 
 MAX_RESTARTS = 3
 """Restarts of a job after a failure."""
@@ -6,6 +6,8 @@ STALL_TIMEOUT_S = 300.0
 """Seconds without progress after which a job is stopped."""
 JOIN_TIMEOUT_S = 600.0
 """Seconds that machines wait for one another."""
+CHECK_JOIN_TIMEOUT_S = 300.0
+"""The same of a cluster check."""
 REJOIN_TIMEOUT_S = 300.0
 """Seconds that a lost machine is waited for."""
 JOIN_GRACE_S = 30.0

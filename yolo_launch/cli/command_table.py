@@ -121,14 +121,16 @@ class CommandGroup(TyperGroup):
         super().__init__(**{**settings, "commands": {entry.name: LazyCommand(entry) for entry in COMMANDS}})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse; the program's own options are left out if a command comes first, since typing them takes pydantic."""
+        """Parse; the program's own options are left out if a command comes first: typer reads them with pydantic."""
         if not args or args[0] not in self.commands:
             return super().parse_args(ctx, args)
         own, self.params = self.params, []
+        self.add_help_option = False
         try:
             return super().parse_args(ctx, args)
         finally:
             self.params = own
+            self.add_help_option = True
 
 
 def load_command(entry: CommandEntry) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from trainer.errors import UserError
+from yolo_launch.defaults import MAX_RESTARTS, REJOIN_TIMEOUT_S
 from yolo_launch.diagnosis.failures import FailureKey
 from yolo_launch.diagnosis.hangs import StalledRank, blocking_rank, stall_failure
 from yolo_launch.diagnosis.restart_policy import Progress, decide, stopped_by
@@ -27,8 +28,8 @@ class JobRules:
 
     min_nodes: int = 1
     max_nodes: int = 1
-    max_restarts: int = 3
-    rejoin_timeout_s: float = 300.0
+    max_restarts: int = MAX_RESTARTS
+    rejoin_timeout_s: float = REJOIN_TIMEOUT_S
     """How long a lost node is waited for."""
     port_is_fixed: bool = False
     """Whether the user chose the port at which the workers meet."""

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from yolo_launch.defaults import JOIN_GRACE_S, JOIN_TIMEOUT_S
 from yolo_launch.diagnosis.outcome import JobRules
 from yolo_launch.errors import LaunchError
 from yolo_launch.rendezvous.messages import MOST_NODES, JoinRefused, JoinRequest
-
-JOIN_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class RendezvousSettings(JobRules):
     """How many nodes a job takes, and how long they are waited for. Seconds throughout."""
 
     join_timeout_s: float = JOIN_TIMEOUT_S
-    join_grace_s: float = 30.0
+    join_grace_s: float = JOIN_GRACE_S
     """How long a job that may run with fewer waits for the others once it could start."""
     silent_s: float = 8.0
     """A machine that says nothing for so long is lost."""

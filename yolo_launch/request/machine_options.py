@@ -128,7 +128,10 @@ class DoctorOptions(MachineOptions):
     )
     project: str = option("runs/train", "--project", text="folder of runs, whose disk is checked")
     join_timeout: float = option(
-        300.0, "--join-timeout", text="seconds that machines wait for one another", panel=MACHINES
+        defaults.CHECK_JOIN_TIMEOUT_S,
+        "--join-timeout",
+        text="seconds that machines wait for one another",
+        panel=MACHINES,
     )
     deep: bool = option(False, "--deep", text="the slower checks too, which start processes: GPUs, links, disk, data")
     json: bool = option(False, "--json", text=JSON_TEXT)
