@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+from trainer.config.fields import write_config
+from trainer.config.inference import ValConfig
 from trainer.inference import val
 
 
@@ -68,8 +70,11 @@ def test_val_without_labels_measures_nothing_and_says_so(run_ranks, run_config, 
     run_dir = tmp_path / "run"
     train(run_ranks, run_config(data=str(without_val_labels), epochs=1), run_dir)
     capsys.readouterr()
-    arguments = ["--weights", str(run_dir / "weights" / "last.pt"), "--data", str(without_val_labels)]
-    assert val.run([*arguments, "--run-dir", str(tmp_path / "val"), "--workers", "0", "--imgsz", "64"]) == 0
+    options = {"weights": str(run_dir / "weights" / "last.pt"), "data": str(without_val_labels), "imgsz": 64}
+    config, val_dir = tmp_path / "val.yaml", tmp_path / "val"
+    write_config(ValConfig(**options, workers=0), config)
+    val_dir.mkdir()
+    assert val.run([str(config), "--run-dir", str(val_dir)]) == 0
     output = capsys.readouterr().out
     assert "nothing could be measured: none of the 10 images has a label" in output
     assert "0.000" not in output

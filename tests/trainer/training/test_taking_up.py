@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainer.config.train import make_config, read_config, write_config
+from trainer.config.fields import write_config
+from trainer.config.train import make_config, read_config
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
 from trainer.optim.schedule import make_recipe
