@@ -31,7 +31,7 @@ class Detector:
     @property
     def stride(self) -> int:
         """Sides of its images are multiples of this."""
-        return int(self.model.stride.max())
+        return self.model.size_grid
 
     @torch.inference_mode()
     def __call__(self, images_bchw: Tensor) -> Tensor:
