@@ -23,6 +23,7 @@ FACE_OF_TRAINER = {
     "trainer.errors",
     "trainer.config",
     "trainer.data.dataset",
+    "trainer.data.split_files",
     "trainer.data.demo",
     "trainer.model.definition",
     "trainer.runtime.process_guard",

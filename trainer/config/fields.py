@@ -6,6 +6,7 @@ the command line (ours first, then YOLOv5's) and ``panel`` the group it is shown
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -15,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from trainer.errors import ConfigError
 from trainer.protocol import replace_text
+from trainer.reading.text_file import printable
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -85,14 +87,21 @@ def write_config(config: BaseModel, path: Path) -> None:
 
 def read_options(path: Path) -> dict[str, Any]:
     """The option values of a configuration file, not yet validated. Raises ConfigError."""
-    import yaml
+    from trainer.reading.yaml_file import read_yaml  # it loads YAML, which --help does not need
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("the configuration file is missing", seen=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read", seen=str(error).splitlines()[0]) from None
+    if not os.path.exists(path):
+        raise ConfigError(
+            "the configuration file is missing",
+            seen=printable(path),
+            expected="the config.yaml of a run, or a file like it",
+            next_command="give its path",
+        )
+    values = read_yaml(path, f"{printable(path)} cannot be read", error=ConfigError)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no configuration", seen=type(values).__name__)
+        raise ConfigError(
+            f"{printable(path)} holds no configuration",
+            seen=type(values).__name__,
+            expected="lines such as 'epochs: 100'",
+            next_command="give the path of a run's config.yaml",
+        )
     return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.errors import ConfigError
+from trainer.reading.text_file import printable
 
 
 class Hyperparameters(BaseModel):
@@ -98,20 +100,21 @@ def make_hyperparameters(values: Mapping[str, Any]) -> Hyperparameters:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ConfigError(
             "the hyperparameter file is missing",
-            seen=f"--hyp {path}",
+            seen=f"--hyp {printable(path)}",
             expected=f"a YAML file, or a built-in set: {', '.join(BUILT_IN_SETS)}",
+            next_command="--hyp low",
         )
-    import yaml
+    from trainer.reading.yaml_file import read_yaml  # it loads YAML, which --help does not need
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML", seen=str(error).splitlines()[0]) from None
+    values = read_yaml(path, f"{printable(path)} is not YAML", error=ConfigError)
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path} holds no hyperparameters", seen=type(values).__name__, expected="lines such as 'lr0: 0.01'"
+            f"{printable(path)} holds no hyperparameters",
+            seen=type(values).__name__,
+            expected="lines such as 'lr0: 0.01'",
+            next_command="--hyp low",
         )
     return values

@@ -12,4 +12,5 @@ __all__ = [
     "sampler",
     "scan",
     "shared_scan",
+    "split_files",
 ]

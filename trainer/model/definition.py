@@ -9,14 +9,15 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trainer.errors import ConfigError
+from trainer.reading.text_file import printable
+from trainer.reading.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +59,15 @@ def load_definition(name_or_path: str) -> dict[str, Any]:
     model of that name (with the nearest built-in name), and if the file is no definition.
     """
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         path = _built_in_path(name_or_path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"The model definition {name_or_path} cannot be read.", seen=str(error)) from error
+    content = read_yaml(path, f"The model definition {printable(name_or_path)} cannot be read.", error=ConfigError)
     if not isinstance(content, dict):
         raise ConfigError(
             f"{name_or_path} is not a model definition.",
             seen=f"a file that holds {type(content).__name__}",
             expected="a mapping with nc, depth_multiple, width_multiple, anchors, backbone and head",
+            next_command="--cfg yolov5s",
         )
     definition = {**content, "source": str(name_or_path)}
     check_definition(definition)

@@ -16,12 +16,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from trainer.data.dataset import DatasetFile, find_images, label_path_for, relative_name
+from trainer.data.dataset import DatasetFile, label_path_for, relative_name
 from trainer.data.images import ImageReadError
 from trainer.data.scan.image_header import ImageHeader, read_header
 from trainer.data.scan.label_cache import LabeledImages, read_label_cache, write_label_cache
 from trainer.data.scan.label_file import LabelError, LabelRows, read_label_file
 from trainer.data.scan.report import MAX_EXAMPLES, ScanReport, tally
+from trainer.data.split_files import find_images
 from trainer.errors import DataError
 
 MOSTLY_BAD = 0.1
