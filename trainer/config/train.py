@@ -16,6 +16,8 @@ from trainer.config.hyperparameters import Hyperparameters, load_hyperparameters
 from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
 
 DEFAULT_MODEL = "yolov5s"
+MAX_BAD_SHARE = 0.1
+"""A split of which more than this share (and more than one image) cannot be used is refused."""
 
 DATA, MODEL, LEARNING, RUN = "Data", "Model", "Learning", "Run directory"
 
@@ -74,6 +76,10 @@ class TrainConfig(BaseModel):
     multi_scale: bool = option(False, "--multi-scale", panel=DATA, text="vary the image size by +-50 %")
     rect: bool = option(False, "--rect", panel=DATA, text="rectangular training batches, without mosaic")
     single_cls: bool = option(False, "--single-cls", panel=DATA, text="train all classes as one")
+    max_bad_share: float = option(
+        MAX_BAD_SHARE, "--max-bad-share", panel=DATA, ge=0, le=1, text="share of a split's images that may be unusable"
+    )
+    allow_leakage: bool = option(False, "--allow-leakage", panel=DATA, text="validate on training images, knowingly")
     image_weights: bool = option(
         False, "--image-weights", panel=DATA, text="draw images by the errors of their classes"
     )

@@ -33,6 +33,10 @@ class ImageReadError(Exception):
     """A file that is not a readable image; the text is the reason, without the path."""
 
 
+class MissingImageError(ImageReadError):
+    """A file that the system does not hand over: not there, locked, or on a disk that fails."""
+
+
 class NoContrastError(ImageReadError):
     """An image that decodes to nearly one value: saturated, or of a depth that does not say its range."""
 
@@ -42,7 +46,7 @@ def read_image_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ImageReadError(error.strerror or str(error)) from None
+        raise MissingImageError(error.strerror or str(error)) from None
 
 
 def decode_image(path: Path, mode: int = cv2.IMREAD_COLOR) -> np.ndarray:

@@ -18,7 +18,7 @@ def load_split(session: Session, data: str, split: str, detector: Detector) -> t
     dataset = load_dataset_file(data)
     _check_classes(session, dataset, detector)
 
-    images = scan_together(
+    images, _ = scan_together(
         dataset, split, collectives=session.collectives, reporter=session.reporter, heartbeat=session.heartbeat
     )
     return dataset, images

@@ -31,7 +31,7 @@ from trainer.training.components import (
 )
 from trainer.training.precision import agree_on_autocast
 from trainer.training.run import LoopSettings, Run
-from trainer.training.run_data import Data, load_data
+from trainer.training.run_data import Data, count_small_boxes, load_data
 from trainer.training.telemetry import NonFiniteDetector, ResultsWriter
 from trainer.weights.checkpoint import CheckpointWriter
 from trainer.weights.load import definition_of, load_weights_into
@@ -137,6 +137,19 @@ def settle_recipe(
     )
 
 
+def read_data(config: TrainConfig, collectives: Collectives, reporter: Reporter, heartbeat: HeartbeatWriter) -> Data:
+    """The data set of a configuration. Raises DataError or ConfigError on all ranks."""
+    return load_data(
+        config.data,
+        single_cls=config.single_cls,
+        max_bad_share=config.max_bad_share,
+        allow_leakage=config.allow_leakage,
+        collectives=collectives,
+        reporter=reporter,
+        heartbeat=heartbeat,
+    )
+
+
 def build_run(
     config: TrainConfig,
     env: DistEnv,
@@ -148,13 +161,12 @@ def build_run(
 ) -> tuple[Run, Data]:
     """Everything that one rank's training needs, at step 0; ``saved`` is the checkpoint that it will go on from."""
     collectives = Collectives(env)
-    data = load_data(
-        config.data, single_cls=config.single_cls, collectives=collectives, reporter=reporter, heartbeat=heartbeat
-    )
+    data = read_data(config, collectives, reporter, heartbeat)
     definition = definition_to_go_on_with(config, saved)
     model, knows_classes = make_model(config, data.names, collectives, reporter, definition)
     grid = model.size_grid
     image_size = rounded_image_size(config.imgsz, grid)
+    data = count_small_boxes(data, image_size, reporter)
     if config.autoanchor and definition is None:
         # Fitted once: the last digits of a fit depend on the processor, which may differ between machines.
         fit = partial(suitable_anchors, config, model, data, image_size, knows_classes, reporter)

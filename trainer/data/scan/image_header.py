@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from trainer.data import image_format
-from trainer.data.images import ImageReadError, NoContrastError, decode_bytes, has_no_end
+from trainer.data.images import ImageReadError, MissingImageError, NoContrastError, decode_bytes, has_no_end
 
 _ENDS_BYTES = 4096
 """How much of either end goes into the digest that finds equal files."""
@@ -55,7 +55,7 @@ def read_header(path: Path) -> ImageHeader:
                 file.seek(0)
                 content = file.read()
     except OSError as error:
-        raise ImageReadError(error.strerror or str(error)) from error
+        raise MissingImageError(error.strerror or str(error)) from error
     except image_format.FormatError as error:
         raise ImageReadError(str(error)) from None
     if not head:
