@@ -13,11 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trainer.config.fields import option, read_options, validated
 from trainer.config.hyperparameters import Hyperparameters, load_hyperparameters, make_hyperparameters
-from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
+from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE, MAX_BAD_SHARE
 
 DEFAULT_MODEL = "yolov5s"
-MAX_BAD_SHARE = 0.1
-"""A split of which more than this share (and more than one image) cannot be used is refused."""
 
 DATA, MODEL, LEARNING, RUN = "Data", "Model", "Learning", "Run directory"
 

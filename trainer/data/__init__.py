@@ -7,6 +7,7 @@ __all__ = [
     "demo",
     "epoch_loader",
     "image_cache",
+    "image_format",
     "images",
     "loader",
     "sampler",

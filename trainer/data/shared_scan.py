@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.config.train import MAX_BAD_SHARE
+from trainer.protocol import MAX_BAD_SHARE
 from trainer.data.dataset import DatasetFile
 from trainer.data.demo.dataset import default_cache_dir
 from trainer.data.scan.label_cache import LabeledImages

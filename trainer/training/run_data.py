@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from trainer.config.train import MAX_BAD_SHARE
+from trainer.protocol import MAX_BAD_SHARE
 from trainer.data.dataset import DatasetFile, label_path_for, load_dataset_file
 from trainer.data.scan.repeats import refuse_leakage
 from trainer.data.scan.report import ScanReport

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import cv2
 
-from trainer.config.train import MAX_BAD_SHARE
+from trainer.protocol import MAX_BAD_SHARE
 from trainer.data.dataset import DatasetFile, label_path_for, relative_name
 from trainer.data.images import ImageReadError
 from trainer.data.scan.assemble import FileScan, assemble, check_classes, check_usable
