@@ -50,8 +50,9 @@ def validated(model: type[T], values: Mapping[str, Any]) -> T:
         flag, field = flag_of(model, name), model.model_fields.get(name)
         raise ConfigError(
             f"{flag} cannot be used",
-            seen=f"{flag} {first['input']}",
+            seen=f"{flag} {printable(str(first['input']))[:200]}",
             expected=_expected(field) if field is not None else first["msg"],
+            next_command="correct the option, or the file that it stands in",
         ) from None
 
 

@@ -17,7 +17,7 @@ from trainer.reading.text_file import printable
 class Hyperparameters(BaseModel):
     """Values that shape learning and augmentation, under YOLOv5's names. The defaults are its set ``low``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
 
     lr0: float = Field(0.01, gt=0, description="learning rate after warm-up")
     lrf: float = Field(0.01, ge=0, description="last learning rate as a fraction of lr0")
@@ -83,11 +83,12 @@ def make_hyperparameters(values: Mapping[str, Any]) -> Hyperparameters:
     """Validated hyperparameters from values by name; those not named are the set ``low``'s. Raises ConfigError."""
     for name in values:
         if name not in Hyperparameters.model_fields:
-            near = difflib.get_close_matches(name, Hyperparameters.model_fields, n=1)
+            near = difflib.get_close_matches(str(name), Hyperparameters.model_fields, n=1)
             raise ConfigError(
-                f"there is no hyperparameter {name!r}",
-                seen=f"{name}={values[name]}",
+                f"there is no hyperparameter {_short(name)}",
+                seen=f"{_short(name)}={_short(values[name])}",
                 expected=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(Hyperparameters.model_fields)}",
+                next_command=f"--set {near[0] if near else 'lr0'}=VALUE, or correct the file",
             )
     try:
         return Hyperparameters(**values)
@@ -95,7 +96,10 @@ def make_hyperparameters(values: Mapping[str, Any]) -> Hyperparameters:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise ConfigError(
-            f"hyperparameter {name} cannot be used", seen=f"{name}={first['input']!r}", expected=first["msg"]
+            f"hyperparameter {name} cannot be used",
+            seen=f"{name}={_short(first['input'])}",
+            expected=first["msg"],
+            next_command=f"--set {name}=VALUE, or correct the file",
         ) from None
 
 
@@ -118,3 +122,7 @@ def _read_file(path: Path) -> dict[str, Any]:
             next_command="--hyp low",
         )
     return values
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:200]

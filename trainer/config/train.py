@@ -23,7 +23,9 @@ DATA, MODEL, LEARNING, RUN = "Data", "Model", "Learning", "Run directory"
 class TrainConfig(BaseModel):
     """Everything that decides what a run learns and where it writes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", defer_build=True, validate_default=True, allow_inf_nan=False
+    )
 
     data: str = option("", "--data", panel=DATA, text="data-set YAML; without it a small embedded set is made")
     imgsz: int = option(

@@ -82,7 +82,7 @@ def label_path_for(image_path: Path) -> Path:
         if parts[position] == "images":
             parts[position] = "labels"
             break
-    return Path(*parts).with_suffix(".txt")
+    return Path(os.path.splitext(os.path.join(*parts))[0] + ".txt")
 
 
 def relative_name(dataset: DatasetFile, image_path: Path) -> str:

@@ -124,7 +124,12 @@ def definition_of(path: Path) -> dict[str, Any]:
 def missing_file(path: Path) -> WeightsError:
     """Returns the error for a missing file; for YOLOv5's own weights the error says where to get them."""
     if path.is_dir():
-        return WeightsError("a weights file was expected", seen=f"{path} is a folder", expected="a .pt file in it")
+        return WeightsError(
+            "a weights file was expected",
+            seen=f"{path} is a folder",
+            expected="a .pt file in it",
+            next_command=f"--weights {path}/weights/best.pt",
+        )
     if path.suffix == ".pt" and path.stem in zoo_names() and path.parent == Path():
         return WeightsError(
             f"{path.name} is not here, and yolo-launch downloads nothing by itself",
@@ -133,7 +138,12 @@ def missing_file(path: Path) -> WeightsError:
             f"ultralytics/{'yolov3' if path.stem.startswith('yolov3') else 'yolov5'}), saved in this folder",
             next_command=f"--weights path/to/{path.name}, or --weights '' to train from scratch",
         )
-    return WeightsError("the weights file is missing", seen=str(path), expected="the path of a .pt file")
+    return WeightsError(
+        "the weights file is missing",
+        seen=str(path),
+        expected="the path of a .pt file",
+        next_command="--weights path/to/best.pt, or --weights '' to train from scratch",
+    )
 
 
 class _TooLargeError(RuntimeError):
@@ -172,12 +182,13 @@ def build_loaded(loaded: LoadedWeights) -> DetectionModel:
         _check_extent(loaded)
         with _ElementLimit(sum(tensor.numel() for tensor in state.values())):
             model = build_model(definition, num_classes=len(loaded.names))
-    except (ConfigError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+    except (ConfigError, RuntimeError, TypeError, ValueError) as error:
         seen = f"{error.what} {error.seen}" if isinstance(error, ConfigError) else str(error)
         raise WeightsError(
             f"the model in {loaded.path.name} has layers that yolo-launch does not build",
             seen=f"{loaded.path}: {seen[:300]}",
             expected="a detection model of YOLOv5 (v4 to v7) or of yolo-launch",
+            next_command="--weights path/to/best.pt",
         ) from None
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
@@ -189,6 +200,7 @@ def build_loaded(loaded: LoadedWeights) -> DetectionModel:
                 f"the weights in {loaded.path.name} do not fit the model definition beside them",
                 seen=f"{loaded.path}: it {what} {_some(keys)}",
                 expected=f"the {len(expected)} tensors of {definition.get('source', 'its definition')}",
+                next_command="get or copy it again",
             )
     model.load_state_dict(state)
     return model.eval()
@@ -227,6 +239,7 @@ def _read_own(file: TorchFile) -> LoadedWeights:
             f"{file.path.name} was written by a newer yolo-launch",
             seen=f"format version {version}",
             expected=f"at most {VERSION}",
+            next_command="pip install --upgrade yolo-launch",
         )
     average = content.get("ema")
     state = average.get("model") if isinstance(average, dict) else content.get("model")
@@ -289,6 +302,11 @@ def _load_safetensors(path: Path) -> LoadedWeights:
     except (library.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise damaged(path, str(error)[:200]) from None
     if not isinstance(header, dict):
-        raise WeightsError(f"{path.name} was not written by yolo-launch", seen=f"{path}: no model definition in it")
+        raise WeightsError(
+            f"{path.name} was not written by yolo-launch",
+            seen=f"{path}: no model definition in it",
+            expected="safetensors as yolo-launch weights writes them",
+            next_command="--weights path/to/best.pt",
+        )
     floats = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     return _own_weights(path, header, floats)

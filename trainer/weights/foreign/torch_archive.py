@@ -86,7 +86,12 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
     try:
         file = path.open("rb")
     except OSError as error:
-        raise WeightsError(f"the weights file {path} cannot be read", seen=error.strerror or str(error)) from None
+        raise WeightsError(
+            f"the weights file {path} cannot be read",
+            seen=error.strerror or str(error),
+            expected="a file that this user may read",
+            next_command=f"ls -l {path}",
+        ) from None
     with file:
         size_bytes = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -105,7 +110,8 @@ def damaged(path: Path, why: str) -> WeightsError:
     return WeightsError(
         f"{path.name} is damaged or not a checkpoint",
         seen=f"{path}: {why}",
-        expected="a file as torch.save wrote it; get or copy it again",
+        expected="a file as torch.save wrote it",
+        next_command="get or copy it again",
     )
 
 
