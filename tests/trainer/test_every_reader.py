@@ -40,6 +40,8 @@ from trainer.weights.load import load_weights
 SEED = int(os.environ.get("YOLO_TEST_SEED", "20240607"))
 """Another seed tries other inputs; a failure prints the input's own."""
 INPUTS_AN_EXAMPLE = 10
+LONG_OPTIONS, LONG_SOURCES = 350, 100
+"""Examples of the long run, beside those of each reader."""
 
 DATA = b"""path: .
 train: images/train
@@ -129,16 +131,16 @@ def weights() -> list[bytes]:
 
 
 READERS = {
-    "data": Reader("other.yaml", DATA_SAMPLES, read_data, 500),
-    "list": Reader("list.txt", LIST_SAMPLES, scan_folder, 200),
-    "label": Reader("labels/train/a.txt", LABEL_SAMPLES, scan_folder, 400),
-    "image": Reader("images/train/a.jpg", pictures(), scan_folder, 250),
-    "picture": Reader("picture.png", pictures(), look_at_picture, 200),
+    "data": Reader("other.yaml", DATA_SAMPLES, read_data, 350),
+    "list": Reader("list.txt", LIST_SAMPLES, scan_folder, 100),
+    "label": Reader("labels/train/a.txt", LABEL_SAMPLES, scan_folder, 200),
+    "image": Reader("images/train/a.jpg", pictures(), scan_folder, 150),
+    "picture": Reader("picture.png", pictures(), look_at_picture, 250),
     "hyp": Reader("hyp.yaml", [as_yaml(Hyperparameters().model_dump()), b"lr0: 1e-3\n"],
                   lambda path: load_hyperparameters(str(path), {}), 200),
     "config": Reader("config.yaml", [as_yaml(TrainConfig().model_dump(mode="json")), b"epochs: 3\namp: off\n"],
                      read_config, 200),
-    "cfg": Reader("cfg.yaml", [as_yaml(SMALL)], read_cfg, 200),
+    "cfg": Reader("cfg.yaml", [as_yaml(SMALL)], read_cfg, 150),
     "weights": Reader("weights.pt", weights(), load_weights, 150),
 }  # fmt: skip
 
@@ -257,19 +259,22 @@ def check_sources(folder: Path, examples: int) -> None:
 
 def test_options_and_sources_are_answered(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    check_options(40)
-    check_sources(folder, 20)
+    check_options(LONG_OPTIONS // 10)
+    check_sources(folder, LONG_SOURCES // 10)
 
 
 @pytest.mark.slow
 def test_many_options_and_sources_are_answered(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    check_options(400)
-    check_sources(folder, 200)
+    check_options(LONG_OPTIONS)
+    check_sources(folder, LONG_SOURCES)
 
 
 def test_the_long_run_sees_at_least_20_000_inputs():
-    assert INPUTS_AN_EXAMPLE * (sum(reader.examples for reader in READERS.values()) + 400 + 200) >= 20_000
+    assert (
+        INPUTS_AN_EXAMPLE * (sum(reader.examples for reader in READERS.values()) + LONG_OPTIONS + LONG_SOURCES)
+        >= 20_000
+    )
 
 
 FAULTS = {

@@ -203,7 +203,7 @@ def _parse_keypoints(yaml_path: Path, shape: Any) -> int:
             expected="a count of keypoints and 2 or 3 numbers for each, such as [17, 3]",
             next_command=CORRECT,
         )
-    return shape[0] * shape[1]
+    return int(shape[0] * shape[1])
 
 
 def _short(value: Any) -> str:

@@ -203,7 +203,8 @@ def _check_contrast(image: np.ndarray) -> None:
 def _in_bytes(image: np.ndarray) -> np.ndarray:
     """Floats and integers of other depths as uint8; a few values may lie outside, as interpolation leaves them."""
     is_float = image.dtype.kind == "f"
-    values = np.nan_to_num(image.astype(np.float64), posinf=np.inf, neginf=-np.inf)
+    with np.errstate(invalid="ignore"):  # a signaling NaN
+        values = np.nan_to_num(image.astype(np.float64), posinf=np.inf, neginf=-np.inf)
     top = 255.0
     if is_float and np.mean(values > 1.0) <= _FEW:
         values, top = values * 255.0 + 0.5, 255.5

@@ -55,6 +55,7 @@ def check_same_images(split: str, counts: Sequence[int]) -> None:
             f"the machines have different usable '{split}' images",
             seen=f"{', '.join(str(count) for count in counts)}, rank by rank",
             expected="the same files on every machine",
+            next_command="copy the data set anew to the machines that differ",
         )
 
 

@@ -165,7 +165,7 @@ def _new_figure(width: float, height: float) -> Figure:
 def _save(figure: Figure, path: Path) -> None:
     from matplotlib.text import Text
 
-    texts: list[Text] = figure.findobj(Text)  # type: ignore[assignment]
+    texts: list[Text] = figure.findobj(Text)
     words = [text.get_text() for text in texts]
     warn_of_missing(words)
     families = family_names(words)

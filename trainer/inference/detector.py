@@ -69,6 +69,7 @@ def load_detector(path: Path, device: torch.device, *, half: bool = False) -> De
             f"{path.name} holds numbers that are not finite, as a failed training leaves them",
             seen=str(path),
             expected="an earlier checkpoint of that run",
+            next_command="--weights path/to/best.pt",
         )
     dtype = torch.float16 if half else torch.float32
     folded = as_dtype(fuse_batch_norm(model).requires_grad_(False), dtype)

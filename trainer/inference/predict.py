@@ -99,6 +99,7 @@ def chosen_classes(text: str | None, names: Sequence[str]) -> list[int] | None:
                 "--classes names a class that the model lacks",
                 seen=word,
                 expected=f"of {len(names)}: {shown}{', ...' if len(names) > 20 else ''}",
+                next_command="yolo-launch weights FILE shows the names in the weights",
             )
     return chosen
 

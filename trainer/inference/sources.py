@@ -183,7 +183,9 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _unusable(what: str, seen: str) -> DataError:
-    return DataError(what, seen=printable(seen), expected=_EXPECTED, next_command="yolo-launch predict --help")
+    return DataError(
+        what[:300], seen=printable(seen)[:300], expected=_EXPECTED, next_command="yolo-launch predict --help"
+    )
 
 
 _EXPECTED = "a picture, a film, a folder of them, or a pattern such as 'pictures/*.jpg'"

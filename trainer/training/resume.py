@@ -27,6 +27,7 @@ def resume(run: Run, saved: dict[str, Any] | None) -> None:
             "the run's checkpoint does not fit this configuration",
             seen=str(error).strip().splitlines()[0],
             expected="the model that the run was started with, or a new run with --weights of the old one",
+            next_command="start a new run with --weights of this one",
         ) from None
     progress = run.state.progress
     _count_in_batches_of_now(run, saved)

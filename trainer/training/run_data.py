@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from trainer.protocol import MAX_BAD_SHARE
 from trainer.data.dataset import DatasetFile, label_path_for, load_dataset_file
+from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.repeats import refuse_leakage
 from trainer.data.scan.report import ScanReport
-from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.small_boxes import LEAST_PX, find_small_boxes
 from trainer.data.shared_scan import report_problem, scan_together
 from trainer.errors import ConfigError
@@ -46,7 +46,12 @@ def load_data(
 ) -> Data:
     """Read the data-set file and scan both splits, once per machine. Raises DataError or ConfigError."""
     if not path:
-        raise ConfigError("no data set was given", seen="data: ''", expected="the path of a data-set YAML in --data")
+        raise ConfigError(
+            "no data set was given",
+            seen="data: ''",
+            expected="the path of a data-set YAML in --data",
+            next_command="yolo-launch train --data FILE.yaml",
+        )
     dataset = load_dataset_file(path)
     names = ("item",) if single_cls and len(dataset.names) > 1 else dataset.names
 

@@ -6,7 +6,6 @@ No file is executed, none is downloaded, and memory stays within a small multipl
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,24 +13,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from trainer.errors import ConfigError, WeightsError
-from trainer.model.definition import parse_rows
 from trainer.model.graph import DetectionModel, build_model, zoo_names
 from trainer.weights.checkpoint import FORMAT, VERSION
+from trainer.weights.extent import ElementLimit, check_extent
 from trainer.weights.foreign.allowed_globals import TensorRef
 from trainer.weights.foreign.plain_values import plain_value
 from trainer.weights.foreign.torch_archive import TorchFile, damaged, open_torch_file
 from trainer.weights.foreign.yolov5 import read_yolov5
 from trainer.weights.transfer import TransferReport, transfer
-
-_MAX_LAYERS = 1_000
-_MAX_ACTIVATION_TEXT = 200
-_MAX_ANCHORS = 100
-_MAX_ENLARGEMENT = 4
-_SPARE_ELEMENTS = 4 * 2**20
-"""Elements that building may allocate beyond the weights, for the image of zeros that checks the layers."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +88,7 @@ def load_weights_into(model: DetectionModel, path: Path, names: Sequence[str]) -
             f"{path.name} holds numbers that are not finite, as a failed training leaves them",
             seen=f"{path}: {_some(bad)}",
             expected="an earlier checkpoint of that run",
+            next_command="--weights path/to/best.pt",
         )
     report = transfer(model, loaded.state, loaded.names, names)
     if not _copied_a_convolution(model, report):
@@ -146,32 +138,6 @@ def missing_file(path: Path) -> WeightsError:
     )
 
 
-class _TooLargeError(RuntimeError):
-    """A definition that needs more memory than its weights justify."""
-
-
-class _ElementLimit(TorchFunctionMode):
-    """Stops the building of a model from a foreign definition that needs far more memory than its weights.
-
-    Raises _TooLargeError.
-    """
-
-    def __init__(self, num_elements: int) -> None:
-        super().__init__()
-        self._largest = self._left = num_elements * 5 // 4 + _SPARE_ELEMENTS
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.empty, torch.zeros, torch.ones):
-            sides = args[0] if args and isinstance(args[0], (tuple, list)) else args
-            self._left -= math.prod(sides)
-            if self._left < 0:
-                raise _TooLargeError("it is larger than its weights")
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.numel() > self._largest:
-            raise _TooLargeError("one of its layers enlarges the image without end")
-        return result
-
-
 def build_loaded(loaded: LoadedWeights) -> DetectionModel:
     """Builds the detector that a file describes, with the file's weights, in evaluation mode on the CPU.
 
@@ -179,8 +145,8 @@ def build_loaded(loaded: LoadedWeights) -> DetectionModel:
     """
     definition, state = loaded.definition, loaded.state
     try:
-        _check_extent(loaded)
-        with _ElementLimit(sum(tensor.numel() for tensor in state.values())):
+        check_extent(loaded.definition, len(loaded.state))
+        with ElementLimit(sum(tensor.numel() for tensor in state.values())):
             model = build_model(definition, num_classes=len(loaded.names))
     except (ConfigError, RuntimeError, TypeError, ValueError) as error:
         seen = f"{error.what} {error.seen}" if isinstance(error, ConfigError) else str(error)
@@ -204,24 +170,6 @@ def build_loaded(loaded: LoadedWeights) -> DetectionModel:
             )
     model.load_state_dict(state)
     return model.eval()
-
-
-def _check_extent(loaded: LoadedWeights) -> None:
-    """Raises ValueError for a definition whose building would take too long or exhaust the stack."""
-    # Parsing an endless expression can exhaust the interpreter's stack.
-    if len(str(loaded.definition.get("activation", ""))) > _MAX_ACTIVATION_TEXT:
-        raise ValueError("an activation that is no short text")
-    anchors = loaded.definition.get("anchors", 0)
-    if isinstance(anchors, int) and anchors > _MAX_ANCHORS:
-        raise ValueError(f"{anchors} anchors a level")
-    rows = parse_rows(loaded.definition)
-    # Each repeat of a block has tensors, so a definition has no more repeats than the file has tensors.
-    if len(rows) > _MAX_LAYERS or sum(row.repeats - 1 for row in rows) > len(loaded.state):
-        raise ValueError("it has more layers than tensors")
-    for row in rows:
-        numbers = [value for value in row.arguments if isinstance(value, (int, float))]
-        if row.name in ("Upsample", "ZeroPad2d", "ZeroPad") and max(numbers, default=0) > _MAX_ENLARGEMENT:
-            raise ValueError(f"layer {row.index} enlarges the image {max(numbers)} times")
 
 
 def _some(keys: Sequence[str]) -> str:

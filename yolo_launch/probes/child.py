@@ -139,7 +139,6 @@ def scan_data(arguments: dict[str, Any]) -> dict[str, Any]:
             split,
             num_classes=dataset.num_classes,
             single_cls=arguments["single_cls"],
-            max_bad_share=1.0,
             cache_dir=default_cache_dir(),
         )
         problems = [[f"{found.count} {what}", list(found.examples)] for what, found in report.problems()]

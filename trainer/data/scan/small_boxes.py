@@ -33,7 +33,7 @@ def find_small_boxes(images: LabeledImages, image_size: int, keypoint_numbers: i
         rows = np.flatnonzero(sides * image_size < LEAST_PX)
         if len(rows) and len(examples) < MAX_EXAMPLES:
             examples += _located(images, index, rows[:MAX_EXAMPLES], sides * image_size, keypoint_numbers)
-    needed = np.quantile(LEAST_PX / np.concatenate(shorter), _ENOUGH)
+    needed = np.quantile(LEAST_PX / np.concatenate(shorter), _ENOUGH, method="higher")
     return Tally(count, tuple(examples[:MAX_EXAMPLES])), int(-(-max(needed, image_size) // _STEP) * _STEP)
 
 

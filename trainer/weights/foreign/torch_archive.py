@@ -163,6 +163,7 @@ def _folder_of(path: Path, names: list[str]) -> str:
             f"{path.name} is a zip archive but not one of torch.save",
             seen=f"{path}: " + (", ".join(name[:40] for name in names[:3]) or "no entries"),
             expected="a checkpoint (.pt); if the archive contains one, unpack it first",
+            next_command="--weights path/to/best.pt",
         )
     folder = pickles[0].removesuffix("/data.pkl")
     if any(name == f"{folder}/constants.pkl" or name.startswith(f"{folder}/code/") for name in names):
@@ -170,6 +171,7 @@ def _folder_of(path: Path, names: list[str]) -> str:
             f"{path.name} is a TorchScript export, which holds a program and no longer the model's definition",
             seen=str(path),
             expected="the checkpoint (.pt) that it was exported from",
+            next_command="--weights path/to/best.pt",
         )
     return folder
 

@@ -85,12 +85,14 @@ def _refuse_other_tasks(file: TorchFile) -> None:
             f"{file.path.name} is a {tasks[0]} model of YOLOv5",
             seen=str(file.path),
             expected="a detection model such as yolov5s.pt",
+            next_command="--weights path/to/best.pt",
         )
     if found := sorted(classes & _YOLOV7_CLASSES):
         raise WeightsError(
             f"{file.path.name} is a file of YOLOv7, whose models yolo-launch does not build",
             seen=f"{file.path}: it holds {', '.join(found)}",
             expected="a .pt file of YOLOv5 (v4 to v7) or of yolo-launch",
+            next_command="--weights path/to/best.pt",
         )
 
 
@@ -104,12 +106,18 @@ def _no_model_error(file: TorchFile, top: dict[Any, Any]) -> WeightsError:
             f"{name} holds bare tensors without a model's definition: it is a file of another project",
             seen=f"{path}: {keys}, ...",
             expected=expected,
+            next_command="--weights path/to/best.pt",
         )
     if isinstance(file.content, dict):
         seen = ", ".join(str(key)[:40] for key in list(file.content)[:8]) or "nothing"
     else:
         seen = file.content.path if isinstance(file.content, PlaceholderObject) else type(file.content).__name__
-    return WeightsError(f"{name} holds no detection model of YOLOv5", seen=f"{path}: {seen}", expected=expected)
+    return WeightsError(
+        f"{name} holds no detection model of YOLOv5",
+        seen=f"{path}: {seen}",
+        expected=expected,
+        next_command="--weights path/to/best.pt",
+    )
 
 
 def _find_model(value: Any) -> PlaceholderObject | None:
