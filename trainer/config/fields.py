@@ -42,6 +42,14 @@ def validated(model: type[T], values: Mapping[str, Any]) -> T:
 
     Raises ConfigError that names the option, the value seen and the value expected.
     """
+    unnamed = [name for name in values if not isinstance(name, str)]
+    if unnamed:  # YAML takes a bare off, or a number, for what it is
+        raise ConfigError(
+            "an option has no name",
+            seen=f"{unnamed[0]!r:.100}: {values[unnamed[0]]!r:.100}",
+            expected="names such as epochs",
+            next_command="correct the file, or leave the option out",
+        )
     try:
         return model(**values)
     except ValidationError as error:

@@ -6,7 +6,6 @@ them is derived in the worker, since a restart can change the world size.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +23,7 @@ DATA, MODEL, LEARNING, RUN = "Data", "Model", "Learning", "Run directory"
 class TrainConfig(BaseModel):
     """Everything that decides what a run learns and where it writes."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", defer_build=True, validate_default=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True, allow_inf_nan=False)
 
     data: str = option("", "--data", panel=DATA, text="data-set YAML; without it a small embedded set is made")
     imgsz: int = option(
@@ -134,14 +131,6 @@ def make_config(options: dict[str, Any], overrides: dict[str, Any] | None = None
     Raises ConfigError that names the option, the value seen and the value expected.
     """
     values = dict(options)
-    unnamed = [name for name in values if not isinstance(name, str)]
-    if unnamed:  # YAML takes a bare off, or a number, for what it is
-        raise ConfigError(
-            "an option has no name",
-            seen=f"{unnamed[0]!r:.100}: {values[unnamed[0]]!r:.100}",
-            expected="names such as epochs",
-            next_command="correct the file, or leave the option out",
-        )
     resolved = values.get("hyperparameters")
     if isinstance(resolved, dict):
         values["hyperparameters"] = make_hyperparameters({**resolved, **(overrides or {})})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.protocol import MAX_BAD_SHARE
 from trainer.data.dataset import DatasetFile
 from trainer.data.demo.dataset import default_cache_dir
 from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.report import ScanReport, Tally
 from trainer.data.scan.scan import scan_split
 from trainer.errors import DataError
+from trainer.protocol import MAX_BAD_SHARE
 from trainer.runtime.distributed import Collectives
 from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.protocol import MAX_BAD_SHARE
 from trainer.data.dataset import DatasetFile, load_dataset_file
 from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.report import ScanReport
 from trainer.data.shared_scan import scan_together
 from trainer.errors import DataError
 from trainer.inference.detector import Detector
+from trainer.protocol import MAX_BAD_SHARE
 from trainer.runtime.session import Session
 
 ONE_CLASS = ("item",)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from trainer.protocol import MAX_BAD_SHARE
 from trainer.data.dataset import DatasetFile, label_path_for, load_dataset_file
 from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.repeats import refuse_leakage
@@ -12,6 +11,7 @@ from trainer.data.scan.report import ScanReport
 from trainer.data.scan.small_boxes import LEAST_PX, find_small_boxes
 from trainer.data.shared_scan import report_problem, scan_together
 from trainer.errors import ConfigError
+from trainer.protocol import MAX_BAD_SHARE
 from trainer.runtime.distributed import Collectives
 from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter

@@ -162,7 +162,9 @@ def test_the_best_epoch_and_the_end_of_patience(start, fitnesses, best, is_out):
     for epoch, fitness in enumerate(fitnesses):
         progress.consider(epoch, fitness)
         progress.epoch = epoch + 1
-    run = SimpleNamespace(state=SimpleNamespace(progress=progress), settings=LoopSettings(9, 0, 64, (32,), 32, patience=2))
+    run = SimpleNamespace(
+        state=SimpleNamespace(progress=progress), settings=LoopSettings(9, 0, 64, (32,), 32, patience=2)
+    )
     assert progress.is_judged is bool(start or fitnesses)
     assert progress.best_epoch == best
     assert out_of_patience(run) is is_out

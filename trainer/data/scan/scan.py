@@ -17,7 +17,6 @@ from typing import TypeVar
 
 import cv2
 
-from trainer.protocol import MAX_BAD_SHARE
 from trainer.data.dataset import DatasetFile, label_path_for, relative_name
 from trainer.data.images import ImageReadError
 from trainer.data.scan.assemble import FileScan, assemble, check_classes, check_usable
@@ -27,6 +26,7 @@ from trainer.data.scan.label_file import LabelError, read_label_file
 from trainer.data.scan.report import ScanReport, tally
 from trainer.data.scan.unused_files import find_unknown, find_unused_labels
 from trainer.data.split_files import SplitFiles, find_files
+from trainer.protocol import MAX_BAD_SHARE
 from trainer.reading.text_file import printable
 
 _CACHE_VERSION = 2
