@@ -29,7 +29,8 @@ from trainer.data.dataset import load_dataset_file
 from trainer.data.image_cache import open_image_cache
 from trainer.data.loader import TrainingData, make_training_loader
 from trainer.data.sampler import EpochBatches
-from trainer.data.scan.scan import LabeledImages, scan_split
+from trainer.data.scan.label_cache import LabeledImages
+from trainer.data.scan.scan import scan_split
 
 LOW = AugmentationSettings(hsv_h=0.015, hsv_s=0.7, hsv_v=0.4, translate=0.1, scale=0.5, fliplr=0.5, mosaic=1.0)
 

@@ -26,7 +26,8 @@ import yaml
 
 from trainer.config.fields import write_config
 from trainer.config.inference import ValConfig
-from trainer.data.dataset import find_images, label_path_for, load_dataset_file
+from trainer.data.dataset import label_path_for, load_dataset_file
+from trainer.data.split_files import find_images
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 SPEED = re.compile(r"([\d.]+)ms pre-process, ([\d.]+)ms inference, ([\d.]+)ms NMS")

@@ -23,6 +23,8 @@ FACE_OF_TRAINER = {
     "trainer.errors",
     "trainer.config",
     "trainer.data.dataset",
+    "trainer.data.split_files",
+    "trainer.data.scan",
     "trainer.data.demo",
     "trainer.model.definition",
     "trainer.runtime.process_guard",

@@ -47,6 +47,8 @@ MOST_LOADER_WORKERS = 8
 
 DEFAULT_IMAGE_SIZE = 640
 DEFAULT_BATCH_SIZE = 16
+MAX_BAD_SHARE = 0.1
+"""A split of which more than this share (and more than one image) cannot be used is refused."""
 VAL_CONFIDENCE, VAL_IOU = 0.001, 0.6
 """Thresholds of a measurement: nearly every box counts."""
 PREDICT_CONFIDENCE, PREDICT_IOU = 0.25, 0.45

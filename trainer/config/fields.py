@@ -6,6 +6,7 @@ the command line (ours first, then YOLOv5's) and ``panel`` the group it is shown
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -14,7 +15,8 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from trainer.errors import ConfigError
-from trainer.protocol import replace_text
+from trainer.protocol import CONFIG_FILE, replace_text
+from trainer.reading.text_file import printable
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -40,6 +42,14 @@ def validated(model: type[T], values: Mapping[str, Any]) -> T:
 
     Raises ConfigError that names the option, the value seen and the value expected.
     """
+    unnamed = [name for name in values if not isinstance(name, str)]
+    if unnamed:  # YAML takes a bare off, or a number, for what it is
+        raise ConfigError(
+            "an option has no name",
+            seen=f"{unnamed[0]!r:.100}: {values[unnamed[0]]!r:.100}",
+            expected="names such as epochs",
+            next_command="correct the file, or leave the option out",
+        )
     try:
         return model(**values)
     except ValidationError as error:
@@ -48,8 +58,9 @@ def validated(model: type[T], values: Mapping[str, Any]) -> T:
         flag, field = flag_of(model, name), model.model_fields.get(name)
         raise ConfigError(
             f"{flag} cannot be used",
-            seen=f"{flag} {first['input']}",
+            seen=f"{flag} {printable(str(first['input']))[:200]}",
             expected=_expected(field) if field is not None else first["msg"],
+            next_command="correct the option, or the file that it stands in",
         ) from None
 
 
@@ -85,14 +96,21 @@ def write_config(config: BaseModel, path: Path) -> None:
 
 def read_options(path: Path) -> dict[str, Any]:
     """The option values of a configuration file, not yet validated. Raises ConfigError."""
-    import yaml
+    from trainer.reading.yaml_file import read_yaml  # it loads YAML, which --help does not need
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("the configuration file is missing", seen=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read", seen=str(error).splitlines()[0]) from None
+    if not os.path.exists(path):
+        raise ConfigError(
+            "the configuration file is missing",
+            seen=printable(path),
+            expected=f"the {CONFIG_FILE} of a run, or a file like it",
+            next_command="give its path",
+        )
+    values = read_yaml(path, f"{printable(path)} cannot be read", error=ConfigError)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no configuration", seen=type(values).__name__)
+        raise ConfigError(
+            f"{printable(path)} holds no configuration",
+            seen=type(values).__name__,
+            expected="lines such as 'epochs: 100'",
+            next_command=f"give the path of a run's {CONFIG_FILE}",
+        )
     return values

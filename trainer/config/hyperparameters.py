@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.errors import ConfigError
+from trainer.reading.text_file import printable
 
 
 class Hyperparameters(BaseModel):
     """Values that shape learning and augmentation, under YOLOv5's names. The defaults are its set ``low``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
 
     lr0: float = Field(0.01, gt=0, description="learning rate after warm-up")
     lrf: float = Field(0.01, ge=0, description="last learning rate as a fraction of lr0")
@@ -81,11 +83,12 @@ def make_hyperparameters(values: Mapping[str, Any]) -> Hyperparameters:
     """Validated hyperparameters from values by name; those not named are the set ``low``'s. Raises ConfigError."""
     for name in values:
         if name not in Hyperparameters.model_fields:
-            near = difflib.get_close_matches(name, Hyperparameters.model_fields, n=1)
+            near = difflib.get_close_matches(str(name), Hyperparameters.model_fields, n=1)
             raise ConfigError(
-                f"there is no hyperparameter {name!r}",
-                seen=f"{name}={values[name]}",
+                f"there is no hyperparameter {_short(name)}",
+                seen=f"{_short(name)}={_short(values[name])}",
                 expected=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(Hyperparameters.model_fields)}",
+                next_command=f"--set {near[0] if near else 'lr0'}=VALUE, or correct the file",
             )
     try:
         return Hyperparameters(**values)
@@ -93,25 +96,33 @@ def make_hyperparameters(values: Mapping[str, Any]) -> Hyperparameters:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise ConfigError(
-            f"hyperparameter {name} cannot be used", seen=f"{name}={first['input']!r}", expected=first["msg"]
+            f"hyperparameter {name} cannot be used",
+            seen=f"{name}={_short(first['input'])}",
+            expected=first["msg"],
+            next_command=f"--set {name}=VALUE, or correct the file",
         ) from None
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ConfigError(
             "the hyperparameter file is missing",
-            seen=f"--hyp {path}",
+            seen=f"--hyp {printable(path)}",
             expected=f"a YAML file, or a built-in set: {', '.join(BUILT_IN_SETS)}",
+            next_command="--hyp low",
         )
-    import yaml
+    from trainer.reading.yaml_file import read_yaml  # it loads YAML, which --help does not need
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML", seen=str(error).splitlines()[0]) from None
+    values = read_yaml(path, f"{printable(path)} is not YAML", error=ConfigError)
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path} holds no hyperparameters", seen=type(values).__name__, expected="lines such as 'lr0: 0.01'"
+            f"{printable(path)} holds no hyperparameters",
+            seen=type(values).__name__,
+            expected="lines such as 'lr0: 0.01'",
+            next_command="--hyp low",
         )
     return values
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:200]

@@ -11,6 +11,7 @@ from trainer.config.fields import option, read_options, validated
 from trainer.errors import ConfigError
 from trainer.protocol import (
     DEFAULT_IMAGE_SIZE,
+    MAX_BAD_SHARE,
     MAX_DETECTIONS,
     PREDICT_BATCH_SIZE,
     PREDICT_CONFIDENCE,
@@ -84,6 +85,9 @@ class ValConfig(InferenceConfig):
     data: str = option(..., "--data", panel=MODEL, text="the data set's YAML file", min_length=1)
     split: Literal["train", "val", "test"] = option(
         "val", "--split", "--task", panel=MODEL, text="which images: train, val or test"
+    )
+    max_bad_share: float = option(
+        MAX_BAD_SHARE, "--max-bad-share", panel=MODEL, ge=0, le=1, text="share of the images that may be unusable"
     )
     imgsz: int | None = _image_size()
     # Batches depend on data, image size and this number alone, so the result does not depend on the devices.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trainer.config.fields import option, read_options, validated
 from trainer.config.hyperparameters import Hyperparameters, load_hyperparameters, make_hyperparameters
-from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
+from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE, MAX_BAD_SHARE
 
 DEFAULT_MODEL = "yolov5s"
 
@@ -23,7 +23,7 @@ DATA, MODEL, LEARNING, RUN = "Data", "Model", "Learning", "Run directory"
 class TrainConfig(BaseModel):
     """Everything that decides what a run learns and where it writes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True, allow_inf_nan=False)
 
     data: str = option("", "--data", panel=DATA, text="data-set YAML; without it a small embedded set is made")
     imgsz: int = option(
@@ -74,6 +74,10 @@ class TrainConfig(BaseModel):
     multi_scale: bool = option(False, "--multi-scale", panel=DATA, text="vary the image size by +-50 %")
     rect: bool = option(False, "--rect", panel=DATA, text="rectangular training batches, without mosaic")
     single_cls: bool = option(False, "--single-cls", panel=DATA, text="train all classes as one")
+    max_bad_share: float = option(
+        MAX_BAD_SHARE, "--max-bad-share", panel=DATA, ge=0, le=1, text="share of a split's images that may be unusable"
+    )
+    allow_leakage: bool = option(False, "--allow-leakage", panel=DATA, text="validate on training images, knowingly")
     image_weights: bool = option(
         False, "--image-weights", panel=DATA, text="draw images by the errors of their classes"
     )

@@ -7,9 +7,11 @@ __all__ = [
     "demo",
     "epoch_loader",
     "image_cache",
+    "image_format",
     "images",
     "loader",
     "sampler",
     "scan",
     "shared_scan",
+    "split_files",
 ]

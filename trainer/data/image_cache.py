@@ -31,7 +31,7 @@ from trainer.protocol import replacing
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _SPARE = 0.10
 """Share of the free room that a cache leaves to others."""
 _POLL_S = 0.05

@@ -6,6 +6,7 @@ Torch-free. Everything here is a function of the file and the arguments alone.
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -13,8 +14,13 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from trainer.data import image_format
+
 JPEG_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"))
 
+_LEAST_CONTRAST = 16
+"""Of 256 levels: a deep image that uses fewer was not written for the range that it is read in."""
+_FEW = 0.01
 FILL = 114
 """Gray level where there is no image."""
 
@@ -27,22 +33,109 @@ class ImageReadError(Exception):
     """A file that is not a readable image; the text is the reason, without the path."""
 
 
-def decode_image(path: Path, mode: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """The pixels of an image file, uint8 BGR (height, width, 3), turned as its EXIF data says.
+class MissingImageError(ImageReadError):
+    """A file that the system does not hand over: not there, locked, or on a disk that fails."""
 
-    Gray becomes three equal channels, alpha is dropped, 16-bit values keep their high byte, floats are taken as 0 to
-    1. Raises ImageReadError.
-    """
+
+class NoContrastError(ImageReadError):
+    """An image that decodes to nearly one value: saturated, or of a depth that does not say its range."""
+
+
+def read_image_bytes(path: Path) -> bytes:
+    """The bytes of an image file: no path of a user's reaches a C library. Raises ImageReadError."""
     try:
-        image = cv2.imread(str(path), mode)
-        if image is None:
+        return path.read_bytes()
+    except OSError as error:
+        raise MissingImageError(error.strerror or str(error)) from None
+
+
+def decode_image(path: Path, mode: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    """The pixels of an image file; see ``decode_bytes``."""
+    return decode_bytes(read_image_bytes(path), mode)
+
+
+def decode_bytes(content: bytes, mode: int = cv2.IMREAD_COLOR, *, is_checked: bool = False) -> np.ndarray:
+    """The pixels of an encoded image, uint8 BGR (height, width, 3), turned as it says itself.
+
+    Gray becomes three equal channels, alpha is dropped, 16-bit values keep their high byte; see ``_as_bgr`` for floats
+    and other depths. An end that is missing does not matter if no pixel is; ``is_checked`` says that a scan saw to it.
+    Raises ImageReadError.
+    """
+    if not content:
+        raise ImageReadError("an empty file")
+    if has_no_end(content):
+        return _decode_without_end(content, mode, is_checked)
+    if image_format.is_avif(content):
+        return _turn_avif(_as_bgr(_decode(content, mode | cv2.IMREAD_IGNORE_ORIENTATION)), content)
+    if _is_deep(content):
+        # OpenCV would cut or scale these by rules that differ between formats and modes.
+        return _as_bgr(_decode(content, cv2.IMREAD_UNCHANGED))
+    image = _as_bgr(_decode(content, mode))
+    if image_format.bits_per_sample(content) > 8:
+        _check_contrast(image)
+    return image
+
+
+def _is_deep(content: bytes) -> bool:
+    """Whether samples may be floats, signed, or of more than 16 bits."""
+    if image_format.is_tiff(content):
+        return image_format.bits_per_sample(content) > 16 or not image_format.parse_tiff(content).is_unsigned
+    return content.startswith((b"PF\n", b"Pf\n", b"#?RADIANCE", b"#?RGBE", b"v/1\x01"))
+
+
+def _decode(content: bytes, mode: int) -> np.ndarray:
+    """What OpenCV makes of the bytes. Raises ImageReadError."""
+    encoded = np.frombuffer(content, np.uint8)
+    try:
+        image = cv2.imdecode(encoded, mode)
+        if image is None and mode != cv2.IMREAD_UNCHANGED:
             # OpenCV converts no 32-bit samples itself, but hands them over as they are.
-            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:  # more pixels than it takes, or a header that says so
         raise ImageReadError(" ".join(str(error.err or error).split())) from None
     if image is None or image.size == 0:
-        raise ImageReadError(_why_unreadable(path))
-    return _as_bgr(image)
+        raise ImageReadError(f"not an image that OpenCV can decode ({len(content)} bytes)")
+    return image
+
+
+def has_no_end(content: bytes) -> bool:
+    """Whether a JPEG or PNG lacks its end marker; what phones and writers append after it does not count."""
+    if content.startswith(image_format.JPEG_START):
+        if content.endswith(image_format.JPEG_END):
+            return False
+        try:
+            pixels_at = image_format.parse_jpeg(content)[2]
+        except (IndexError, struct.error):
+            return False  # cut off within its header, which OpenCV says
+        except image_format.FormatError as error:
+            raise ImageReadError(str(error)) from None
+        # Inside pixel data 0xFF is always followed by 0 or a restart.
+        return content.find(image_format.JPEG_END, pixels_at) < 0
+    if content.startswith(image_format.PNG_START) and not content.endswith(image_format.PNG_END):
+        chunks = image_format.png_chunks(content)
+        return not any(name == b"IEND" and at + 4 <= len(content) for name, at, _ in chunks)
+    return False
+
+
+def _decode_without_end(content: bytes, mode: int, is_checked: bool) -> np.ndarray:
+    """A JPEG or PNG that lacks nothing but its end. Raises ImageReadError if pixels are missing."""
+    if content.startswith(image_format.PNG_START):
+        whole = image_format.mended_png(content)
+        if whole is None:
+            raise ImageReadError("a truncated PNG: pixels are missing")
+        return _as_bgr(_decode(whole, mode))
+    ends = image_format.mended_jpeg(content)
+    images = [_decode(whole, mode) for whole in (ends[:1] if is_checked else ends)]
+    if not all(np.array_equal(images[0], other) for other in images[1:]):
+        raise ImageReadError("a truncated JPEG: pixels are missing")
+    return _as_bgr(images[0])
+
+
+def _turn_avif(image: np.ndarray, content: bytes) -> np.ndarray:
+    """The image as its file says that it is shown; the decoder leaves that to its caller."""
+    quarter_turns, mirror = image_format.avif_transforms(content[: image_format.HEAD_BYTES])
+    image = np.rot90(image, quarter_turns)
+    return np.ascontiguousarray(image if mirror is None else np.flip(image, mirror))
 
 
 def load_resized(
@@ -58,7 +151,7 @@ def load_resized(
     if training and shape_hw is not None and path.suffix.lower() in JPEG_SUFFIXES:
         fitting = ((m, by) for by, m in _REDUCED_MODES if max(shape_hw) >= image_size * by)
         mode, scale = next(fitting, (mode, scale))
-    image = decode_image(path, mode)
+    image = decode_bytes(read_image_bytes(path), mode, is_checked=shape_hw is not None)
     original_hw = image.shape[:2]
     if shape_hw is not None:
         if any(abs(a - b / scale) > 1 for a, b in zip(original_hw, shape_hw, strict=True)):
@@ -81,13 +174,18 @@ def resized_shape(shape_hw: Sequence[int], image_size: int) -> tuple[int, int]:
 
 
 def _as_bgr(image: np.ndarray) -> np.ndarray:
-    """Three uint8 channels from whatever OpenCV handed over."""
+    """Three uint8 channels from whatever OpenCV handed over.
+
+    16-bit values keep their high byte. Floats are taken as 0 to 1, or as 0 to 255 if they exceed 1, and other integers
+    as 0 to 255; NoContrastError for values that fit neither, and for a deep image that is nearly of one value.
+    """
+    is_deep = image.dtype != np.uint8
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
-    elif image.dtype.kind == "f":
-        image = (np.clip(np.nan_to_num(image), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-    elif image.dtype != np.uint8:
-        image = np.clip(image, 0, 255).astype(np.uint8)
+    elif is_deep:
+        image = _in_bytes(image)
+    if is_deep:
+        _check_contrast(image)
     if image.ndim == 2 or image.shape[2] == 1:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     if image.shape[2] == 2:
@@ -95,12 +193,28 @@ def _as_bgr(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image[..., :3])
 
 
-def _why_unreadable(path: Path) -> str:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        return error.strerror or str(error)
-    return f"not an image that OpenCV can decode ({size} bytes)"
+def _check_contrast(image: np.ndarray) -> None:
+    """Raises NoContrastError for a deep image that uses next to nothing of the range that it is read in."""
+    low, high = int(image.min()), int(image.max())
+    if high - low < _LEAST_CONTRAST:
+        raise NoContrastError(f"its values become {low} to {high} of 0 to 255: they have to be scaled to their range")
+
+
+def _in_bytes(image: np.ndarray) -> np.ndarray:
+    """Floats and integers of other depths as uint8; a few values may lie outside, as interpolation leaves them."""
+    is_float = image.dtype.kind == "f"
+    with np.errstate(invalid="ignore"):  # a signaling NaN
+        values = np.nan_to_num(image.astype(np.float64), posinf=np.inf, neginf=-np.inf)
+    top = 255.0
+    if is_float and np.mean(values > 1.0) <= _FEW:
+        values, top = values * 255.0 + 0.5, 255.5
+    outside = float(np.mean((values < 0.0) | (values > top)))
+    if outside > _FEW:
+        found = f"{image.dtype} values from {np.nanmin(image):g} to {np.nanmax(image):g}"
+        raise NoContrastError(
+            f"{found}, {outside:.0%} of them outside {'0 to 1 and 0 to 255' if is_float else '0 to 255'}"
+        )
+    return np.clip(values, 0.0, 255.0).astype(np.uint8)
 
 
 class LoadedImage(NamedTuple):

@@ -1,22 +1,21 @@
 """Draws pictures with boxes: training batches, and validation batches with labels beside predictions.
 
-OpenCV and its built-in font draw them. Boxes of a mosaic are rows of class, x1, y1, x2, y2 in pixels of the batch's
-images; predictions have a confidence as sixth value.
+OpenCV draws them, and names in any script that an installed font has. Boxes of a mosaic are rows of class, x1, y1, x2,
+y2 in pixels of the batch's images; predictions have a confidence as sixth value.
 """
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from trainer.evaluation.fonts import warn_of_missing
+from trainer.evaluation.text import Color, drawable, put_text, text_size
 from trainer.protocol import PREDICT_CONFIDENCE
-
-Color = tuple[int, int, int]
 
 # Ten hues that most color-blind readers can tell apart (BGR).
 _BASE_COLORS: tuple[Color, ...] = (
@@ -31,7 +30,6 @@ _BASE_COLORS: tuple[Color, ...] = (
     (60, 95, 130),
     (110, 110, 110),
 )
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _WHITE: Color = (255, 255, 255)
 _INK: Color = (40, 40, 40)
 _MOSAIC_WIDTH_PX = 1600
@@ -84,10 +82,11 @@ def draw_boxes(
     for row in drawn:
         x1, y1, x2, y2 = corners[row]
         cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), class_color(classes[row]), width)
+    warn_of_missing(class_name(names, classes[row]) for row in drawn if show_names)
     # Names come after all boxes, so that no line runs through a name; the most confident boxes choose first.
     taken: list[list[int]] = []
     for row in reversed(drawn) if show_names else ():
-        text = printable(class_name(names, classes[row]), f"class {classes[row]}")
+        text = drawable(class_name(names, classes[row]), f"class {classes[row]}")
         if confidences is not None:
             text += f" {float(confidences[row]):.2f}"
         scale = float(np.clip(extent / 900, 0.38, 1.4))
@@ -136,14 +135,6 @@ def save_labels_and_predictions(
     _write(path, np.hstack([left, gap, right]))
 
 
-def printable(text: str, fallback: str) -> str:
-    """Returns ``text`` in the ASCII of OpenCV's font, without accents; ``fallback`` if no letter or digit is left."""
-    plain = unicodedata.normalize("NFKD", text)
-    plain = "".join(character for character in plain if not unicodedata.combining(character))
-    plain = plain.encode("ascii", "replace").decode().replace("\n", " ")
-    return plain if any(character.isalnum() for character in plain) else fallback
-
-
 def _rows(boxes: np.ndarray) -> np.ndarray:
     """Returns boxes as a float array with a row a box, also if there are none."""
     array = np.asarray(boxes, np.float64)
@@ -185,8 +176,8 @@ def _tile(image_chw: np.ndarray, boxes: np.ndarray, names: Sequence[str], captio
     few = len(boxes) <= _MAX_LABELLED_BOXES
     image = draw_boxes(image, boxes[:, 1:5] * scale, boxes[:, 0], names, confidences, show_names=few)
     strip = np.full((_CAPTION_PX, width_px, 3), 255, np.uint8)
-    text = _shortened(printable(caption, ""), width_px - 12, 0.42)
-    cv2.putText(strip, text, (6, _CAPTION_PX - 7), _FONT, 0.42, _INK, 1, cv2.LINE_AA)
+    text = _shortened(drawable(caption, ""), width_px - 12, 0.42)
+    put_text(strip, text, (6, _CAPTION_PX - 7), 0.42, _INK, 1)
     tile = np.vstack([image, strip])
     cv2.rectangle(tile, (0, 0), (tile.shape[1] - 1, tile.shape[0] - 1), _WHITE, 2)
     return tile
@@ -195,18 +186,19 @@ def _tile(image_chw: np.ndarray, boxes: np.ndarray, names: Sequence[str], captio
 def _header(title: str, class_ids: Sequence[int], names: Sequence[str], width_px: int) -> np.ndarray:
     """Draws a white strip with the title and the colors of as many of the classes as fit."""
     strip = np.full((_HEADER_PX, width_px, 3), 255, np.uint8)
+    warn_of_missing(class_name(names, class_id) for class_id in class_ids)
     x, base = 10, _HEADER_PX - 14
     if title:
-        cv2.putText(strip, title, (x, base), _FONT, 0.65, _INK, 2, cv2.LINE_AA)
+        put_text(strip, title, (x, base), 0.65, _INK, 2)
         x += _text_width(title, 0.65, 2) + 30
     for position, class_id in enumerate(class_ids):
-        text = printable(class_name(names, class_id), f"class {class_id}")
+        text = drawable(class_name(names, class_id), f"class {class_id}")
         rest = f"and {len(class_ids) - position} more"
         if x + 26 + _text_width(text, 0.5) + 20 + _text_width(rest, 0.5) > width_px:
-            cv2.putText(strip, rest, (x, base), _FONT, 0.5, _INK, 1, cv2.LINE_AA)
+            put_text(strip, rest, (x, base), 0.5, _INK, 1)
             break
         cv2.rectangle(strip, (x, base - 13), (x + 16, base + 3), class_color(class_id), -1)
-        cv2.putText(strip, text, (x + 22, base), _FONT, 0.5, _INK, 1, cv2.LINE_AA)
+        put_text(strip, text, (x + 22, base), 0.5, _INK, 1)
         x += 22 + _text_width(text, 0.5) + 20
     return strip
 
@@ -216,7 +208,7 @@ def _draw_tag(
 ) -> None:
     """Draws text on a filled bar at ``box``, inside the image and, if possible, clear of the bars in ``taken``."""
     thickness = 2 if scale > 0.8 else 1
-    (width, height), base = cv2.getTextSize(text, _FONT, scale, thickness)
+    width, height, base = text_size(text, scale, thickness)
     width, height = width + 4, height + base + 2
     places = [
         (min(max(0, x), max(0, image.shape[1] - width)), min(max(0, y), max(0, image.shape[0] - height)))
@@ -228,7 +220,7 @@ def _draw_tag(
     cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), color, -1)
     brightness = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2]
     ink = _INK if brightness > 150 else _WHITE
-    cv2.putText(image, text, (x + 2, y + height - base), _FONT, scale, ink, thickness, cv2.LINE_AA)
+    put_text(image, text, (x + 2, y + height - base), scale, ink, thickness)
 
 
 def _overlap(first: Sequence[int], second: Sequence[int]) -> bool:
@@ -237,7 +229,7 @@ def _overlap(first: Sequence[int], second: Sequence[int]) -> bool:
 
 
 def _text_width(text: str, scale: float, thickness: int = 1) -> int:
-    return int(cv2.getTextSize(text, _FONT, scale, thickness)[0][0])
+    return text_size(text, scale, thickness)[0]
 
 
 def _shortened(text: str, width_px: int, scale: float) -> str:

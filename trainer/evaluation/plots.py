@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from trainer.evaluation.fonts import family_names, warn_of_missing
 from trainer.evaluation.plot_boxes import class_color
 
 if TYPE_CHECKING:
@@ -162,9 +163,17 @@ def _new_figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    from matplotlib.text import Text
+
+    texts: list[Text] = figure.findobj(Text)
+    words = [text.get_text() for text in texts]
+    warn_of_missing(words)
+    families = family_names(words)
+    for text in texts:
+        text.set_fontfamily(families)
     with warnings.catch_warnings():
-        # matplotlib warns of each character of a class name that the font lacks; the user cannot change that.
-        warnings.simplefilter("ignore")
+        # matplotlib warns of each character that no font has, which has been said.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(path)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.errors import ConfigError, WeightsError
 from trainer.model.graph import DetectionModel, fuse_batch_norm
 from trainer.model.postprocess import non_max_suppression
-from trainer.protocol import DEFAULT_IMAGE_SIZE
+from trainer.protocol import BEST_WEIGHTS, DEFAULT_IMAGE_SIZE
 from trainer.runtime.reporter import Reporter
 from trainer.weights.load import load_model
 
@@ -31,7 +31,7 @@ class Detector:
     @property
     def stride(self) -> int:
         """Sides of its images are multiples of this."""
-        return int(self.model.stride.max())
+        return self.model.size_grid
 
     @torch.inference_mode()
     def __call__(self, images_bchw: Tensor) -> Tensor:
@@ -69,6 +69,7 @@ def load_detector(path: Path, device: torch.device, *, half: bool = False) -> De
             f"{path.name} holds numbers that are not finite, as a failed training leaves them",
             seen=str(path),
             expected="an earlier checkpoint of that run",
+            next_command=f"--weights path/to/{BEST_WEIGHTS}",
         )
     dtype = torch.float16 if half else torch.float32
     folded = as_dtype(fuse_batch_norm(model).requires_grad_(False), dtype)

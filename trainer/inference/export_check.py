@@ -13,6 +13,7 @@ from trainer.data.augment.basic import fit_letterbox, letterbox
 from trainer.data.demo.dataset import draw_picture
 from trainer.data.images import ImageReadError, decode_image
 from trainer.errors import DataError, UserError
+from trainer.reading.text_file import printable
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2}
 """Largest difference that passes: of scores as they are, of boxes as parts of the image."""
@@ -34,7 +35,12 @@ def check_picture(path: Path | None, size_hw: tuple[int, int]) -> Tensor:
         try:
             pixels = decode_image(path)
         except ImageReadError as error:
-            raise DataError("the picture for the check cannot be read", seen=f"{path}: {error}") from None
+            raise DataError(
+                "the picture for the check cannot be read",
+                seen=printable(f"{path}: {error}"),
+                expected="a picture",
+                next_command="give another one, or leave --image out: an embedded picture is used then",
+            ) from None
     canvas = letterbox(pixels, fit_letterbox((pixels.shape[0], pixels.shape[1]), size_hw))
     return torch.from_numpy(np.ascontiguousarray(canvas[..., ::-1].transpose(2, 0, 1)))[None]
 

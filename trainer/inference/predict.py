@@ -46,7 +46,7 @@ def predict(session: Session, config: PredictConfig) -> None:
     from trainer.inference.sources import find_media, read_frames
     from trainer.inference.window import open_window
 
-    media = find_media(config.sources)
+    media = find_media(config.sources, lambda error: session.reporter.warn(f"{error.what}: {error.seen}"))
     if config.show:
         open_window()
     detector = load_detector(Path(config.weights), session.device, half=config.half)
@@ -75,8 +75,10 @@ def predict(session: Session, config: PredictConfig) -> None:
     teller.end()
     if len(unreadable) == len(media):
         from trainer.errors import DataError
+        from trainer.reading.text_file import printable
 
-        raise DataError("no file could be read", seen=", ".join(map(str, unreadable[:5])), expected="pictures or films")
+        seen = printable(", ".join(map(str, unreadable[:5])))
+        raise DataError("no file could be read", seen=seen, expected="pictures or films", next_command="look at them")
 
 
 def chosen_classes(text: str | None, names: Sequence[str]) -> list[int] | None:
@@ -97,6 +99,7 @@ def chosen_classes(text: str | None, names: Sequence[str]) -> list[int] | None:
                 "--classes names a class that the model lacks",
                 seen=word,
                 expected=f"of {len(names)}: {shown}{', ...' if len(names) > 20 else ''}",
+                next_command="yolo-launch weights FILE shows the names in the weights",
             )
     return chosen
 
@@ -178,6 +181,8 @@ class Teller:
         """Say one frame's results; True when nobody wants more."""
         from trainer.inference import results, window
 
+        if frame.note:
+            self._session.reporter.warn(f"{frame.path}: {frame.note}")
         self._frames += 1
         self._boxes += len(found)
         if self._config.json_lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainer.boxes import cxcywh_from_xyxy_numpy
 from trainer.errors import ConfigError
 from trainer.evaluation.plot_boxes import class_name, draw_boxes
 from trainer.inference.sources import Frame
+from trainer.reading.plain_path import is_plain, plain_path
 
 WRITABLE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -111,8 +113,12 @@ class ResultWriter:
             return
         if self._film_path != frame.path:
             self.close()
-            path, size = self.run_dir / f"{stem}.mp4", (picture.shape[1], picture.shape[0])
-            self._film = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frame.film.fps, size)
+            name = _UNSAFE.sub("_", stem) if not is_plain(stem) else stem
+            path, size = self.run_dir / f"{name}.mp4", (picture.shape[1], picture.shape[0])
+            with plain_path(self.run_dir) as folder:
+                # Its file stays open: the link to the folder is needed to open it alone.
+                target = os.path.join(folder, path.name)
+                self._film = cv2.VideoWriter(target, cv2.VideoWriter.fourcc(*"mp4v"), frame.film.fps, size)
             self._film_path = frame.path
             if not self._film.isOpened():
                 raise ConfigError(
@@ -162,6 +168,21 @@ def _folder_name(name: str) -> str:
 
 
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
+    """Encode and write a picture; as PNG if it is too large for the format that its name asks for."""
     # OpenCV's own writer returns False where a write fails; Python's says why.
-    _, encoded = cv2.imencode(path.suffix, pixels)
-    path.write_bytes(encoded.tobytes())
+    encoded = _encoded(path.suffix, pixels)
+    if encoded is None:
+        path = path.with_name(path.name + ".png")
+        encoded = _encoded(".png", pixels)
+    if encoded is None:
+        raise OSError(f"a picture of {pixels.shape[1]} x {pixels.shape[0]} pixels fits no format")
+    path.write_bytes(encoded)
+
+
+def _encoded(suffix: str, pixels: np.ndarray) -> bytes | None:
+    """The bytes of a picture in a format; None if it does not take as many pixels."""
+    try:
+        is_encoded, encoded = cv2.imencode(suffix, pixels)
+    except cv2.error:
+        return None
+    return encoded.tobytes() if is_encoded else None

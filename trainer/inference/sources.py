@@ -6,6 +6,7 @@ Files are decoded ahead by threads; OpenCV lets them run beside the model.
 from __future__ import annotations
 
 import glob
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +19,11 @@ import numpy as np
 
 from trainer.data.augment.basic import Letterbox, fit_letterbox, letterbox
 from trainer.data.dataset import IMAGE_SUFFIXES
-from trainer.data.images import ImageReadError, decode_image
+from trainer.data.image_format import has_more_frames
+from trainer.data.images import ImageReadError, decode_bytes, read_image_bytes
 from trainer.errors import DataError
+from trainer.reading.plain_path import plain_path
+from trainer.reading.text_file import printable
 
 VIDEO_SUFFIXES = frozenset(
     f".{name}" for name in ("asf", "avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ogv", "ts", "webm", "wmv")
@@ -27,6 +31,7 @@ VIDEO_SUFFIXES = frozenset(
 _FRAMES_AHEAD = 8
 """Frames of a film that are decoded in one go while the ones before are looked at."""
 _DEFAULT_FPS = 25.0
+_FURTHER_FRAMES = "it holds several frames or pages; the first is looked at"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,6 +62,8 @@ class Frame:
     index: int | None = None
     """Number in its film, from 0; None for a picture."""
     film: Film | None = None
+    note: str = ""
+    """What a person should know of its file."""
 
     def in_file(self, boxes_xyxy: np.ndarray) -> np.ndarray:
         """Boxes (n, 4) of the canvas in pixels of the file, cut at its edges."""
@@ -65,14 +72,23 @@ class Frame:
         return np.clip((boxes_xyxy - np.array(self.fit.left_top * 2)) / ratio, 0, (width, height) * 2)
 
 
-def find_media(sources: Sequence[str]) -> list[Path]:
+def find_media(sources: Sequence[str], on_unusable: Callable[[DataError], None] | None = None) -> list[Path]:
     """The picture and film files that ``sources`` mean: files, folders (their own files) and patterns, each once.
 
-    Raises DataError for one that names nothing usable.
+    ``on_unusable`` hears of one that names nothing usable while others do. Raises DataError if none does.
     """
     found: dict[Path, None] = {}
+    unusable: list[DataError] = []
     for source in sources:
-        found.update(dict.fromkeys(_files_of(source)))
+        try:
+            found.update(dict.fromkeys(_files_of(source)))
+        except DataError as error:
+            unusable.append(error)
+    if unusable and (not found or on_unusable is None):
+        raise unusable[0]
+    if on_unusable is not None:
+        for problem in unusable:
+            on_unusable(problem)
     return list(found)
 
 
@@ -98,9 +114,13 @@ def read_frames(
 
     def read_picture(path: Path) -> Frame | ImageReadError:
         try:
-            return prepare(path, decode_image(path))
+            content = read_image_bytes(path)
+            frame = prepare(path, decode_bytes(content))
         except ImageReadError as error:
             return error
+        except cv2.error as error:  # sides that OpenCV does not resize
+            return ImageReadError(" ".join(str(error.err or error).split()))
+        return replace(frame, note=_FURTHER_FRAMES) if has_more_frames(content) else frame
 
     number = 0
     with ThreadPoolExecutor(threads) as pool:
@@ -131,25 +151,41 @@ def batches_of_one_size(frames: Iterable[Frame], batch_size: int) -> Iterator[li
 
 
 def _files_of(source: str) -> list[Path]:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.is_file() and _is_media(file))
-        if not found:
-            raise DataError(f"{path} holds no pictures and no films", seen=_suffixes_in(path), expected=_EXPECTED)
-        return found
-    if path.is_file():
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
+        return _files_in(path)
+    if os.path.isfile(path):
         if not _is_media(path):
-            raise DataError(f"{path} is neither a picture nor a film", seen=path.suffix or "no suffix")
+            raise _unusable(f"{printable(path)} is neither a picture nor a film", path.suffix or "no suffix")
         return [path]
     if any(sign in source for sign in "*?["):
         matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
-        found = [file for file in matches if file.is_file() and _is_media(file)]
+        found = [file for file in matches if os.path.isfile(file) and _is_media(file)]
         if found:
             return found
-        raise DataError("the pattern matches no pictures and no films", seen=source, expected=_EXPECTED)
+        raise _unusable("the pattern matches no pictures and no films", source)
     if source.isdigit() or "://" in source:
-        raise DataError("cameras and streams are not read", seen=source, expected=_EXPECTED)
-    raise DataError("there is no such file or folder", seen=source, expected=_EXPECTED)
+        raise _unusable("cameras and streams are not read", source)
+    raise _unusable("there is no such file or folder", source)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        files = sorted(file for file in folder.iterdir() if os.path.isfile(file))
+    except OSError as error:
+        raise _unusable(f"{printable(folder)} cannot be read", error.strerror or str(error)) from None
+    found = [file for file in files if _is_media(file)]
+    if not found:
+        suffixes = sorted({file.suffix.lower() or "no suffix" for file in files})
+        seen = f"files with {', '.join(suffixes[:8])}" if suffixes else "no files"
+        raise _unusable(f"{printable(folder)} holds no pictures and no films", seen)
+    return found
+
+
+def _unusable(what: str, seen: str) -> DataError:
+    return DataError(
+        what[:300], seen=printable(seen)[:300], expected=_EXPECTED, next_command="yolo-launch predict --help"
+    )
 
 
 _EXPECTED = "a picture, a film, a folder of them, or a pattern such as 'pictures/*.jpg'"
@@ -157,11 +193,6 @@ _EXPECTED = "a picture, a film, a folder of them, or a pattern such as 'pictures
 
 def _is_media(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES or is_film(path)
-
-
-def _suffixes_in(folder: Path) -> str:
-    suffixes = sorted({file.suffix.lower() or "no suffix" for file in folder.iterdir() if file.is_file()})
-    return f"files with {', '.join(suffixes[:8])}" if suffixes else "no files"
 
 
 def _runs(media: Iterable[Path]) -> Iterator[tuple[bool, list[Path]]]:
@@ -204,7 +235,8 @@ def _read_film(
     on_unreadable: OnUnreadable,
 ) -> Iterator[Frame]:
     """The frames of a film; the next few are decoded while these are used."""
-    capture = cv2.VideoCapture(str(path))
+    with plain_path(path) as name:
+        capture = cv2.VideoCapture(name)
     fps = capture.get(cv2.CAP_PROP_FPS)
     film = Film(fps if 0 < fps < 1000 else _DEFAULT_FPS, max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))))
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trainer.data.scan.label_cache import LabeledImages
     from trainer.evaluation.evaluator import Metrics
     from trainer.inference.detector import Detector
+    from trainer.inference.val_data import SplitToMeasure
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -30,11 +31,11 @@ def validate(session: Session, config: ValConfig) -> None:
 
     detector = load_detector(Path(config.weights), session.device, half=config.half)
     image_size = detector.image_size(config.imgsz, session.reporter)
-    dataset, images = load_split(session, config.data, config.split, detector)
+    split = load_split(session, config.data, config.split, detector, max_bad_share=config.max_bad_share)
     detector.warm_up(image_size)
-    metrics = measure(session, config, detector, images, image_size, dataset.names)
+    metrics = measure(session, config, detector, split.images, image_size, split.names)
     if session.collectives.env.is_main:
-        report(session, config, metrics, images, image_size, dataset.names)
+        report(session, config, metrics, split, image_size)
 
 
 def measure(
@@ -86,9 +87,8 @@ def report(
     session: Session,
     config: ValConfig,
     metrics: Metrics,
-    images: LabeledImages,
+    split: SplitToMeasure,
     image_size: int,
-    names: Sequence[str],
 ) -> None:
     """Say, write and draw what was measured; the summary comes last and marks the end."""
     from trainer.inference import coco_results, val_report
@@ -97,7 +97,9 @@ def report(
     for number, line in enumerate(val_report.table_lines(metrics)):
         say(line, "" if number else "bold")
     say(val_report.speed_line(metrics))
+    images, names = split.images, split.names
     summary = {"run_dir": str(session.run_dir), **val_report.summarize(metrics)}
+    summary["data"] = {config.split: split.report.to_dict()}
     if config.coco_json is not None:
         assert metrics.detections is not None
         count = coco_results.write_coco_json(Path(config.coco_json), metrics.detections, images, names)

@@ -84,4 +84,5 @@ def _activation_error(text: str, source: str, name: str = "") -> ConfigError:
         f"'activation' of the model definition {source} is not usable.",
         seen=repr(text),
         expected=f"nn.{nearest[0]}()" if nearest else f"nn.<name>(numbers) with one of {', '.join(known)}",
+        next_command="correct the file; docs/models.md shows how a definition is written",
     )

@@ -9,14 +9,15 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trainer.errors import ConfigError
+from trainer.reading.text_file import printable
+from trainer.reading.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,11 @@ ZOO_DIR = Path(__file__).parent / "zoo"
 CHANNEL_MULTIPLE = 8
 """Scaled widths are rounded up to a multiple of this."""
 
+MAX_REPEATS = 1_000
+_MAX_MULTIPLE = 100
+_MAX_CLASSES = 100_000
+_SHOWN_CHARACTERS = 200
+_SEE_EXAMPLES = "correct the file; docs/models.md shows how a definition is written"
 DEFAULT_NUM_CLASSES = 80
 DEFAULT_ANCHORS_PER_LEVEL = 3
 _LITERALS: dict[str, Any] = {"None": None, "True": True, "False": False}
@@ -58,17 +64,15 @@ def load_definition(name_or_path: str) -> dict[str, Any]:
     model of that name (with the nearest built-in name), and if the file is no definition.
     """
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         path = _built_in_path(name_or_path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"The model definition {name_or_path} cannot be read.", seen=str(error)) from error
+    content = read_yaml(path, f"The model definition {printable(name_or_path)} cannot be read.", error=ConfigError)
     if not isinstance(content, dict):
         raise ConfigError(
             f"{name_or_path} is not a model definition.",
             seen=f"a file that holds {type(content).__name__}",
             expected="a mapping with nc, depth_multiple, width_multiple, anchors, backbone and head",
+            next_command="--cfg yolov5s",
         )
     definition = {**content, "source": str(name_or_path)}
     check_definition(definition)
@@ -90,7 +94,7 @@ def _built_in_path(name_or_path: str) -> Path:
         f"There is no model definition {name_or_path}.",
         seen="neither a file nor a built-in name",
         expected=f"a YAML file's path or one of {', '.join(zoo_names())}",
-        next_command=f"--cfg {nearest[0]}" if nearest else "",
+        next_command=f"--cfg {nearest[0]}" if nearest else "--cfg yolov5s",
     )
 
 
@@ -101,29 +105,33 @@ def check_definition(definition: Mapping[str, Any]) -> None:
         if not isinstance(definition.get(key), list) or not definition[key]:
             raise ConfigError(
                 f"The model definition {source} needs a list of rows under '{key}'.",
-                seen=repr(definition.get(key)),
+                seen=_short(definition.get(key)),
                 expected="rows of the form [from, number, layer, arguments]",
+                next_command=_SEE_EXAMPLES,
             )
     for key in ("depth_multiple", "width_multiple"):
         value = definition.get(key, 1.0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MAX_MULTIPLE:
             raise ConfigError(
                 f"'{key}' of the model definition {source} is not usable.",
-                seen=repr(value),
-                expected="a number above 0",
+                seen=_short(value),
+                expected=f"a number above 0, at most {_MAX_MULTIPLE}",
+                next_command=_SEE_EXAMPLES,
             )
     classes = definition.get("nc", DEFAULT_NUM_CLASSES)
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+    if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= _MAX_CLASSES:
         raise ConfigError(
             f"'nc' of the model definition {source} is not usable.",
-            seen=repr(classes),
-            expected="a whole number from 1",
+            seen=_short(classes),
+            expected=f"a whole number from 1 to {_MAX_CLASSES}",
+            next_command=_SEE_EXAMPLES,
         )
     if definition.get("ch", 3) != 3:
         raise ConfigError(
             f"The model definition {source} asks for images of other than three channels.",
-            seen=f"ch: {definition['ch']}",
+            seen=f"ch: {_short(definition['ch'])}",
             expected="no 'ch', or 3",
+            next_command=_SEE_EXAMPLES,
         )
     check_anchors(definition.get("anchors", DEFAULT_ANCHORS_PER_LEVEL), source)
 
@@ -141,8 +149,9 @@ def check_anchors(anchors: Any, source: str) -> None:
     if not good:
         raise ConfigError(
             f"'anchors' of the model definition {source} is not usable.",
-            seen=repr(anchors),
+            seen=_short(anchors),
             expected="a count per level such as 3, or for each level the same number of width, height pairs above 0",
+            next_command=_SEE_EXAMPLES,
         )
 
 
@@ -161,18 +170,18 @@ def parse_rows(definition: Mapping[str, Any]) -> list[LayerRow]:
     for section in ("backbone", "head"):
         for position, row in enumerate(definition[section]):
             index = len(rows)
-            where = f"{source_of(definition)}, {section} row {position} (layer {index}): {row}"
+            where = f"{source_of(definition)}, {section} row {position} (layer {index}): {_short(row)}"
             if not isinstance(row, (list, tuple)) or len(row) != 4:
                 raise row_error(where, "it has not four columns", "[from, number, layer, arguments]")
             origin, number, name, arguments = row
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise row_error(where, f"its number is {number!r}", "a whole number from 1")
+            if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_REPEATS:
+                raise row_error(where, f"its number is {_short(number)}", f"a whole number from 1 to {MAX_REPEATS}")
             if not isinstance(name, str):
-                raise row_error(where, f"its layer is {name!r}", "a layer's name")
+                raise row_error(where, f"its layer is {_short(name)}", "a layer's name")
             if arguments is None:
                 arguments = []
             if not isinstance(arguments, (list, tuple)):
-                raise row_error(where, f"its arguments are {arguments!r}", "a list, [] for none")
+                raise row_error(where, f"its arguments are {_short(arguments)}", "a list, [] for none")
             rows.append(
                 LayerRow(
                     index=index,
@@ -192,7 +201,7 @@ def _absolute_sources(origin: Any, index: int, where: str) -> tuple[int, ...]:
     for reference in references:
         if isinstance(reference, bool) or not isinstance(reference, int):
             raise row_error(
-                where, f"it takes its input from {reference!r}", "a layer's number, or -1 for the one before"
+                where, f"it takes its input from {_short(reference)}", "a layer's number, or -1 for the one before"
             )
         source = index + reference if reference < 0 else reference
         # Only the first layer reads the image, as the layer before it.
@@ -209,8 +218,18 @@ def _absolute_sources(origin: Any, index: int, where: str) -> tuple[int, ...]:
 
 
 def row_error(where: str, problem: str, expected: str) -> ConfigError:
-    """Returns the error for a bad row; ``where`` is ``LayerRow.where``, file and row."""
-    return ConfigError(f"Bad row in the model definition {where}", seen=problem, expected=expected)
+    """The error of a bad row; ``where`` is the row's own."""
+    return ConfigError(
+        f"Bad row in the model definition {where}",
+        seen=problem,
+        expected=expected or "a row as in the built-in definitions",
+        next_command=_SEE_EXAMPLES,
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value) if isinstance(value, (list, tuple)) else repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
 
 
 def scaled_width(channels: int, width_multiple: float) -> int:

@@ -32,6 +32,8 @@ __all__ = ["DetectionModel", "build_model", "fuse_batch_norm", "load_definition"
 
 _INPUT_CHANNELS = 3
 _LARGEST_CHECK_PX = 1_024
+_SMALLEST_GRID = 32
+"""Sizes are multiples of this at least, as YOLOv5's are: anchors and published figures stand on it."""
 
 
 class DetectionModel(nn.Module):
@@ -39,13 +41,19 @@ class DetectionModel(nn.Module):
 
     Training mode returns per level (B, A, gy, gx, 5 + classes). Evaluation mode returns the decoded predictions
     (B, N, 5 + classes), which are cx, cy, w, h in pixels, objectness and class scores, and the list of raw outputs.
-    Sides of the images are multiples of the largest stride.
+    Sides of the images are multiples of ``size_grid``.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], sources: Sequence[tuple[int, ...]], definition: Mapping[str, Any]
+        self,
+        layers: Sequence[nn.Module],
+        sources: Sequence[tuple[int, ...]],
+        definition: Mapping[str, Any],
+        size_grid: int,
     ) -> None:
         super().__init__()
+        self.size_grid = size_grid
+        """Pixels: the largest reduction of any layer, read by the head or not, and at least 32."""
         self.model = nn.Sequential(*layers)
         self.definition: dict[str, Any] = dict(definition)
         self.anchors_given = True
@@ -134,7 +142,7 @@ def build_model(
     head_channels = [channels[s] for s in head.sources]
     layers.append(Detect(resolved["nc"], resolved["anchors"], head_channels, level_strides))
 
-    model = DetectionModel(layers, [row.sources for row in rows], resolved)
+    model = DetectionModel(layers, [row.sources for row in rows], resolved, _size_grid(strides))
     model.anchors_given = anchors_given
     activation = resolved.get("activation")
     if activation:
@@ -173,6 +181,12 @@ def _common_stride(row: LayerRow, strides: Sequence[Fraction]) -> Fraction:
         seen = ", ".join(f"layer {s}: {float(strides[s]):g}" for s in row.sources)
         raise row_error(row.where, f"inputs of different strides ({seen})", "layers of one stride")
     return found.pop()
+
+
+def _size_grid(strides: Sequence[Fraction]) -> int:
+    """The smallest side, 32 at least, that every layer's stride divides: halves of a cell cannot be joined again."""
+    common = math.lcm(*(stride.numerator for stride in strides))
+    return -(-_SMALLEST_GRID // common) * common
 
 
 @torch.no_grad()

@@ -86,23 +86,30 @@ def _repeated(row: LayerRow, make: Callable[[], nn.Module]) -> nn.Module:
     """Makes the layer ``row.repeats`` times; an error of the constructor becomes a ConfigError about the row."""
     try:
         made = [make() for _ in range(row.repeats)]
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise row_error(row.where, f"{row.name} does not take {list(row.arguments)}: {error}", "") from error
     return made[0] if len(made) == 1 else nn.Sequential(*made)
 
 
 def reduction(layer: nn.Module, row: LayerRow) -> Fraction:
-    """Returns the factor by which a layer divides the size of its input, 1/2 for a layer that doubles the size."""
+    """By how much a layer divides the size of its input, 1/2 for one that doubles it. Raises ConfigError for 0."""
+    found = _reduction(layer, row)
+    if found <= 0:
+        raise row_error(row.where, "it has a stride of 0", "a stride from 1")
+    return found
+
+
+def _reduction(layer: nn.Module, row: LayerRow) -> Fraction:
     if isinstance(layer, nn.Sequential):
-        return Fraction(math.prod(reduction(inner, row) for inner in layer))
+        return Fraction(math.prod(_reduction(inner, row) for inner in layer))
     if isinstance(layer, Conv):
         return Fraction(layer.conv.stride[0])
     if isinstance(layer, GhostConv):
-        return reduction(layer.cv1, row)
+        return _reduction(layer.cv1, row)
     if isinstance(layer, GhostBottleneck):
-        return reduction(layer.conv, row)
+        return _reduction(layer.conv, row)
     if isinstance(layer, Focus):
-        return 2 * reduction(layer.conv, row)
+        return 2 * _reduction(layer.conv, row)
     if isinstance(layer, nn.MaxPool2d):
         stride = layer.stride
         return Fraction(stride if isinstance(stride, int) else stride[0])

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from trainer.protocol import output_is_data
+from trainer.reading.text_file import printable
 
 _HEADER = f"{'epoch':>9} {'box':>8} {'obj':>8} {'cls':>8} {'P':>7} {'R':>7} {'mAP50':>7} {'mAP50-95':>9} {'img/s':>7}"
 
@@ -41,6 +42,7 @@ class Reporter:
         """One line, on the screen and in the log of rank 0."""
         if not self.enabled:
             return
+        text = printable(text)
         self._log(text)
         self._show(lambda: self._console.print(f"[{style}]{escape(text)}[/]" if style else escape(text)))
 

@@ -31,7 +31,7 @@ from trainer.training.components import (
 )
 from trainer.training.precision import agree_on_autocast
 from trainer.training.run import LoopSettings, Run
-from trainer.training.run_data import Data, load_data
+from trainer.training.run_data import Data, count_small_boxes, load_data
 from trainer.training.telemetry import NonFiniteDetector, ResultsWriter
 from trainer.weights.checkpoint import CheckpointWriter
 from trainer.weights.load import definition_of, load_weights_into
@@ -137,6 +137,19 @@ def settle_recipe(
     )
 
 
+def read_data(config: TrainConfig, collectives: Collectives, reporter: Reporter, heartbeat: HeartbeatWriter) -> Data:
+    """The data set of a configuration. Raises DataError or ConfigError on all ranks."""
+    return load_data(
+        config.data,
+        single_cls=config.single_cls,
+        max_bad_share=config.max_bad_share,
+        allow_leakage=config.allow_leakage,
+        collectives=collectives,
+        reporter=reporter,
+        heartbeat=heartbeat,
+    )
+
+
 def build_run(
     config: TrainConfig,
     env: DistEnv,
@@ -148,13 +161,12 @@ def build_run(
 ) -> tuple[Run, Data]:
     """Everything that one rank's training needs, at step 0; ``saved`` is the checkpoint that it will go on from."""
     collectives = Collectives(env)
-    data = load_data(
-        config.data, single_cls=config.single_cls, collectives=collectives, reporter=reporter, heartbeat=heartbeat
-    )
+    data = read_data(config, collectives, reporter, heartbeat)
     definition = definition_to_go_on_with(config, saved)
     model, knows_classes = make_model(config, data.names, collectives, reporter, definition)
-    stride = int(model.stride.max())
-    image_size = rounded_image_size(config.imgsz, stride)
+    grid = model.size_grid
+    image_size = rounded_image_size(config.imgsz, grid)
+    data = count_small_boxes(data, image_size, reporter)
     if config.autoanchor and definition is None:
         # Fitted once: the last digits of a fit depend on the processor, which may differ between machines.
         fit = partial(suitable_anchors, config, model, data, image_size, knows_classes, reporter)
@@ -164,7 +176,7 @@ def build_run(
             knows_classes = False  # the head's boxes were learned for the anchors that the weights came with
     freeze_layers(model, config.freeze)
     if image_size != config.imgsz:
-        reporter.say(f"--imgsz {config.imgsz} is not a multiple of the model's stride; {image_size} is used")
+        reporter.say(f"--imgsz {config.imgsz} is not a multiple of the model's stride {grid}; {image_size} is used")
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches_per_epoch = -(-len(data.train) // config.batch_size)
     recipe = settle_recipe(config, batches_per_epoch, saved, knows_classes=knows_classes)
@@ -173,10 +185,10 @@ def build_run(
     loss = make_loss(config, model, image_size, recipe)
     cached = partial(image_source, config, image_size=image_size, heartbeat=heartbeat)
     epoch_loader = make_feed(
-        config, data, cached(data.train, training=True), stride, image_size, recipe, collectives, device
+        config, data, cached(data.train, training=True), grid, image_size, recipe, collectives, device
     )
     validator = make_validator(
-        config, data, cached(data.val, training=False), stride, loss, image_size, collectives, device
+        config, data, cached(data.val, training=False), grid, loss, image_size, collectives, device
     )
     run = Run(
         collectives=collectives,
@@ -195,7 +207,7 @@ def build_run(
         settings=loop_settings(config, data, model, image_size, recipe, autocast),
         finite=NonFiniteDetector(),
     )
-    warm_up_ddp(run.model, torch.zeros((1, 3, 2 * stride, 2 * stride), device=device))
+    warm_up_ddp(run.model, torch.zeros((1, 3, 2 * grid, 2 * grid), device=device))
     return run, data
 
 
@@ -213,6 +225,7 @@ def loop_settings(
         seed=config.seed,
         image_size=image_size,
         strides=tuple(int(value) for value in model.stride),
+        size_grid=model.size_grid,
         multi_scale=config.multi_scale,
         patience=config.patience,
         validate_each_epoch=config.val,

@@ -217,9 +217,9 @@ def _prepare_images(run: Run, batch: Batch) -> Tensor:
     images = torch.mul(images, 1 / 255)
     if settings.multi_scale:
         fraction = step_generator(settings.seed, progress.epoch, progress.batch).random()
-        stride = settings.strides[-1]
-        factor = multi_scale_size(settings.image_size, stride, fraction) / max(images.shape[2:])
-        sides = [max(1, round(side * factor / stride)) * stride for side in images.shape[2:]]
+        grid = settings.size_grid
+        factor = multi_scale_size(settings.image_size, grid, fraction) / max(images.shape[2:])
+        sides = [max(1, round(side * factor / grid)) * grid for side in images.shape[2:]]
         if len(images):
             images = functional.interpolate(images, size=sides, mode="bilinear", align_corners=False)
         else:

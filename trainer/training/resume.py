@@ -18,6 +18,8 @@ def resume(run: Run, saved: dict[str, Any] | None) -> None:
     if saved is None:
         return
     env = run.collectives.env
+    for line in compare_names(saved.get("names"), run.checkpoint_header["names"]):
+        run.reporter.warn(line)
     try:
         takes_optimizer = run.state.load_state_dict(saved, env.rank, env.world_size)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -25,6 +27,7 @@ def resume(run: Run, saved: dict[str, Any] | None) -> None:
             "the run's checkpoint does not fit this configuration",
             seen=str(error).strip().splitlines()[0],
             expected="the model that the run was started with, or a new run with --weights of the old one",
+            next_command="start a new run with --weights of this one",
         ) from None
     progress = run.state.progress
     _count_in_batches_of_now(run, saved)
@@ -38,6 +41,29 @@ def resume(run: Run, saved: dict[str, Any] | None) -> None:
         run.reporter.warn("another optimizer than the run had: it starts without the old one's averages")
     if env.is_main:
         run.results.write(progress.history, progress.start)
+
+
+def compare_names(before: list[str] | None, now: list[str]) -> list[str]:
+    """Warnings about class names that are not those of the run. Raises ConfigError if indices mean other classes.
+
+    A name that stands at another index now was learned at its old one; a name that is new everywhere may be the old
+    class under a better word.
+    """
+    if before is None or before == now:
+        return []
+    moved = [f"{name}: {before.index(name)} then, {index} now" for index, name in enumerate(now)
+             if name in before and before[index:index + 1] != [name]]  # fmt: skip
+    if len(before) != len(now) or moved:
+        counts = f"{len(before)} classes then, {len(now)} now"
+        raise ConfigError(
+            "the data set names other classes than the run was started with",
+            seen=", ".join(moved[:3]) if len(before) == len(now) else counts,
+            expected=f"names: [{', '.join(before[:20])}{', ...' if len(before) > 20 else ''}]",
+            next_command="correct names in the data set's YAML file, or start a new run with --weights of this one, "
+            "which carries classes over by name",
+        )
+    renamed = [f"{old} is now {new}" for old, new in zip(before, now, strict=True) if old != new]
+    return [f"classes have other names than the run had: {', '.join(renamed[:5])}"]
 
 
 def _count_in_batches_of_now(run: Run, saved: dict[str, Any]) -> None:

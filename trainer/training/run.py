@@ -30,6 +30,8 @@ class LoopSettings:
     image_size: int
     strides: tuple[int, ...]
     """Pixels to a cell of each level."""
+    size_grid: int
+    """Sides of images are multiples of this."""
     multi_scale: bool = False
     patience: int = 100
     validate_each_epoch: bool = True

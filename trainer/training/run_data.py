@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from trainer.data.dataset import DatasetFile, label_path_for, load_dataset_file
 from trainer.data.scan.label_cache import LabeledImages
-from trainer.data.shared_scan import scan_together
+from trainer.data.scan.repeats import refuse_leakage
+from trainer.data.scan.report import ScanReport
+from trainer.data.scan.small_boxes import LEAST_PX, find_small_boxes
+from trainer.data.shared_scan import report_problem, scan_together
 from trainer.errors import ConfigError
+from trainer.protocol import MAX_BAD_SHARE
 from trainer.runtime.distributed import Collectives
 from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
@@ -21,6 +25,8 @@ class Data:
     names: tuple[str, ...]
     train: LabeledImages
     val: LabeledImages
+    reports: dict[str, ScanReport] = field(default_factory=dict)
+    """What the scan of each split found."""
 
     @property
     def can_measure(self) -> bool:
@@ -29,23 +35,58 @@ class Data:
 
 
 def load_data(
-    path: str, *, single_cls: bool, collectives: Collectives, reporter: Reporter, heartbeat: HeartbeatWriter
+    path: str,
+    *,
+    single_cls: bool,
+    max_bad_share: float = MAX_BAD_SHARE,
+    allow_leakage: bool = False,
+    collectives: Collectives,
+    reporter: Reporter,
+    heartbeat: HeartbeatWriter,
 ) -> Data:
     """Read the data-set file and scan both splits, once per machine. Raises DataError or ConfigError."""
     if not path:
-        raise ConfigError("no data set was given", seen="data: ''", expected="the path of a data-set YAML in --data")
+        raise ConfigError(
+            "no data set was given",
+            seen="data: ''",
+            expected="the path of a data-set YAML in --data",
+            next_command="yolo-launch train --data FILE.yaml",
+        )
     dataset = load_dataset_file(path)
     names = ("item",) if single_cls and len(dataset.names) > 1 else dataset.names
 
-    def scan(split: str) -> LabeledImages:
+    def scan(split: str) -> tuple[LabeledImages, ScanReport]:
         return scan_together(
-            dataset, split, single_cls=single_cls, collectives=collectives, reporter=reporter, heartbeat=heartbeat
+            dataset,
+            split,
+            single_cls=single_cls,
+            max_bad_share=max_bad_share,
+            collectives=collectives,
+            reporter=reporter,
+            heartbeat=heartbeat,
         )
 
-    data = Data(dataset, names, scan("train"), scan("val"))
+    (train, found_in_train), (val, found_in_val) = scan("train"), scan("val")
+    warning = collectives.from_main(lambda: refuse_leakage(train, val, "val", allowed=allow_leakage))
+    if warning:
+        reporter.warn(warning)
+    data = Data(dataset, names, train, val, {"train": found_in_train, "val": found_in_val})
     if not data.can_measure:
         reporter.warn(
             f"no validation image has a label (looked for {label_path_for(data.val.paths[0])}): this run cannot be "
             "judged. No epoch will be the best one, and none will end it early"
         )
     return data
+
+
+def count_small_boxes(data: Data, image_size: int, reporter: Reporter) -> Data:
+    """The data with its boxes that are too small to learn at ``image_size`` counted, and said."""
+    reports = dict(data.reports)
+    for split, images in (("train", data.train), ("val", data.val)):
+        tally, enough = find_small_boxes(images, image_size, data.dataset.keypoint_numbers)
+        if not tally.count:
+            continue
+        reports[split] = replace(reports[split], too_small=tally)
+        of = f"of {reports[split].boxes} boxes are below {LEAST_PX:g} pixels at --imgsz {image_size}"
+        report_problem(reporter, split, f"{of}, too small to learn (99 of 100 are larger at --imgsz {enough})", tally)
+    return replace(data, reports=reports)

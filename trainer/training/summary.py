@@ -87,6 +87,7 @@ def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     if pictures:
         draw_results(run, data, metrics, run_dir)
     summary = summarize(run, metrics, weights_epoch, run_dir)
+    summary["data"] = {split: report.to_dict() for split, report in data.reports.items()}
     try:
         replace_text(RunFiles(run_dir).summary, json.dumps(summary, indent=2) + "\n")
     except OSError as error:

@@ -43,7 +43,8 @@ TIME_COLUMNS = ("seconds", "images_per_second", "data_wait", "checkpoint_wait")
 class ResultsWriter:
     """results.csv and metrics.jsonl of the run directory, always equal to the run's history.
 
-    The weights at the start have a row in metrics.jsonl alone, under epoch -1: results.csv keeps to YOLOv5's rows.
+    Epochs count from 1 there, as on the terminal. The weights at the start have a row in metrics.jsonl alone, under
+    epoch 0.
     """
 
     def __init__(self, run_dir: Path, tensorboard: bool = True) -> None:
@@ -52,6 +53,7 @@ class ResultsWriter:
 
     def write(self, history: list[dict[str, float]], start: dict[str, float]) -> None:
         """Write the rows of all finished epochs, and that of the start if it was measured; a failure is a warning."""
+        history, started = _counted_from_1(history), _counted_from_1([start] if start else [])
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow(RESULT_COLUMNS)
@@ -59,7 +61,7 @@ class ResultsWriter:
             rows.writerow(_cell(row.get(column, float("nan"))) for column in RESULT_COLUMNS)
         try:
             replace_text(self.files.results, table.getvalue())
-            lines = [json.dumps(row) + "\n" for row in ([start] if start else []) + history]
+            lines = [json.dumps(row) + "\n" for row in started + history]
             replace_text(self.files.metrics, "".join(lines))
         except OSError as error:
             _log.warning("could not write the results (%s); they are kept in the checkpoint", error)
@@ -79,6 +81,10 @@ class ResultsWriter:
         except Exception as error:
             _log.warning("TensorBoard gets no more curves of this run (%s)", error)
             self._board = None
+
+
+def _counted_from_1(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{**row, "epoch": row["epoch"] + 1} for row in rows]
 
 
 def _add_row(board: Any, row: dict[str, float]) -> None:

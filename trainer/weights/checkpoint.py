@@ -114,22 +114,43 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise WeightsError("the weights file is missing", seen=str(path)) from None
+        raise WeightsError(
+            "the weights file is missing",
+            seen=str(path),
+            expected="a checkpoint as yolo-launch wrote it",
+            next_command="resume from another checkpoint of the run, or start anew",
+        ) from None
     except Exception as error:  # torch raises errors of many types on damaged bytes
         why = (str(error) or type(error).__name__).splitlines()[0]
         what = f"{path.name} is damaged or not a checkpoint of yolo-launch"
-        raise WeightsError(what, seen=f"{path}: {why}") from None
+        raise WeightsError(
+            what,
+            seen=f"{path}: {why}",
+            expected="a checkpoint as yolo-launch wrote it",
+            next_command="resume from another checkpoint of the run, or start anew",
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise WeightsError(f"{path.name} is not a checkpoint of yolo-launch", seen=str(path))
+        raise WeightsError(
+            f"{path.name} is not a checkpoint of yolo-launch",
+            seen=str(path),
+            expected="a checkpoint as yolo-launch wrote it",
+            next_command="resume from another checkpoint of the run, or start anew",
+        )
     if not isinstance(content.get("version"), int) or content["version"] > VERSION:
         raise WeightsError(
             f"{path.name} was written by a newer yolo-launch",
             seen=f"format version {content.get('version')}",
             expected=f"at most {VERSION}",
+            next_command="resume from another checkpoint of the run, or start anew",
         )
     stated = content.pop("checksum", "")
     if stated != checksum({key: content[key] for key in sorted(content)}):
-        raise WeightsError(f"{path.name} is damaged: its checksum does not fit its content", seen=str(path))
+        raise WeightsError(
+            f"{path.name} is damaged: its checksum does not fit its content",
+            seen=str(path),
+            expected="a checkpoint as yolo-launch wrote it",
+            next_command="resume from another checkpoint of the run, or start anew",
+        )
     return content
 
 

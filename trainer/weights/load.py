@@ -6,7 +6,6 @@ No file is executed, none is downloaded, and memory stays within a small multipl
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,24 +13,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from trainer.errors import ConfigError, WeightsError
-from trainer.model.definition import parse_rows
 from trainer.model.graph import DetectionModel, build_model, zoo_names
+from trainer.protocol import BEST_WEIGHTS
 from trainer.weights.checkpoint import FORMAT, VERSION
+from trainer.weights.extent import ElementLimit, check_extent
 from trainer.weights.foreign.allowed_globals import TensorRef
 from trainer.weights.foreign.plain_values import plain_value
 from trainer.weights.foreign.torch_archive import TorchFile, damaged, open_torch_file
 from trainer.weights.foreign.yolov5 import read_yolov5
 from trainer.weights.transfer import TransferReport, transfer
-
-_MAX_LAYERS = 1_000
-_MAX_ACTIVATION_TEXT = 200
-_MAX_ANCHORS = 100
-_MAX_ENLARGEMENT = 4
-_SPARE_ELEMENTS = 4 * 2**20
-"""Elements that building may allocate beyond the weights, for the image of zeros that checks the layers."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +89,7 @@ def load_weights_into(model: DetectionModel, path: Path, names: Sequence[str]) -
             f"{path.name} holds numbers that are not finite, as a failed training leaves them",
             seen=f"{path}: {_some(bad)}",
             expected="an earlier checkpoint of that run",
+            next_command=f"--weights path/to/{BEST_WEIGHTS}",
         )
     report = transfer(model, loaded.state, loaded.names, names)
     if not _copied_a_convolution(model, report):
@@ -124,7 +117,12 @@ def definition_of(path: Path) -> dict[str, Any]:
 def missing_file(path: Path) -> WeightsError:
     """Returns the error for a missing file; for YOLOv5's own weights the error says where to get them."""
     if path.is_dir():
-        return WeightsError("a weights file was expected", seen=f"{path} is a folder", expected="a .pt file in it")
+        return WeightsError(
+            "a weights file was expected",
+            seen=f"{path} is a folder",
+            expected="a .pt file in it",
+            next_command=f"--weights {path}/weights/{BEST_WEIGHTS}",
+        )
     if path.suffix == ".pt" and path.stem in zoo_names() and path.parent == Path():
         return WeightsError(
             f"{path.name} is not here, and yolo-launch downloads nothing by itself",
@@ -133,33 +131,12 @@ def missing_file(path: Path) -> WeightsError:
             f"ultralytics/{'yolov3' if path.stem.startswith('yolov3') else 'yolov5'}), saved in this folder",
             next_command=f"--weights path/to/{path.name}, or --weights '' to train from scratch",
         )
-    return WeightsError("the weights file is missing", seen=str(path), expected="the path of a .pt file")
-
-
-class _TooLargeError(RuntimeError):
-    """A definition that needs more memory than its weights justify."""
-
-
-class _ElementLimit(TorchFunctionMode):
-    """Stops the building of a model from a foreign definition that needs far more memory than its weights.
-
-    Raises _TooLargeError.
-    """
-
-    def __init__(self, num_elements: int) -> None:
-        super().__init__()
-        self._largest = self._left = num_elements * 5 // 4 + _SPARE_ELEMENTS
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.empty, torch.zeros, torch.ones):
-            sides = args[0] if args and isinstance(args[0], (tuple, list)) else args
-            self._left -= math.prod(sides)
-            if self._left < 0:
-                raise _TooLargeError("it is larger than its weights")
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.numel() > self._largest:
-            raise _TooLargeError("one of its layers enlarges the image without end")
-        return result
+    return WeightsError(
+        "the weights file is missing",
+        seen=str(path),
+        expected="the path of a .pt file",
+        next_command=f"--weights path/to/{BEST_WEIGHTS}, or --weights '' to train from scratch",
+    )
 
 
 def build_loaded(loaded: LoadedWeights) -> DetectionModel:
@@ -169,15 +146,16 @@ def build_loaded(loaded: LoadedWeights) -> DetectionModel:
     """
     definition, state = loaded.definition, loaded.state
     try:
-        _check_extent(loaded)
-        with _ElementLimit(sum(tensor.numel() for tensor in state.values())):
+        check_extent(loaded.definition, len(loaded.state))
+        with ElementLimit(sum(tensor.numel() for tensor in state.values())):
             model = build_model(definition, num_classes=len(loaded.names))
-    except (ConfigError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+    except (ConfigError, RuntimeError, TypeError, ValueError) as error:
         seen = f"{error.what} {error.seen}" if isinstance(error, ConfigError) else str(error)
         raise WeightsError(
             f"the model in {loaded.path.name} has layers that yolo-launch does not build",
             seen=f"{loaded.path}: {seen[:300]}",
             expected="a detection model of YOLOv5 (v4 to v7) or of yolo-launch",
+            next_command=f"--weights path/to/{BEST_WEIGHTS}",
         ) from None
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
@@ -189,27 +167,10 @@ def build_loaded(loaded: LoadedWeights) -> DetectionModel:
                 f"the weights in {loaded.path.name} do not fit the model definition beside them",
                 seen=f"{loaded.path}: it {what} {_some(keys)}",
                 expected=f"the {len(expected)} tensors of {definition.get('source', 'its definition')}",
+                next_command="get or copy it again",
             )
     model.load_state_dict(state)
     return model.eval()
-
-
-def _check_extent(loaded: LoadedWeights) -> None:
-    """Raises ValueError for a definition whose building would take too long or exhaust the stack."""
-    # Parsing an endless expression can exhaust the interpreter's stack.
-    if len(str(loaded.definition.get("activation", ""))) > _MAX_ACTIVATION_TEXT:
-        raise ValueError("an activation that is no short text")
-    anchors = loaded.definition.get("anchors", 0)
-    if isinstance(anchors, int) and anchors > _MAX_ANCHORS:
-        raise ValueError(f"{anchors} anchors a level")
-    rows = parse_rows(loaded.definition)
-    # Each repeat of a block has tensors, so a definition has no more repeats than the file has tensors.
-    if len(rows) > _MAX_LAYERS or sum(row.repeats - 1 for row in rows) > len(loaded.state):
-        raise ValueError("it has more layers than tensors")
-    for row in rows:
-        numbers = [value for value in row.arguments if isinstance(value, (int, float))]
-        if row.name in ("Upsample", "ZeroPad2d", "ZeroPad") and max(numbers, default=0) > _MAX_ENLARGEMENT:
-            raise ValueError(f"layer {row.index} enlarges the image {max(numbers)} times")
 
 
 def _some(keys: Sequence[str]) -> str:
@@ -227,6 +188,7 @@ def _read_own(file: TorchFile) -> LoadedWeights:
             f"{file.path.name} was written by a newer yolo-launch",
             seen=f"format version {version}",
             expected=f"at most {VERSION}",
+            next_command="pip install --upgrade yolo-launch",
         )
     average = content.get("ema")
     state = average.get("model") if isinstance(average, dict) else content.get("model")
@@ -289,6 +251,11 @@ def _load_safetensors(path: Path) -> LoadedWeights:
     except (library.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise damaged(path, str(error)[:200]) from None
     if not isinstance(header, dict):
-        raise WeightsError(f"{path.name} was not written by yolo-launch", seen=f"{path}: no model definition in it")
+        raise WeightsError(
+            f"{path.name} was not written by yolo-launch",
+            seen=f"{path}: no model definition in it",
+            expected="safetensors as yolo-launch weights writes them",
+            next_command=f"--weights path/to/{BEST_WEIGHTS}",
+        )
     floats = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     return _own_weights(path, header, floats)

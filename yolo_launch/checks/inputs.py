@@ -156,7 +156,8 @@ class _DataCounts(NamedTuple):
 @lru_cache(maxsize=4)
 def _count_data(data: str) -> _DataCounts:
     """What a data-set file names; remembered, since walking a large set takes seconds. Raises DataError."""
-    from trainer.data.dataset import find_images, label_path_for, load_dataset_file
+    from trainer.data.dataset import label_path_for, load_dataset_file
+    from trainer.data.split_files import find_images
 
     dataset = load_dataset_file(data)
     training, validation = (find_images(dataset, split) for split in ("train", "val"))

@@ -13,6 +13,8 @@ from yolo_launch.request.options import config_field_options
 FREE_FIELDS = frozenset(
     {
         "data",
+        "max_bad_share",
+        "allow_leakage",
         "workers",
         "cache",
         "parallel",

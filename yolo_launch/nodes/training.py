@@ -168,7 +168,8 @@ def settled_config(config: TrainConfig, start: Round, plan: LaunchPlan) -> Train
 
 def fingerprint_of(config: TrainConfig) -> str:
     """Of the data set, equal if classes, images and labels are."""
-    from trainer.data.dataset import fingerprint, load_dataset_file
+    from trainer.data.dataset import load_dataset_file
+    from trainer.data.split_files import fingerprint
 
     return fingerprint(load_dataset_file(config.data))
 

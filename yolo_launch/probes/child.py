@@ -142,7 +142,7 @@ def scan_data(arguments: dict[str, Any]) -> dict[str, Any]:
             cache_dir=default_cache_dir(),
         )
         problems = [[f"{found.count} {what}", list(found.examples)] for what, found in report.problems()]
-        splits[split] = {"summary": report.lines()[0], "boxes": report.boxes, "problems": problems}
+        splits[split] = {"summary": report.headline(), "boxes": report.boxes, "problems": problems}
     return splits
 
 
@@ -177,8 +177,11 @@ def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
     """Measures the most images for which real training steps fit the free memory, and lists the trials."""
     import torch
 
+    from trainer.config.train import rounded_image_size
+
     run = _make_run(arguments)
     run.model.train()
+    side = rounded_image_size(arguments["image_size"], run.settings.size_grid)
     budget = arguments["budget_bytes"]
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -186,7 +189,7 @@ def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
 
     def peak_of(batch_size: int) -> int | None:
         try:
-            return _peak_bytes(run, _synthetic_batch(run, batch_size, arguments["image_size"]))
+            return _peak_bytes(run, _synthetic_batch(run, batch_size, side))
         except torch.cuda.OutOfMemoryError:
             run.state.optimizer.zero_grad(set_to_none=True)
             return None

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.dataset import find_images, fingerprint, label_path_for, load_dataset_file
+from trainer.data.dataset import label_path_for, load_dataset_file
+from trainer.data.split_files import find_files, find_images, fingerprint
 from trainer.errors import DataError
 
 
@@ -32,7 +33,9 @@ def test_real_files_load(bccd_yaml):
         ("names: {1: b, 0: a}", ("a", "b")),
         ("names: {'1': b, '0': a}\nnc: 2", ("a", "b")),
         ("nc: 2", ("class0", "class1")),
-        ("names: [1, no]", ("1", "False")),
+        ("names: [1, no]", ("1", "no")),
+        ("names: [1.0, 012, null, ~]", ("1.0", "012", "null", "~")),
+        ("names: {0: yes, 1: 2024-01-01}", ("yes", "2024-01-01")),
     ],
 )
 def test_names_as_map_list_or_count(tmp_path, names, expected):
@@ -52,6 +55,13 @@ def test_names_as_map_list_or_count(tmp_path, names, expected):
         ("- a\n- b", "a list"),
         ("train: [", "not readable as YAML"),
         ("path: nowhere\ntrain: x\nnames: [a]", "nowhere"),
+        ("path: a\ntrain: x\nnames: [a]\ntrain: y", "line 4: 'train' stands in line 2 and again in line 4"),
+        ("train: x\nnames: [a, '']", "class 1 in .* has no name"),
+        ("train: x\nnames: [a, [b]]", "class 1 in .* has no name"),
+        ("train: x\nnc: 1000000000", "not a count"),
+        ("train: x\nnames: [a]\nkpt_shape: 17", "kpt_shape"),
+        ("train: x\nnames: [a]\nkpt_shape: [17, 4]", "kpt_shape"),
+        ("train: []\nnames: [a]\nval: [yes]", "not a place"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, part):
@@ -135,3 +145,98 @@ def test_fingerprint_is_that_of_the_content_not_the_place(bccd_yaml, tmp_path):
 def test_scanning_needs_no_torch():
     code = "import sys, trainer.data.scan.scan\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_coco_file_is_named_at_once(tmp_path):
+    with (tmp_path / "instances.json").open("wb") as file:
+        file.write(b'{"info": {}, "licenses": [], "images": [{"id": 1}')
+        file.truncate(450_000_000)
+    with pytest.raises(DataError, match=r"450 MB of JSON, as COCO's(.|\n)*docs/data\.md"):
+        load_dataset_file(tmp_path / "instances.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_files_as_editors_and_shells_write_them(tmp_path, encoding):
+    write(tmp_path / "images" / "a.jpg")
+    (tmp_path / "train.txt").write_bytes("./images/a.jpg\r\n".encode(encoding))
+    (tmp_path / "d.yaml").write_bytes("train: train.txt\r\nnames: [红, é]\r\n".encode(encoding))
+    dataset = load_dataset_file(tmp_path / "d.yaml")
+    assert dataset.names == ("红", "é")
+    assert find_images(dataset, "train") == [tmp_path / "images" / "a.jpg"]
+
+
+def listed(tmp_path, text):
+    """What the list ``text`` names, relative to its data set, and what was found beside."""
+    write(tmp_path / "d.yaml", "train: lists/train.txt\nnames: [x]\n")
+    (tmp_path / "lists").mkdir(exist_ok=True)
+    (tmp_path / "lists" / "train.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    files = find_files(load_dataset_file(tmp_path / "d.yaml"), "train")
+    return [os.path.relpath(path, tmp_path) for path in files.images], files
+
+
+def test_each_folder_of_a_list_has_its_own_base(tmp_path, monkeypatch):
+    for name in ("a/1.jpg", "lists/b/2.jpg", "elsewhere/c/3.jpg"):
+        write(tmp_path / name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    images, _ = listed(tmp_path, "gone/0.jpg\na/1.jpg\nb/2.jpg\nc/3.jpg\n")
+    assert images == ["a/1.jpg", "elsewhere/c/3.jpg", "gone/0.jpg", "lists/b/2.jpg"]
+
+
+def test_comments_blank_lines_and_backslashes_of_a_list(tmp_path):
+    for name in ("a/1.jpg", "a/#2.jpg", "lists/b/3.jpg"):
+        write(tmp_path / name)
+    images, files = listed(tmp_path, "# my images.jpg\n#a comment\n\na\\1.jpg\na/#2.jpg\n.\\b\\3.jpg\n")
+    assert images == ["a/#2.jpg", "a/1.jpg", "lists/b/3.jpg"]
+    assert files.backslashes == [(tmp_path / "lists" / "train.txt", 4), (tmp_path / "lists" / "train.txt", 6)]
+
+
+def test_names_that_are_not_utf8_are_found(tmp_path):
+    (tmp_path / "a").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"/caf\xe9.jpg")).write_bytes(b"")
+    images, _ = listed(tmp_path, b"a/caf\xe9.jpg\n")
+    assert [os.fsencode(image) for image in images] == [b"a/caf\xe9.jpg"]
+    write(tmp_path / "d.yaml", "train: a\nnames: [x]\n")
+    dataset = load_dataset_file(tmp_path / "d.yaml")
+    assert [os.path.relpath(path, tmp_path) for path in find_images(dataset, "train")] == images
+    assert fingerprint(dataset)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("one\ntwo\n", "line 1: one"), (b"\x89PNG\r\n", "PNG"), (b"a.jpg\0b.jpg", "zero byte|binary")],
+)
+def test_files_that_are_no_lists(tmp_path, text, part):
+    with pytest.raises(DataError, match=f"no list of images(.|\n)*({part})"):
+        listed(tmp_path, text)
+
+
+def test_what_lies_beside_the_images_is_kept_apart(tmp_path):
+    for name in ("i/1.jpg", "i/2.HEIC", "i/.3.jpg", "i/deep/notes.md", "i/.git/4.jpg"):
+        write(tmp_path / name)
+    dataset = load_dataset_file(write(tmp_path / "d.yaml", "train: i\nnames: [x]\n"))
+    files = find_files(dataset, "train")
+    assert files.images == [tmp_path / "i" / "1.jpg"]
+    assert files.others == [tmp_path / "i" / "2.HEIC", tmp_path / "i" / "deep" / "notes.md"]
+    assert sorted(files.hidden) == [tmp_path / "i" / ".3.jpg", tmp_path / "i" / ".git"]
+
+
+def test_an_unreadable_folder_is_noted(tmp_path, monkeypatch):
+    write(tmp_path / "i" / "1.jpg")
+    write(tmp_path / "i" / "locked" / "2.jpg")
+    real = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    dataset = load_dataset_file(write(tmp_path / "d.yaml", "train: i\nnames: [x]\n"))
+    files = find_files(dataset, "train")
+    assert files.images == [tmp_path / "i" / "1.jpg"]
+    assert files.unreadable == [(tmp_path / "i" / "locked", "Permission denied")]
+
+
+def test_keypoints_are_counted(tmp_path):
+    path = write(tmp_path / "d.yaml", "train: x\nnames: [a]\nkpt_shape: [17, 3]\n")
+    assert load_dataset_file(path).keypoint_numbers == 51

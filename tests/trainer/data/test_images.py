@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -7,8 +9,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from trainer.data.images import ImageFiles, ImageReadError, _as_bgr, decode_image, load_resized, resized_shape
+from trainer.data.images import (
+    ImageFiles,
+    ImageReadError,
+    NoContrastError,
+    _as_bgr,
+    decode_image,
+    load_resized,
+    resized_shape,
+)
 from trainer.data.sampler import batch_canvas
 from trainer.data.scan.image_header import read_header
 
@@ -34,6 +45,12 @@ def png_with_orientation(png: bytes, orientation: int, *, late: bool = False) ->
     chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
     at = len(png) - 12 if late else 33
     return png[:at] + chunk + png[at:]
+
+
+def noise(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
+    """Random gray of low frequency, BGR."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def encode(suffix: str, image: np.ndarray) -> bytes:
@@ -79,8 +96,9 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path, suffix, channels):
 def test_values_that_opencv_hands_over_as_they_are_become_bytes():
     deep = np.array([[0, 255, 256, 65535]], np.uint16)
     assert _as_bgr(deep)[0, :, 1].tolist() == [0, 0, 1, 255]
-    assert _as_bgr(np.array([[-1, 0, 7, 300]], np.int32))[0, :, 2].tolist() == [0, 0, 7, 255]
-    assert _as_bgr(np.array([[np.nan, 0, 0.5, 7]], np.float64))[0, :, 0].tolist() == [0, 0, 128, 255]
+    assert _as_bgr(np.array([[0, 7, 255, 9]], np.int32))[0, :, 2].tolist() == [0, 7, 255, 9]
+    assert _as_bgr(np.array([[np.nan, 0, 0.5, 1]], np.float64))[0, :, 0].tolist() == [0, 0, 128, 255]
+    assert _as_bgr(np.array([[np.nan, 0, 0.5, 70]], np.float64))[0, :, 0].tolist() == [0, 0, 0, 70]
     assert _as_bgr(np.dstack((deep, deep))).shape == (1, 4, 3)
 
 
@@ -112,7 +130,7 @@ def bad_files() -> dict[str, tuple[str, bytes]]:
         "html": ("web page", b"\n<!DOCTYPE html><html></html>"),
         "text": ("OpenCV can decode", b"404: Not Found"),
         "half jpeg": ("truncated JPEG", jpeg[: len(jpeg) // 2]),
-        "jpeg less two bytes": ("truncated JPEG", jpeg[:-2]),
+        "jpeg less a row": ("truncated JPEG: pixels", encode(".jpg", noise(64, 64))[:-60]),
         "jpeg header": ("cut off", jpeg[:40]),
         "jpeg start": ("cut off", jpeg[:3]),
         "jpeg damaged": ("damaged header", jpeg[:2] + b"xx" + jpeg[4:]),
@@ -210,3 +228,120 @@ def test_an_image_with_more_pixels_than_opencv_takes_is_named(tmp_path):
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
     with pytest.raises(ImageReadError, match="pixels"):
         decode_image(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_jpeg_that_lacks_nothing_but_its_end_is_used(tmp_path, cut, progressive):
+    whole = cv2.imencode(".jpg", noise(200, 300), [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])[1].tobytes()
+    path = save(tmp_path / "x.jpg", whole[:-cut])
+    header = read_header(path)
+    assert (header.height, header.width, header.lacks_end) == (200, 300, True)
+    assert not read_header(save(tmp_path / "y.jpg", whole)).lacks_end
+    np.testing.assert_array_equal(decode_image(path), decode_image(tmp_path / "y.jpg"))
+    half = load_resized(path, 150, training=True, shape_hw=(200, 300))[0]
+    np.testing.assert_array_equal(half, load_resized(tmp_path / "y.jpg", 150, training=True, shape_hw=(200, 300))[0])
+
+
+@pytest.mark.parametrize("missing", [*range(3, 60), 1000])
+def test_a_jpeg_that_lacks_pixels_is_not(tmp_path, missing):
+    content = encode(".jpg", noise(64, 96, seed=missing))
+    cut = save(tmp_path / "x.jpg", content[:-missing])
+    with pytest.raises(ImageReadError, match="pixels are missing"):
+        read_header(cut)
+    with pytest.raises(ImageReadError, match="pixels are missing"):
+        decode_image(cut)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("cut", [1, 4, 12, 15, 18])
+def test_a_png_that_has_all_its_pixels_is_used(tmp_path, cut, channels):
+    image = np.random.default_rng(1).integers(0, 256, (30, 50, channels), np.uint8)
+    content = encode(".png", image)
+    path = save(tmp_path / "x.png", content[:-cut])
+    header = read_header(path)
+    assert (header.height, header.width, header.lacks_end) == (30, 50, True)
+    np.testing.assert_array_equal(decode_image(path), decode_image(save(tmp_path / "y.png", content)))
+    with pytest.raises(ImageReadError, match="truncated PNG: pixels"):
+        read_header(save(tmp_path / "x.png", content[:-300]))
+
+
+def test_what_follows_the_end_of_a_png_does_not_matter(tmp_path):
+    header = read_header(save(tmp_path / "x.png", encode(".png", picture()) + b"film" * 20_000))
+    assert (header.height, header.width, header.lacks_end) == (40, 60, False)
+
+
+def deep_images() -> dict[str, tuple[np.ndarray, str]]:
+    ramp = np.linspace(0, 1, 40 * 60, dtype=np.float32).reshape(40, 60)
+    return {
+        "unit": (ramp, ""),
+        "bytes": (ramp * 255, ""),
+        "bytes of three channels": (np.dstack([ramp * 255] * 3), ""),
+        "overshoot": (np.where(ramp > 0.995, 1.04, ramp).astype(np.float32), ""),
+        "kelvin": (ramp * 30 + 280, "float32 values from 280 to 310, 100% of them outside"),
+        "negative": (ramp * 2 - 1, "outside 0 to 1 and 0 to 255"),
+        "constant": (np.full_like(ramp, 0.5), "128 to 128 of 0 to 255"),
+        "nothing": (np.full_like(ramp, np.nan), "0 to 0 of 0 to 255"),
+        "tomography": ((ramp * 4000 - 1000).astype(np.int16), "int16 values from -1000 to 3000"),
+        "twelve bits": ((ramp * 4095).astype(np.uint16), "0 to 15 of 0 to 255"),
+        "sixteen bits": ((ramp * 65535).astype(np.uint16), ""),
+        "whole numbers": ((ramp * 255).astype(np.int32), ""),
+        "large numbers": ((ramp * 70_000).astype(np.int32), "int32 values from 0 to 70000"),
+    }
+
+
+@pytest.mark.parametrize("kind", deep_images())
+def test_depths_are_read_by_rule_or_named(tmp_path, kind):
+    image, why = deep_images()[kind]
+    path = save(tmp_path / "x.tiff", encode(".tiff", image))
+    if why:
+        for read in (read_header, decode_image):
+            with pytest.raises(NoContrastError, match=why):
+                read(path)
+        return
+    assert read_header(path).height == 40
+    ramp = np.linspace(0, 255, 40 * 60).reshape(40, 60)
+    assert np.abs(decode_image(path)[..., 1] - ramp).max() <= 1.6
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
+def test_an_image_of_one_color_is_named(tmp_path, suffix):
+    with pytest.raises(NoContrastError, match=r"every pixel is \(255, 255, 25[45]\)"):
+        read_header(save(tmp_path / f"x{suffix}", encode(suffix, np.full((200, 300, 3), 255, np.uint8))))
+    dot = np.full((200, 300, 3), 255, np.uint8)
+    dot[90:110, 90:110] = 0
+    assert read_header(save(tmp_path / f"x{suffix}", encode(suffix, dot))).height == 200
+
+
+def pillow(image: np.ndarray, suffix: str, **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image[..., ::-1]).save(file, suffix, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF", "WEBP"])
+def test_orientation_of_other_formats_is_honored(tmp_path, orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / f"x.{kind.lower()}", pillow(picture(), kind, exif=exif))
+    image, header = decode_image(path), read_header(path)
+    assert image.shape[:2] == ((60, 40) if orientation > 4 else (40, 60)) == (header.height, header.width)
+    corner = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
+    y, x = (5 if side == 0 else size - 6 for side, size in zip(corner, image.shape, strict=False))
+    assert image[y, x, 2] > 150 > image[y, x, 0]
+
+
+@pytest.mark.parametrize(("kind", "more"), [("GIF", {}), ("TIFF", {}), ("PNG", {}), ("WEBP", {}), ("AVIF", {})])
+def test_further_frames_are_noticed(tmp_path, kind, more):
+    frames = {"save_all": True, "append_images": [Image.fromarray(noise())], **more}
+    assert read_header(save(tmp_path / "many", pillow(picture(), kind, **frames))).has_more_frames
+    assert not read_header(save(tmp_path / "one", pillow(picture(), kind))).has_more_frames
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg"))
+    path.write_bytes(encode(".jpg", picture()))
+    assert read_header(path).height == 40
+    assert decode_image(path).shape == (40, 60, 3)
+    assert load_resized(path, 30, training=True, shape_hw=(40, 60))[0].shape == (20, 30, 3)

@@ -19,7 +19,7 @@ from trainer.data.collate import Batch, Collate, LoadedSample
 from trainer.data.image_cache import open_image_cache
 from trainer.data.loader import TrainingData, ValidationData, make_training_loader, make_validation_loader
 from trainer.data.sampler import EpochBatches, SampleKey, ValidationBatches
-from trainer.data.scan.scan import LabeledImages
+from trainer.data.scan.label_cache import LabeledImages
 
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 SIZE, BATCH, SEED = 128, 8, 11

@@ -9,7 +9,6 @@ import pytest
 from trainer.evaluation.plot_boxes import (
     class_color,
     draw_boxes,
-    printable,
     save_image_mosaic,
     save_labels_and_predictions,
 )
@@ -92,14 +91,6 @@ def test_odd_boxes_and_names_are_harmless():
     drawn = draw_boxes(image, boxes, np.array([0, 1, 2, 99]), ["\u732b", "\u00c4pfel $x^2$", ""], np.full(4, np.nan))
     assert drawn.shape == image.shape
     assert (draw_boxes(image, np.zeros((0, 4)), np.zeros(0), []) == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [("\u00c4pfel", "Apfel"), ("\u732b", "class 3"), ("caf\u00e9\n1", "cafe 1"), ("", "class 3"), ("\u732bx", "?x")],
-)
-def test_printable_is_ascii(text, shown):
-    assert printable(text, "class 3") == shown
 
 
 def test_neighboring_classes_have_different_colors():

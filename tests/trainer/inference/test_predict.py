@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from trainer.config.fields import write_config
 from trainer.config.inference import PredictConfig
@@ -210,3 +212,66 @@ def test_a_failed_write_ends_the_run(tmp_path):
     pixels = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ConfigError, match="cannot be written"), predict.Keeper(writer) as keeper:
         keeper.keep(Frame(0, Path("x.jpg"), pixels, pixels, None), np.zeros((0, 6), np.float32))
+
+
+def thin(folder, name, shape):
+    image = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
+    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+    return path
+
+
+def test_no_picture_takes_the_others_down(official, pictures, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    good = pictures / "000000000285.jpg"
+    shutil.copy(good, folder / "m.jpg")
+    thin(folder, b"a.png", (1, 2000))
+    thin(folder, b"b.png", (2000, 1))
+    thin(folder, b"c.png", (1, 1))
+    thin(folder, b"wide.webp", (2, 16000))
+    thin(folder, b"caf\xe9.jpg", (40, 60))
+    (folder / "junk.jpg").write_bytes(b"junk")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(
+        folder / "z.gif", save_all=True, append_images=[Image.fromarray(np.full((9, 9, 3), 200, np.uint8))]
+    )
+    assert start(official, tmp_path / "alone", "--json", str(good)) == 0
+    (expected,) = rows_of(capsys.readouterr().out)
+    assert start(official, tmp_path / "run", "--json", str(folder), "missing.jpg", "--save-txt", "--save-crop") == 0
+    captured = capsys.readouterr()
+    rows = {Path(row["file"]).name: row for row in rows_of(captured.out)}
+    assert sorted(rows) == sorted(["a.png", "b.png", "c.png", "caf\udce9.jpg", "m.jpg", "wide.webp", "z.gif"])
+    assert rows["m.jpg"]["boxes"] == expected["boxes"]
+    assert "junk.jpg: not an image" in captured.err
+    assert "there is no such file or folder: missing.jpg" in captured.err
+    assert "z.gif: it holds several frames" in captured.err
+    assert "Traceback" not in captured.err
+    assert len(list((tmp_path / "run").glob("*.*"))) >= len(rows)
+
+
+def test_a_picture_too_large_for_its_format_is_kept_as_another(tmp_path):
+    writer = results.ResultWriter(tmp_path, ("a",), results.Wanted())
+    pixels = np.zeros((4, 17_000, 3), np.uint8)
+    writer.save(Frame(0, Path("x.webp"), pixels, pixels, None), np.zeros((0, 6), np.float32))
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.webp.png"]
+
+
+def test_films_whose_names_are_not_utf8_are_read_and_written(official, pictures, tmp_path, capsys):
+    film = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    shutil.copy(pictures / "film.mp4", film)
+    assert start(official, tmp_path / "run", "--json", str(film)) == 0
+    assert len(rows_of(capsys.readouterr().out)) == 11
+    (written,) = (tmp_path / "run").glob("*.mp4")
+    assert written.name == "caf_.mp4"
+    assert written.stat().st_size > 1000
+
+
+def test_an_unreadable_folder_is_named(monkeypatch, tmp_path):
+    def locked(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        find_media([str(tmp_path)])
+    assert caught.value.seen == "Permission denied"

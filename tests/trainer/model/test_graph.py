@@ -183,3 +183,38 @@ def test_export_records_the_same_computation(nano):
     with torch.no_grad():
         exported = torch.export.export(nano, (images,)).module()
         assert torch.allclose(exported(images)[0], nano(images)[0], rtol=1e-4, atol=1e-3)
+
+
+def without_the_coarsest_level():
+    """yolov5n whose head reads strides 8 and 16 only, with the backbone still going to 32."""
+    definition = load_definition("yolov5n")
+    head = [*definition["head"][:11], [[17, 20], 1, "Detect", ["nc", "anchors"]]]
+    return {**definition, "head": head, "anchors": definition["anchors"][:2]}
+
+
+def with_a_deeper_branch():
+    """The same with a layer of stride 64 that nothing but a later, doubled layer reads."""
+    rows = [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "nn.Upsample", [None, 2, "nearest"]], [[-1, 9], 1, "Concat", [1]]]
+    definition = without_the_coarsest_level()
+    return {**definition, "backbone": [*definition["backbone"], *rows], "head": [[-1, 1, "Detect", ["nc", "anchors"]]]}
+
+
+@pytest.mark.parametrize(
+    ("definition", "strides", "grid"),
+    [
+        (load_definition("yolov5n"), [8, 16, 32], 32),
+        (load_definition("yolov5n6"), [8, 16, 32, 64], 64),
+        (without_the_coarsest_level(), [8, 16], 32),
+        ({**with_a_deeper_branch(), "anchors": 3}, [32], 64),
+        ({"backbone": [[-1, 1, "Conv", [64, 3, 4]]], "head": [[-1, 1, "Detect", ["nc", "anchors"]]]}, [4], 32),
+        ({"backbone": [[-1, 1, "Conv", [64, 3, 6]]], "head": [[-1, 1, "Detect", ["nc", "anchors"]]]}, [6], 36),
+    ],
+)
+def test_sizes_are_multiples_of_the_largest_reduction_anywhere(definition, strides, grid):
+    model = build_model(definition).eval()
+    assert model.stride.tolist() == strides
+    assert model.size_grid == grid
+    assert fuse_batch_norm(model).size_grid == grid
+    for sides in ((grid, 3 * grid), (3 * grid, grid)):
+        cells = sum((sides[0] // stride) * (sides[1] // stride) for stride in strides)
+        assert model(torch.zeros(1, 3, *sides))[0].shape[1] == 3 * cells

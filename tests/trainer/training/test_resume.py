@@ -66,7 +66,7 @@ def test_one_rank_stopped_by_a_signal_stops_all_with_the_state_saved_and_another
     output = train(run_ranks, config, run_dir, world_size=1)[0]
     assert f"step {step}" in output
     rows = results(run_dir)
-    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
 
 
 # Step 4 is in the middle of the second epoch; 5 is the last of the run, after which no step would notice.

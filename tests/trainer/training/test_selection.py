@@ -121,7 +121,7 @@ def test_a_short_training_from_weights_that_know_the_classes_does_not_forget(run
     output = train(run_ranks, further(epochs=epochs), run_dir)
     summary, rows = summary_of(run_dir), rows_of(run_dir)
     first, *later = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
-    assert (first["epoch"], len(later), len(rows)) == (-1, epochs, epochs)
+    assert (first["epoch"], len(later), len(rows)) == (0, epochs, epochs)
     assert summary["start"] == {"map50": first["metrics/mAP_0.5"], "map5095": first["metrics/mAP_0.5:0.95"]}
     assert f"   0/{epochs} " in output
     assert summary["start"]["map50"] > 0.3, "the anchors of the weights are kept, with which they were learned"

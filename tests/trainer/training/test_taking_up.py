@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from trainer.config.fields import write_config
 from trainer.config.train import make_config, read_config
+from trainer.errors import ConfigError
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
 from trainer.optim.schedule import make_recipe
 from trainer.training.build import settle_recipe
-from trainer.training.resume import changes_since
+from trainer.training.resume import changes_since, compare_names
 from trainer.training.run import LoopSettings
 from trainer.training.selection import START, out_of_patience
 from trainer.training.state import Progress, TrainState
@@ -160,7 +163,51 @@ def test_the_best_epoch_and_the_end_of_patience(start, fitnesses, best, is_out):
     for epoch, fitness in enumerate(fitnesses):
         progress.consider(epoch, fitness)
         progress.epoch = epoch + 1
-    run = SimpleNamespace(state=SimpleNamespace(progress=progress), settings=LoopSettings(9, 0, 64, (32,), patience=2))
+    run = SimpleNamespace(
+        state=SimpleNamespace(progress=progress), settings=LoopSettings(9, 0, 64, (32,), 32, patience=2)
+    )
     assert progress.is_judged is bool(start or fitnesses)
     assert progress.best_epoch == best
     assert out_of_patience(run) is is_out
+
+
+RUN_NAMES = ["red", "green", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("now", "seen"),
+    [
+        (["green", "red", "blue"], "green: 1 then, 0 now, red: 0 then, 1 now"),
+        (["red", "green"], "3 classes then, 2 now"),
+        (["red", "green", "blue", "gray"], "3 classes then, 4 now"),
+        (["violet", "red", "blue"], "red: 0 then, 1 now"),
+    ],
+)
+def test_a_resume_whose_indices_mean_other_classes_is_refused(now, seen):
+    with pytest.raises(ConfigError, match=r"names: \[red, green, blue\]") as caught:
+        compare_names(RUN_NAMES, now)
+    assert caught.value.seen == seen
+    assert caught.value.next_command
+
+
+def test_a_class_under_a_better_word_is_a_warning():
+    assert compare_names(RUN_NAMES, ["red", "grass green", "blue"]) == [
+        "classes have other names than the run had: green is now grass green"
+    ]
+    assert compare_names(RUN_NAMES, RUN_NAMES) == compare_names(None, RUN_NAMES) == []
+
+
+def test_a_resume_with_reordered_names_trains_nothing(run_ranks, run_config, tmp_path, small_bccd):
+    folder = tmp_path / "set"
+    shutil.copytree(small_bccd.parent, folder)
+    config = run_config(data=str(folder / small_bccd.name), epochs=1)
+    run_ranks(["-m", "trainer", str(config), "--run-dir", str(tmp_path / "run")], 1)
+    before = (tmp_path / "run" / "weights" / "last.pt").read_bytes()
+    text = (folder / small_bccd.name).read_text()
+    content = {**yaml.safe_load(text), "names": ["WBC", "RBC", "Platelets"]}
+    (folder / small_bccd.name).write_text(yaml.safe_dump(content))
+    config = run_config(data=str(folder / small_bccd.name), epochs=2)
+    output = run_ranks(["-m", "trainer", str(config), "--run-dir", str(tmp_path / "run")], 1, expected=2)[0]
+    assert "names: [RBC, WBC, Platelets]" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "run" / "weights" / "last.pt").read_bytes() == before

@@ -79,7 +79,7 @@ def fit_letterbox(
     ratio = min(canvas_hw[0] / height, canvas_hw[1] / width)
     if not scaleup:
         ratio = min(ratio, 1.0)
-    resized_h, resized_w = round(height * ratio), round(width * ratio)
+    resized_h, resized_w = max(1, round(height * ratio)), max(1, round(width * ratio))
     free_h, free_w = canvas_hw[0] - resized_h, canvas_hw[1] - resized_w
     if auto:
         free_h, free_w = free_h % stride, free_w % stride

@@ -1,4 +1,4 @@
-"""What an image file says of itself: its size as shown, and whether it is whole, without decoding JPEG and PNG."""
+"""What an image file says of itself: its size as shown, and whether it is whole, without decoding most JPEG and PNG."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from trainer.data.images import ImageReadError, decode_image
+import numpy as np
 
-_HEAD_BYTES = 32 * 1024
-"""Read first; holds the size unless a camera put a large preview before it."""
+from trainer.data import image_format
+from trainer.data.images import ImageReadError, MissingImageError, NoContrastError, decode_bytes, has_no_end
+
 _ENDS_BYTES = 4096
 """How much of either end goes into the digest that finds equal files."""
-_TURNED = frozenset((5, 6, 7, 8))
-"""EXIF orientations that show the image on its side."""
-_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_LONE_MARKERS = frozenset((0x01, 0xFF, *range(0xD0, 0xD9)))
-_ORIENTATION_TAG = 0x0112
+_PLAIN_BYTES, _PLAIN_BYTES_PER_PIXEL = 2048, 1 / 40
+"""A file that is smaller than this may be of one color; pictures of anything take more."""
+_ONE_COLOR = 2
+"""Levels that JPEG's rounding may put between pixels of one color."""
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,60 @@ class ImageHeader:
     width: int
     digest: bytes
     """Of the file's size and both ends: different files almost always differ here, equal ones never."""
+    lacks_end: bool = False
+    """Its end marker is missing, and no pixel."""
+    has_more_frames: bool = False
+    """It holds further frames or pages, which no detector sees."""
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Size and digest of an image file whose end is there.
+    """Size and digest of an image file that has all its pixels.
 
     JPEG and PNG are judged by their markers, at a tenth of the cost of a decode: damage in the middle is found only
-    when they are decoded. Other formats are decoded. Raises ImageReadError, with the reason, for the rest.
+    when they are decoded. Other formats, deep ones, those without an end and those that may be of one color are
+    decoded. Raises ImageReadError, with the reason, for the rest.
     """
     try:
         with open(path, "rb") as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(image_format.HEAD_BYTES)
             size = os.fstat(file.fileno()).st_size
             digest = _digest_ends(file, head, size)
-            shape_hw: tuple[int, int] | None = None
-            if head.startswith(b"\xff\xd8"):
-                shape_hw = _check_jpeg(file, head, size)
-            elif head.startswith(b"\x89PNG\r\n\x1a\n"):
-                shape_hw = _check_png(file, head, size)
+            shape_hw = _marked_shape(file, head, size)
+            content = b""
+            if shape_hw is None or size < _PLAIN_BYTES + shape_hw[0] * shape_hw[1] * _PLAIN_BYTES_PER_PIXEL:
+                file.seek(0)
+                content = file.read()
     except OSError as error:
-        raise ImageReadError(error.strerror or str(error)) from error
+        raise MissingImageError(error.strerror or str(error)) from error
+    except image_format.FormatError as error:
+        raise ImageReadError(str(error)) from None
     if not head:
         raise ImageReadError("an empty file")
     if head.lstrip().startswith((b"<!", b"<html", b"<HTML", b"<?xml")):
         raise ImageReadError("a web page, not an image")
-    height, width = shape_hw or decode_image(path).shape[:2]
-    return ImageHeader(height, width, digest)
+    lacks_end = False
+    if content:
+        lacks_end = has_no_end(content)
+        shape_hw = _decoded_shape(content)
+    assert shape_hw is not None
+    return ImageHeader(*shape_hw, digest, lacks_end, image_format.has_more_frames(content or head))
+
+
+def _decoded_shape(content: bytes) -> tuple[int, int]:
+    """(height, width) of an image that is not of one color."""
+    image = decode_bytes(content)
+    if int(np.ptp(image.reshape(-1, 3), axis=0).max()) <= _ONE_COLOR and image.shape[0] * image.shape[1] > 1:
+        raise NoContrastError(f"every pixel is {tuple(image[0, 0].tolist())}")
+    return image.shape[0], image.shape[1]
+
+
+def _marked_shape(file: BinaryIO, head: bytes, size: int) -> tuple[int, int] | None:
+    """(height, width) by the markers of a whole JPEG or PNG of 8 bits; None for what has to be decoded."""
+    if head.startswith(image_format.JPEG_START):
+        return _check_jpeg(file, head, size)
+    if head.startswith(image_format.PNG_START):
+        return _check_png(file, head, size)
+    return None
 
 
 def _digest_ends(file: BinaryIO, head: bytes, size: int) -> bytes:
@@ -69,75 +97,35 @@ def _read_tail(file: BinaryIO, size: int) -> bytes:
     return file.read(_ENDS_BYTES)
 
 
-def _check_jpeg(file: BinaryIO, head: bytes, size: int) -> tuple[int, int]:
-    """(height, width) of a JPEG that has an end marker after its pixels (ITU T.81, annex B)."""
+def _check_jpeg(file: BinaryIO, head: bytes, size: int) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that has an end marker after its pixels; None if it has none."""
     try:
-        height, width, pixels_at = _parse_jpeg(head)
+        height, width, pixels_at = image_format.parse_jpeg(head)
     except (IndexError, struct.error):
         file.seek(0)
         head = file.read()
         try:
-            height, width, pixels_at = _parse_jpeg(head)
+            height, width, pixels_at = image_format.parse_jpeg(head)
         except (IndexError, struct.error):
             raise ImageReadError("a JPEG cut off within its header") from None
-    if not _read_tail(file, size).endswith(b"\xff\xd9"):
+    if not _read_tail(file, size).endswith(image_format.JPEG_END):
         # Phones append films and maps after the end. Inside pixel data 0xFF is always followed by 0 or a restart.
         file.seek(pixels_at)
-        if b"\xff\xd9" not in file.read():
-            raise ImageReadError("a truncated JPEG: its end marker is missing")
+        if image_format.JPEG_END not in file.read():
+            return None
     return height, width
 
 
-def _parse_jpeg(data: bytes) -> tuple[int, int, int]:
-    """(height, width, offset of the pixel data); IndexError or struct.error where ``data`` ends too early."""
-    at, orientation = 2, 1
-    frame: tuple[int, int] | None = None
-    while True:
-        if data[at] != 0xFF:
-            raise ImageReadError("a JPEG with a damaged header")
-        marker = data[at + 1]
-        if marker in _LONE_MARKERS:
-            at += 1 if marker == 0xFF else 2
-            continue
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        if marker in _FRAME_MARKERS:
-            frame = struct.unpack_from(">HH", data, at + 5)
-        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _exif_orientation(data[at + 10 : at + 2 + length])
-        elif marker == 0xDA:
-            if frame is None or 0 in frame:
-                raise ImageReadError("a JPEG without a size")
-            height, width = reversed(frame) if orientation in _TURNED else frame
-            return height, width, at + 2 + length
-        at += 2 + length
-
-
 def _check_png(file: BinaryIO, head: bytes, size: int) -> tuple[int, int] | None:
-    """(height, width) of a PNG that has its end chunk (W3C PNG, sections 5 and 11); None if it may have to be turned.
+    """(height, width) of a PNG of 8 bits that has its end chunk; None if it has to be looked into.
 
     Whether it is turned depends on where its eXIf chunk stands and on OpenCV's version.
     """
     if len(head) < 33:
         raise ImageReadError("a PNG cut off within its header")
     tail = _read_tail(file, size)
-    if b"IEND" not in tail:
-        raise ImageReadError("a truncated PNG: its end chunk is missing")
+    is_plain = head[24] <= 8 and b"eXIf" not in head and b"eXIf" not in tail
+    if not is_plain or not tail.endswith(image_format.PNG_END):
+        return None
     width, height = struct.unpack_from(">II", head, 16)
-    return None if b"eXIf" in head or b"eXIf" in tail else (height, width)
-
-
-def _exif_orientation(tiff: bytes) -> int:
-    """The orientation of EXIF data, 1 to 8; 1 where it says nothing or is damaged (TIFF 6.0, section 2)."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    try:
-        (directory,) = struct.unpack_from(order + "I", tiff, 4)
-        (entries,) = struct.unpack_from(order + "H", tiff, directory)
-        for index in range(entries):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * index)
-            if tag == _ORIENTATION_TAG:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
+    return height, width

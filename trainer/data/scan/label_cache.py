@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 
 from trainer.data.scan.report import ScanReport
 from trainer.protocol import replacing
+
+DIGEST_BYTES = 16
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class LabeledImages:
     """Per image one normalized float32 (points, 2) a box, empty for plain boxes; no entries without any polygon."""
     key: str
     """A hash of the files' paths, sizes and times."""
+    digests: np.ndarray = field(default_factory=lambda: np.zeros((0, DIGEST_BYTES), np.uint8))
+    """uint8 (n, 16): equal for equal files, and for few others; without rows where nobody asked."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -50,7 +54,8 @@ def read_label_cache(path: Path, key: str, all_paths: Sequence[Path]) -> tuple[L
                 segments.append(row if any(len(polygon) for polygon in row) else [])
                 at += count
             images = LabeledImages(
-                [all_paths[index] for index in stored["kept"]], stored["shapes_hw"], boxes, segments, key
+                *([all_paths[index] for index in stored["kept"]], stored["shapes_hw"], boxes, segments, key),
+                digests=stored["digests"],
             )
             return images, ScanReport.from_json(str(stored["report"]))
     except FileNotFoundError:
@@ -72,6 +77,7 @@ def write_label_cache(path: Path, images: LabeledImages, report: ScanReport, all
         "key": np.array(images.key),
         "kept": np.array([position[str(file)] for file in images.paths], np.int64),
         "shapes_hw": images.shapes_hw,
+        "digests": images.digests,
         "box_counts": np.array([len(boxes) for boxes in images.boxes], np.int64),
         "boxes": np.concatenate([np.zeros((0, 5), np.float32), *images.boxes]),
         "polygon_lengths": np.array([len(polygon) for polygon in polygons], np.int64),

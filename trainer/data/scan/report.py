@@ -1,13 +1,16 @@
-"""What a scan of a split found, in counts and examples."""
+"""What a scan of a split found: each reason why a file was not used as it is, in counts and examples."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 MAX_EXAMPLES = 5
+
+Level = Literal["skipped", "warning", "note"]
+"""skipped: images that are not trained on; warning: something left out or changed; note: as it may well be meant."""
 
 
 @dataclass(frozen=True)
@@ -19,56 +22,110 @@ class Tally:
     """At most 5, each ``file:line: why`` or ``file: why``."""
 
 
+REASONS: dict[str, tuple[Level, str]] = {
+    "unreadable": ("skipped", "images or labels that cannot be read, skipped"),
+    "undecodable": ("skipped", "images that cannot be decoded, skipped"),
+    "saturated": ("skipped", "images that decode to one value or beyond their range, skipped"),
+    "malformed": ("skipped", "images with malformed labels, skipped"),
+    "out_of_range": ("skipped", "images with labels out of range, skipped"),
+    "clipped": ("warning", "boxes a little out of range, cut at the border"),
+    "empty_boxes": ("warning", "boxes without width or height, left out"),
+    "duplicate_rows": ("warning", "repeated label rows, left out"),
+    "keypoint_rows": ("warning", "rows read as polygons that look like keypoints (kpt_shape is not given)"),
+    "duplicate_images": ("warning", "images that repeat another, kept"),
+    "incomplete": ("warning", "images that lack their end and no pixel, used"),
+    "further_frames": ("warning", "files of several frames or pages, of which the first is used"),
+    "unreadable_folders": ("warning", "folders that cannot be read, skipped"),
+    "unknown_suffix": ("warning", "files whose suffix is not an image's, left out"),
+    "unused_labels": ("warning", "label files that belong to no image, left out"),
+    "backslashes": ("warning", "lines of image lists with backslashes, read as slashes"),
+    "too_small": ("warning", "boxes too small to learn at this size"),
+    "missing_labels": ("note", "images without a label file, used as backgrounds"),
+    "empty_labels": ("note", "images with an empty label file, used as backgrounds"),
+    "hidden": ("note", "hidden images and folders, left out"),
+}
+"""By its name, how much each reason weighs and its words; docs/data.md explains each."""
+
+_NONE = Tally()
+
+
 @dataclass(frozen=True)
 class ScanReport:
-    """What a scan of a split found."""
+    """What a scan of a split found: three counts, and a field for each of REASONS."""
 
     images: int
     """Files found, the skipped ones included."""
     backgrounds: int
-    """Images without a label file, or with an empty one; they are trained on."""
+    """Images without boxes; they are trained on."""
     boxes: int
-    corrupt: Tally
-    """Image files that are missing, truncated or no images; skipped."""
-    malformed: Tally
-    """Images skipped for a label file with letters, NaN or a wrong number of columns."""
-    out_of_range: Tally
-    """Images skipped for a label outside 0..1."""
-    empty_boxes: Tally
-    """Rows without width or height; the rows are left out."""
-    duplicate_rows: Tally
-    """Rows that repeat another of the same file; the repeats are left out."""
-    duplicate_images: Tally
-    """Images with the same content as another; kept."""
+    unreadable: Tally = _NONE
+    undecodable: Tally = _NONE
+    saturated: Tally = _NONE
+    malformed: Tally = _NONE
+    out_of_range: Tally = _NONE
+    clipped: Tally = _NONE
+    empty_boxes: Tally = _NONE
+    duplicate_rows: Tally = _NONE
+    keypoint_rows: Tally = _NONE
+    duplicate_images: Tally = _NONE
+    incomplete: Tally = _NONE
+    further_frames: Tally = _NONE
+    unreadable_folders: Tally = _NONE
+    unknown_suffix: Tally = _NONE
+    unused_labels: Tally = _NONE
+    backslashes: Tally = _NONE
+    too_small: Tally = _NONE
+    missing_labels: Tally = _NONE
+    empty_labels: Tally = _NONE
+    hidden: Tally = _NONE
 
     @property
     def skipped(self) -> int:
         """Images that are left out."""
-        return self.corrupt.count + self.malformed.count + self.out_of_range.count
+        return sum(tally.count for _, level, tally in self._reasons() if level == "skipped")
+
+    def _reasons(self) -> list[tuple[str, Level, Tally]]:
+        """(words, level, tally) of every reason that was met."""
+        met: list[tuple[str, Level, Tally]] = []
+        for name, (level, text) in REASONS.items():
+            is_suspicious = name == "missing_labels" and self._is_missing_too_much()
+            if getattr(self, name).count:
+                met.append((text, "warning" if is_suspicious else level, getattr(self, name)))
+        return met
+
+    def _is_missing_too_much(self) -> bool:
+        """Whether labels seem to lie elsewhere: some belong to no image, or most images have none."""
+        return self.unused_labels.count > 0 or 2 * self.missing_labels.count > self.images
 
     def problems(self) -> list[tuple[str, Tally]]:
-        """(what is wrong, tally) for each kind of problem that was met."""
-        kinds = (
-            ("unreadable images, skipped", self.corrupt),
-            ("images with malformed labels, skipped", self.malformed),
-            ("images with labels out of range, skipped", self.out_of_range),
-            ("boxes without width or height, left out", self.empty_boxes),
-            ("repeated label rows, left out", self.duplicate_rows),
-            ("images that repeat another, kept", self.duplicate_images),
-        )
-        return [(what, tally) for what, tally in kinds if tally.count]
+        """(what is wrong, tally) for each kind of problem that was met; notes are none."""
+        return [(text, tally) for text, level, tally in self._reasons() if level != "note"]
+
+    def notes(self) -> list[tuple[str, Tally]]:
+        """(what there is, tally) for what may well be meant."""
+        return [(text, tally) for text, level, tally in self._reasons() if level == "note"]
 
     def lines(self, *, with_examples: bool = False) -> list[str]:
         """The report as text: one line of counts, then one a problem, then its examples if wanted."""
-        text = [f"{self.images} images, {self.boxes} boxes, {self.backgrounds} backgrounds"]
+        text = [self.headline()]
         for what, tally in self.problems():
             text.append(f"{tally.count} {what}" + ("" if with_examples else f", such as {tally.examples[0]}"))
             text += [f"  {example}" for example in tally.examples if with_examples]
         return text
 
+    def headline(self) -> str:
+        """One line of counts."""
+        notes = [f"{tally.count} {what}" for what, tally in self.notes()]
+        counts = f"{self.images} images, {self.boxes} boxes, {self.backgrounds} backgrounds"
+        return counts + (f" ({'; '.join(notes)})" if notes else "")
+
     def to_json(self) -> str:
         """The report as JSON; ``from_json`` reads it back."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values: three counts, and each reason with its count and examples."""
+        return asdict(self)
 
     @staticmethod
     def from_json(text: str) -> ScanReport:

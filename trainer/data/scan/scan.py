@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import numpy as np
+import cv2
 
-from trainer.data.dataset import DatasetFile, find_images, label_path_for, relative_name
+from trainer.data.dataset import DatasetFile, label_path_for, relative_name
 from trainer.data.images import ImageReadError
-from trainer.data.scan.image_header import ImageHeader, read_header
+from trainer.data.scan.assemble import FileScan, assemble, check_classes, check_usable
+from trainer.data.scan.image_header import read_header
 from trainer.data.scan.label_cache import LabeledImages, read_label_cache, write_label_cache
-from trainer.data.scan.label_file import LabelError, LabelRows, read_label_file
-from trainer.data.scan.report import MAX_EXAMPLES, ScanReport, tally
-from trainer.errors import DataError
+from trainer.data.scan.label_file import LabelError, read_label_file
+from trainer.data.scan.report import ScanReport, tally
+from trainer.data.scan.unused_files import find_unknown, find_unused_labels
+from trainer.data.split_files import SplitFiles, find_files
+from trainer.protocol import MAX_BAD_SHARE
+from trainer.reading.text_file import printable
 
-MOSTLY_BAD = 0.1
-"""A split of which more than this fraction (and more than one image) must be skipped is refused."""
-
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _CHUNK = 64
 """Files per task: enough that handing out tasks costs nothing."""
 
@@ -42,6 +44,7 @@ def scan_split(
     *,
     num_classes: int,
     single_cls: bool = False,
+    max_bad_share: float = MAX_BAD_SHARE,
     cache_dir: Path,
     workers: int = 8,
     writer: bool = True,
@@ -51,44 +54,51 @@ def scan_split(
 
     ``single_cls`` makes every label class 0. ``workers`` threads read files; ``writer`` says who may write the cache.
     ``on_progress`` hears (files done, files in all). Raises DataError for a split without images, a training split
-    without labels, one that is mostly bad, and a class index that the data set does not name.
+    without labels, one of which more than ``max_bad_share`` cannot be used, and a class index that the data set does
+    not name.
     """
-    paths = find_images(dataset, split)
+    files = find_files(dataset, split)
+    paths = files.images
     with ThreadPoolExecutor(max(1, workers)) as pool:
         key = _content_key(dataset, paths, pool, num_classes, single_cls)
         cache_path = Path(cache_dir) / "labels" / f"{_cache_name(dataset, split, num_classes, single_cls)}.npz"
         found = read_label_cache(cache_path, key, paths)
         if found is None:
-            scans = list(_map_files(pool, _scan_file, paths, on_progress))
-            found = _assemble(paths, scans, key)
-            _check_classes(found[0], scans, num_classes, single_cls, dataset)
+            read = partial(_scan_file, keypoint_numbers=dataset.keypoint_numbers)
+            scans = list(_map_files(pool, read, paths, on_progress))
+            found = assemble(paths, scans, key)
+            check_classes(found[0], scans, num_classes, single_cls, dataset)
             if single_cls:
                 for boxes in found[0].boxes:
                     boxes[:, 0] = 0
             if writer:
                 write_label_cache(cache_path, *found, paths)
-    _check_usable(dataset, split, *found, paths)
-    return found
+    images, report = found[0], _with_files(found[1], files)
+    check_usable(dataset, split, images, report, paths, max_bad_share)
+    return images, report
 
 
-class _FileScan(NamedTuple):
-    """One image and its labels as found; ``header`` is None for an unreadable image."""
+def _with_files(report: ScanReport, files: SplitFiles) -> ScanReport:
+    """The report with what the folders hold beside the images, which no cache of their contents knows."""
+    return replace(
+        report,
+        unreadable_folders=tally(f"{printable(path)}: {why}" for path, why in files.unreadable),
+        unknown_suffix=find_unknown(files),
+        unused_labels=find_unused_labels(files),
+        backslashes=tally(f"{printable(path)}:{line}" for path, line in files.backslashes),
+        hidden=tally(printable(path) for path in files.hidden),
+    )
 
-    header: ImageHeader | None
-    rows: LabelRows | None
-    image_error: str
-    label_error: LabelError | None
 
-
-def _scan_file(path: Path) -> _FileScan:
+def _scan_file(path: Path, *, keypoint_numbers: int) -> FileScan:
     try:
         header = read_header(path)
     except ImageReadError as error:
-        return _FileScan(None, None, str(error), None)
+        return FileScan(None, None, error, None)
     try:
-        return _FileScan(header, read_label_file(label_path_for(path)), "", None)
+        return FileScan(header, read_label_file(label_path_for(path), keypoint_numbers), None, None)
     except LabelError as error:
-        return _FileScan(header, None, "", error)
+        return FileScan(header, None, None, error)
 
 
 def _map_files(
@@ -107,108 +117,12 @@ def _map_files(
             on_progress(done, len(items))
 
 
-def _assemble(paths: Sequence[Path], scans: Sequence[_FileScan], key: str) -> tuple[LabeledImages, ScanReport]:
-    """The usable images and the report, from each file's scan."""
-    good = [(path, scan) for path, scan in zip(paths, scans, strict=True) if scan.header and not scan.label_error]
-    no_rows = LabelRows(np.zeros((0, 5), np.float32), [], [])
-    rows = [scan.rows or no_rows for _, scan in good]
-    images = LabeledImages(
-        paths=[path for path, _ in good],
-        shapes_hw=np.array([(s.header.height, s.header.width) for _, s in good if s.header], np.int32).reshape(-1, 2),
-        boxes=[row.boxes for row in rows],
-        segments=[row.polygons for row in rows],
-        key=key,
-    )
-    label_errors = [(path, s.label_error) for path, s in zip(paths, scans, strict=True) if s.label_error]
-    report = ScanReport(
-        images=len(paths),
-        backgrounds=sum(len(row.boxes) == 0 for row in rows),
-        boxes=sum(len(row.boxes) for row in rows),
-        corrupt=tally(f"{p}: {s.image_error}" for p, s in zip(paths, scans, strict=True) if s.image_error),
-        malformed=tally(_located(p, e.line, e.why) for p, e in label_errors if not e.out_of_range),
-        out_of_range=tally(_located(p, e.line, e.why) for p, e in label_errors if e.out_of_range),
-        empty_boxes=tally(
-            _located(path, line, "a box without width or height")
-            for (path, _), row in zip(good, rows, strict=True)
-            for line in row.empty_boxes
-        ),
-        duplicate_rows=tally(
-            _located(path, line, "repeats an earlier row")
-            for (path, _), row in zip(good, rows, strict=True)
-            for line in row.duplicates
-        ),
-        duplicate_images=tally(_find_repeats([(path, s.header.digest) for path, s in good if s.header])),
-    )
-    return images, report
-
-
-def _located(image_path: Path, line: int, why: str) -> str:
-    return f"{label_path_for(image_path)}:{line}: {why}"
-
-
-def _find_repeats(digests: Iterable[tuple[Path, bytes]]) -> Iterator[str]:
-    """A sentence for each image whose content is an earlier one's; equal digests are proved by whole files."""
-    by_digest: dict[bytes, list[Path]] = {}
-    for path, digest in digests:
-        by_digest.setdefault(digest, []).append(path)
-    for paths in by_digest.values():
-        first_with: dict[bytes, Path] = {}
-        for path in paths if len(paths) > 1 else ():
-            try:
-                content = hashlib.blake2b(path.read_bytes()).digest()
-            except OSError:
-                continue
-            first = first_with.setdefault(content, path)
-            if first is not path:
-                yield f"{path}: the same image as {first}"
-
-
-def _check_classes(
-    images: LabeledImages, scans: Sequence[_FileScan], num_classes: int, single_cls: bool, dataset: DatasetFile
-) -> None:
-    """Raises DataError where a label's class has no name."""
-    if single_cls:
-        return
-    rows = [scan.rows for scan in scans if scan.header and not scan.label_error]
-    wrong = [
-        _located(path, row.lines[at], f"class {int(row.boxes[at, 0])}")
-        for path, row in zip(images.paths, rows, strict=True)
-        if row is not None and len(row.boxes) and row.boxes[:, 0].max() >= num_classes
-        for at in np.flatnonzero(row.boxes[:, 0] >= num_classes)
-    ]
-    if wrong:
-        raise DataError(
-            f"{len(wrong)} labels have a class that {dataset.path} does not name",
-            seen="; ".join(wrong[:MAX_EXAMPLES]),
-            expected=f"classes 0 to {num_classes - 1}, as there are {num_classes} names",
-            next_command="add the missing names to the YAML file, or correct the labels",
-        )
-
-
-def _check_usable(
-    dataset: DatasetFile, split: str, images: LabeledImages, report: ScanReport, paths: Sequence[Path]
-) -> None:
-    """Raises DataError for a split that is mostly bad, or one to train on that has no labels."""
-    if report.skipped > max(1, MOSTLY_BAD * report.images) or not len(images):
-        examples = chain(*(t.examples for t in (report.corrupt, report.malformed, report.out_of_range)))
-        raise DataError(
-            f"{report.skipped} of the {report.images} '{split}' images of {dataset.path} cannot be used",
-            seen="; ".join(list(examples)[:MAX_EXAMPLES]),
-            expected=f"at most {MOSTLY_BAD:.0%} to be skipped",
-        )
-    if split == "train" and report.boxes == 0:
-        raise DataError(
-            f"None of the {report.images} training images of {dataset.path} has a label",
-            seen=f"looked for {', '.join(str(label_path_for(path)) for path in paths[:3])}",
-            expected="one text file an image, with a row 'class cx cy w h' for each object",
-        )
-
-
 def _content_key(
     dataset: DatasetFile, paths: Sequence[Path], pool: ThreadPoolExecutor, num_classes: int, single_cls: bool
 ) -> str:
     """A hash that changes when any image or label file does."""
-    digest = hashlib.sha256(f"{_CACHE_VERSION} {num_classes} {single_cls}\n".encode())
+    way = f"{_CACHE_VERSION} {num_classes} {single_cls} {dataset.keypoint_numbers} {cv2.__version__}\n"
+    digest = hashlib.sha256(way.encode())
     for path, state in zip(paths, _map_files(pool, _file_state, paths), strict=True):
         digest.update(f"{relative_name(dataset, path)}\t{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()

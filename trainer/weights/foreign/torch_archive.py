@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import WeightsError
+from trainer.protocol import BEST_WEIGHTS
 from trainer.weights.foreign.allowed_globals import CheckpointVocabulary, RefusedNameError, StorageRef, TensorRef
 from trainer.weights.foreign.file_kinds import describe_foreign_file, describe_foreign_names, truncated_file
 from trainer.weights.foreign.pickle_interpreter import PickleError, PickleInterpreter
@@ -86,7 +87,12 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
     try:
         file = path.open("rb")
     except OSError as error:
-        raise WeightsError(f"the weights file {path} cannot be read", seen=error.strerror or str(error)) from None
+        raise WeightsError(
+            f"the weights file {path} cannot be read",
+            seen=error.strerror or str(error),
+            expected="a file that this user may read",
+            next_command=f"ls -l {path}",
+        ) from None
     with file:
         size_bytes = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -105,7 +111,8 @@ def damaged(path: Path, why: str) -> WeightsError:
     return WeightsError(
         f"{path.name} is damaged or not a checkpoint",
         seen=f"{path}: {why}",
-        expected="a file as torch.save wrote it; get or copy it again",
+        expected="a file as torch.save wrote it",
+        next_command="get or copy it again",
     )
 
 
@@ -157,6 +164,7 @@ def _folder_of(path: Path, names: list[str]) -> str:
             f"{path.name} is a zip archive but not one of torch.save",
             seen=f"{path}: " + (", ".join(name[:40] for name in names[:3]) or "no entries"),
             expected="a checkpoint (.pt); if the archive contains one, unpack it first",
+            next_command=f"--weights path/to/{BEST_WEIGHTS}",
         )
     folder = pickles[0].removesuffix("/data.pkl")
     if any(name == f"{folder}/constants.pkl" or name.startswith(f"{folder}/code/") for name in names):
@@ -164,6 +172,7 @@ def _folder_of(path: Path, names: list[str]) -> str:
             f"{path.name} is a TorchScript export, which holds a program and no longer the model's definition",
             seen=str(path),
             expected="the checkpoint (.pt) that it was exported from",
+            next_command=f"--weights path/to/{BEST_WEIGHTS}",
         )
     return folder
 

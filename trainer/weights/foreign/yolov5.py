@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import WeightsError
+from trainer.protocol import BEST_WEIGHTS
 from trainer.weights.foreign.allowed_globals import PlaceholderObject, TensorRef
 from trainer.weights.foreign.plain_values import plain_value
 from trainer.weights.foreign.torch_archive import TorchFile, damaged
@@ -85,12 +86,14 @@ def _refuse_other_tasks(file: TorchFile) -> None:
             f"{file.path.name} is a {tasks[0]} model of YOLOv5",
             seen=str(file.path),
             expected="a detection model such as yolov5s.pt",
+            next_command=f"--weights path/to/{BEST_WEIGHTS}",
         )
     if found := sorted(classes & _YOLOV7_CLASSES):
         raise WeightsError(
             f"{file.path.name} is a file of YOLOv7, whose models yolo-launch does not build",
             seen=f"{file.path}: it holds {', '.join(found)}",
             expected="a .pt file of YOLOv5 (v4 to v7) or of yolo-launch",
+            next_command=f"--weights path/to/{BEST_WEIGHTS}",
         )
 
 
@@ -104,12 +107,18 @@ def _no_model_error(file: TorchFile, top: dict[Any, Any]) -> WeightsError:
             f"{name} holds bare tensors without a model's definition: it is a file of another project",
             seen=f"{path}: {keys}, ...",
             expected=expected,
+            next_command=f"--weights path/to/{BEST_WEIGHTS}",
         )
     if isinstance(file.content, dict):
         seen = ", ".join(str(key)[:40] for key in list(file.content)[:8]) or "nothing"
     else:
         seen = file.content.path if isinstance(file.content, PlaceholderObject) else type(file.content).__name__
-    return WeightsError(f"{name} holds no detection model of YOLOv5", seen=f"{path}: {seen}", expected=expected)
+    return WeightsError(
+        f"{name} holds no detection model of YOLOv5",
+        seen=f"{path}: {seen}",
+        expected=expected,
+        next_command=f"--weights path/to/{BEST_WEIGHTS}",
+    )
 
 
 def _find_model(value: Any) -> PlaceholderObject | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from trainer.config.train import make_config
+from trainer.config.train import TrainConfig, make_config
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import run_checks
 from yolo_launch.cli.conclude import conclude
@@ -49,6 +49,8 @@ def doctor(ctx: typer.Context, options: DoctorOptions) -> None:
     run_dir = Path(options.project) / "exp"
     context = Context(host, plan, config, run_dir)
     findings += run_checks(context)
+    found_in_data, reports = _scanned(config)
+    findings += [] if options.deep else found_in_data  # a probe says the same
     if not console.json_mode:
         show_host(host, console)
         show_findings(findings, console)
@@ -65,9 +67,20 @@ def doctor(ctx: typer.Context, options: DoctorOptions) -> None:
         if not console.json_mode:
             show_findings(more, console)
         findings += more
-    report = {"host": asdict(host), "findings": [asdict(finding) for finding in findings]}
+    report: dict[str, Any] = {"host": asdict(host), "findings": [asdict(finding) for finding in findings]}
+    if config is not None:
+        report["data"] = reports
     last = _last_line(findings, is_deep=options.deep)
     conclude(console, exit_code, result=report, show=lambda: console.line(last))
+
+
+def _scanned(config: TrainConfig | None) -> tuple[list[Finding], dict[str, Any]]:
+    """Scans the data set, if one was named; returns the findings, and the report of each split."""
+    if config is None:
+        return [], {}
+    from yolo_launch.checks.data_scan import scan_data  # it loads OpenCV
+
+    return scan_data(config)
 
 
 def _last_line(findings: list[Finding], *, is_deep: bool) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import typer
 
 from trainer.config.inference import ValConfig
-from trainer.data.dataset import find_images, load_dataset_file
+from trainer.data.dataset import load_dataset_file
+from trainer.data.split_files import find_images
 from yolo_launch.cli.conclude import conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.model_command import (

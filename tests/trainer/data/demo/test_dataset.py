@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from trainer.data.dataset import find_images, load_dataset_file
+from trainer.data.dataset import load_dataset_file
 from trainer.data.demo import dataset as demo
+from trainer.data.split_files import find_images
 from trainer.errors import DataError
 
 SMALL = {"train": 6, "val": 3}

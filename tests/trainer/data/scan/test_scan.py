@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 from trainer.data.scan import scan as labels_module
+from trainer.data.scan.label_cache import LabeledImages
+from trainer.data.scan.repeats import find_shared, refuse_leakage
+from trainer.data.scan.report import ScanReport, tally
+from trainer.data.scan.small_boxes import find_small_boxes
 from trainer.errors import DataError
 
 GOOD = "0 .5 .5 .2 .2\n"
@@ -36,7 +40,7 @@ def test_report_counts_and_locates(make_dataset, scan):
     images, report = scan(yaml_path)
     assert (report.images, report.backgrounds, report.boxes, report.skipped) == (40, 2, 35, 3)
     assert len(images) == 37
-    assert report.corrupt.examples == (f"{folder / '0010.jpg'}: an empty file",)
+    assert report.undecodable.examples == (f"{folder / '0010.jpg'}: an empty file",)
     label = yaml_path.parent / "labels" / "train"
     assert report.malformed.examples[0].startswith(f"{label / '0003.txt'}:2: 4 columns")
     assert report.out_of_range.examples[0].startswith(f"{label / '0004.txt'}:1: coordinate 2")
@@ -52,7 +56,7 @@ def test_one_bad_image_in_many_is_skipped_but_many_stop(make_dataset, scan):
     folder = yaml_path.parent / "images" / "train"
     for at in range(3):
         (folder / f"{at:04}.jpg").write_text("<html>")
-    assert scan(yaml_path)[1].corrupt.count == 3
+    assert scan(yaml_path)[1].undecodable.count == 3
     (folder / "0003.jpg").write_text("<html>")
     with pytest.raises(DataError, match="4 of the 30 'train' images") as caught:
         scan(yaml_path)
@@ -149,9 +153,208 @@ def test_scan_is_parallel_and_reports_progress(make_dataset, scan, monkeypatch):
     assert images.paths == sorted(images.paths)
 
 
-def test_missing_listed_image_is_corrupt(make_dataset, tmp_path, scan):
+def test_missing_listed_image_is_unreadable(make_dataset, tmp_path, scan):
     yaml_path = make_dataset([GOOD] * 11)
     names = [f"./images/train/{at:04}.jpg\n" for at in range(12)]
     (yaml_path.parent / "list.txt").write_text("".join(names))
     yaml_path.write_text("train: list.txt\nnames: [a]\n")
-    assert "No such file" in scan(yaml_path)[1].corrupt.examples[0]
+    assert "No such file" in scan(yaml_path)[1].unreadable.examples[0]
+
+
+def folders_of(yaml_path, split="train"):
+    return yaml_path.parent / "images" / split, yaml_path.parent / "labels" / split
+
+
+def words(report):
+    """Every problem and note with its count."""
+    return {text: found.count for text, found in (*report.problems(), *report.notes())}
+
+
+def test_each_file_is_used_or_counted_under_a_reason(make_dataset, scan):
+    yaml_path = make_dataset([GOOD] * 40)
+    images, labels = folders_of(yaml_path)
+    jpeg = (images / "0001.jpg").read_bytes()
+    (labels / "0000.txt").unlink()
+    (labels / "0001.txt").write_text(" \n")
+    (images / "0002.jpg").write_bytes(jpeg[:-2])
+    (images / "0003.jpg").write_bytes(jpeg[:-200])
+    cv2.imwrite(str(images / "0004.jpg"), np.full((40, 60, 3), 255, np.uint8))
+    (labels / "0005.txt").write_text("0 .5 .5 1.0021 .2\n")
+    (labels / "0006.txt").write_text("0 .5 .5 .2 .2 .45 .45 1 .3 .3 0\n")
+    (images / "1000.HEIC").write_bytes(b"heic")
+    (labels / "1000.txt").write_text(GOOD)
+    (labels / "2000.txt").write_text(GOOD)
+    (labels / "0007.txt").rename(labels / "0007.TXT")
+    (labels / "classes.txt").write_text("a\nb\nc\n")
+    (images / "0008.txt").write_text(GOOD)
+    (images / ".hidden.jpg").write_bytes(jpeg)
+    images_found, report = scan(yaml_path)
+    assert len(images_found) == 38
+    assert (report.images, report.skipped) == (40, 2)
+    assert report.missing_labels == tally([f"{labels / '0000.txt'}", f"{labels / '0007.txt'}"])
+    assert report.empty_labels == tally([f"{labels / '0001.txt'}"])
+    assert report.incomplete == tally([f"{images / '0002.jpg'}: its end is missing"])
+    assert report.undecodable == tally([f"{images / '0003.jpg'}: a truncated JPEG: pixels are missing"])
+    assert report.saturated == tally([f"{images / '0004.jpg'}: every pixel is (255, 255, 255)"])
+    assert report.clipped == tally([f"{labels / '0005.txt'}:1: 0.0021 outside the image"])
+    assert report.keypoint_rows == tally([f"{labels / '0006.txt'}:1: a box and keypoints?"])
+    assert report.unknown_suffix == tally([f"{images / '1000.HEIC'}: .HEIC is not read"])
+    assert report.unused_labels == tally(
+        [
+            f"{images / '0008.txt'}: labels of this image are looked for in {labels}",
+            f"{labels / '0007.TXT'}: it differs from {labels / '0007.txt'} in its capitals",
+            f"{labels / '1000.txt'}: its image 1000.HEIC is of a kind that is not read",
+            f"{labels / '2000.txt'}: no image has its name",
+        ]
+    )
+    assert report.hidden.examples == (f"{images / '.hidden.jpg'}",)
+    assert scan(yaml_path)[1] == report
+    assert ScanReport.from_json(report.to_json()) == report
+
+
+def test_missing_labels_are_a_warning_where_labels_seem_to_lie_elsewhere(make_dataset, scan):
+    yaml_path = make_dataset([GOOD] * 10 + [None] * 2)
+    _, labels = folders_of(yaml_path)
+    is_missing = "images without a label file, used as backgrounds"
+    report = scan(yaml_path)[1]
+    assert is_missing in dict(report.notes())
+    assert f"2 {is_missing}" in report.headline()
+    (labels / "other.txt").write_text(GOOD)
+    report = scan(yaml_path)[1]
+    assert words(report)[is_missing] == 2
+    assert is_missing in dict(report.problems())
+    (labels / "other.txt").unlink()
+    for at in range(5):
+        (labels / f"{at:04}.txt").unlink()
+    assert is_missing in dict(scan(yaml_path)[1].problems())
+
+
+def test_labels_beside_their_images_are_found_out(tmp_path, scan, make_dataset):
+    """Half of the images lie in a folder called images, with their labels beside them."""
+    yaml_path = make_dataset([GOOD] * 6)
+    images, labels = folders_of(yaml_path)
+    other = yaml_path.parent / "plain"
+    other.mkdir()
+    for at in range(3):
+        (images / f"{at:04}.jpg").rename(other / f"{at:04}.jpg")
+        (labels / f"{at:04}.txt").rename(other / f"{at:04}.txt")
+    for at in range(3, 6):
+        (labels / f"{at:04}.txt").rename(images / f"{at:04}.txt")
+    yaml_path.write_text("train: [images/train, plain]\nnames: [a]\n")
+    report = scan(yaml_path)[1]
+    assert (report.boxes, report.missing_labels.count, report.unused_labels.count) == (3, 3, 3)
+    assert "are looked for in" in report.unused_labels.examples[0]
+
+
+def test_labels_of_other_splits_are_no_unused_ones(make_dataset, scan):
+    yaml_path = make_dataset([GOOD] * 6)
+    for split, numbers in (("train", range(4)), ("val", range(4, 6))):
+        lines = "".join(f"./images/train/{at:04}.jpg\n" for at in numbers)
+        (yaml_path.parent / f"{split}.txt").write_text(lines)
+    yaml_path.write_text("train: train.txt\nval: val.txt\nnames: [a]\n")
+    (yaml_path.parent / "labels" / "train" / "more.txt").write_text(GOOD)
+    for split in ("train", "val"):
+        assert scan(yaml_path, split)[1].unused_labels.count == 1
+
+
+def test_an_empty_set_of_labels_beside_unread_images_is_told_by_the_suffixes(make_dataset, scan):
+    yaml_path = make_dataset([GOOD] * 2)
+    images, _ = folders_of(yaml_path)
+    for path in list(images.iterdir()):
+        path.rename(path.with_suffix(".HEIC"))
+    with pytest.raises(DataError, match=r"holds no images(.|\n)*2 files with \.heic"):
+        scan(yaml_path)
+
+
+def test_keypoints_are_boxes_where_the_yaml_says_so(make_dataset, scan):
+    yaml_path = make_dataset(["0 .5 .5 .2 .2 .45 .45 1 0 0 0\n", GOOD])
+    assert scan(yaml_path)[1].keypoint_rows.count == 1
+    yaml_path.write_text(yaml_path.read_text() + "kpt_shape: [2, 3]\n")
+    images, report = scan(yaml_path)
+    np.testing.assert_allclose(images.boxes[0], [(0, 0.5, 0.5, 0.2, 0.2)])
+    assert (images.segments[0], report.keypoint_rows.count) == ([], 0)
+
+
+def test_the_guard_can_be_lifted_by_the_option_that_it_names(make_dataset, scan):
+    yaml_path = make_dataset([GOOD] * 6 + ["x"] * 4)
+    with pytest.raises(DataError, match="4 of the 10 'train' images") as caught:
+        scan(yaml_path)
+    assert caught.value.next_command.endswith("--max-bad-share 0.4")
+    assert len(scan(yaml_path, max_bad_share=0.4)[0]) == 6
+    with pytest.raises(DataError):
+        scan(yaml_path, max_bad_share=0.39)
+    for label in (yaml_path.parent / "labels" / "train").iterdir():
+        label.write_text("x")
+    with pytest.raises(DataError, match="10 of the 10") as caught:
+        scan(yaml_path, max_bad_share=1.0)
+    assert "--max-bad-share" not in caught.value.next_command
+
+
+def test_a_list_of_which_nothing_is_there_says_so(make_dataset, scan):
+    yaml_path = make_dataset([GOOD] * 3)
+    (yaml_path.parent / "list.txt").write_text("D:\\set\\1.jpg\ngone/2.jpg\n")
+    yaml_path.write_text("train: list.txt\nnames: [a]\n")
+    with pytest.raises(DataError, match=r"None of the 2 'train' images(.|\n)*slashes between folders") as caught:
+        scan(yaml_path)
+    assert "--max-bad-share" not in str(caught.value)
+    assert "at most" not in str(caught.value)
+
+
+def test_an_unreadable_label_is_no_missing_one(make_dataset, scan):
+    yaml_path = make_dataset([GOOD] * 3)
+    _, labels = folders_of(yaml_path)
+    (labels / "0001.txt").unlink()
+    (labels / "0001.txt").mkdir()
+    report = scan(yaml_path)[1]
+    assert (report.malformed.count, report.missing_labels.count) == (1, 0)
+
+
+def copied_into(yaml_path, source, name, split="val"):
+    images, labels = folders_of(yaml_path, split)
+    for folder, suffix in ((images, ".jpg"), (labels, ".txt")):
+        folder.mkdir(parents=True, exist_ok=True)
+        original = yaml_path.parent / folder.parent.name / "train" / f"{source}{suffix}"
+        (folder / f"{name}{suffix}").write_bytes(original.read_bytes())
+
+
+def test_training_images_among_those_to_validate_on_are_refused(make_dataset, scan):
+    yaml_path = make_dataset([GOOD] * 4)
+    for source, name in (("0001", "a"), ("0003", "b")):
+        copied_into(yaml_path, source, name)
+    other = folders_of(yaml_path, "val")[0] / "c.jpg"
+    cv2.imwrite(str(other), np.random.default_rng(1).integers(0, 255, (40, 60, 3), np.uint8))
+    train, val = scan(yaml_path)[0], scan(yaml_path, "val")[0]
+    with pytest.raises(
+        DataError, match=r"2 of the 3 'val' images are training images too(.|\n)*--allow-leakage"
+    ) as caught:
+        refuse_leakage(train, val, "val", allowed=False)
+    assert f"{folders_of(yaml_path, 'val')[0] / 'a.jpg'}: the same image as" in caught.value.seen
+    assert "2 of the 3 'val' images" in refuse_leakage(train, val, "val", allowed=True)
+    # From the cache, too.
+    assert find_shared(scan(yaml_path)[0], scan(yaml_path, "val")[0]) == find_shared(train, val)
+    assert refuse_leakage(val, LabeledImages([], np.zeros((0, 2)), [], [], ""), "test", allowed=False) == ""
+
+
+def test_equal_ends_alone_are_no_leakage(make_dataset, scan):
+    """Bitmaps that differ in the middle only: their digests agree, their contents do not."""
+    yaml_path = make_dataset([GOOD] * 2, suffix=".bmp")
+    image = np.random.default_rng(2).integers(0, 255, (100, 100, 3), np.uint8)
+    other = image.copy()
+    other[50, 50] ^= 255
+    (yaml_path.parent / "images" / "val").mkdir()
+    cv2.imwrite(str(folders_of(yaml_path)[0] / "0000.bmp"), image)
+    cv2.imwrite(str(folders_of(yaml_path, "val")[0] / "x.bmp"), other)
+    train, val = scan(yaml_path)[0], scan(yaml_path, "val")[0]
+    assert train.digests[0].tobytes() == val.digests[0].tobytes()
+    assert find_shared(train, val) == []
+
+
+def test_boxes_too_small_to_learn_are_counted_with_the_size_that_would_do(make_dataset, scan):
+    yaml_path = make_dataset([GOOD, "0 .5 .5 .2 .2\n\n1 .5 .5 .02 .2\n0 .2 .2 .3 .02\n"])
+    images = scan(yaml_path)[0]  # 40 x 60 pixels
+    found, enough = find_small_boxes(images, 64)
+    label = yaml_path.parent / "labels" / "train" / "0001.txt"
+    assert found == tally([f"{label}:3: 1.3 pixels", f"{label}:4: 0.9 pixels"])
+    assert enough == 160
+    assert find_small_boxes(images, enough)[0].count == 0
+    assert find_small_boxes(images, 640) == (tally([]), 640)

@@ -1,0 +1,51 @@
+"""Counts the boxes of which too little is left once their image has the size that a detector sees."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainer.data.dataset import label_path_for
+from trainer.data.scan.label_cache import LabeledImages
+from trainer.data.scan.label_file import LabelError, read_label_file
+from trainer.data.scan.report import MAX_EXAMPLES, Tally
+from trainer.reading.text_file import printable
+
+LEAST_PX = 2.0
+"""A box whose shorter side has fewer pixels is not learned: its loss is nothing, and no anchor is as small."""
+_ENOUGH = 0.99
+_STEP = 32
+
+
+def find_small_boxes(images: LabeledImages, image_size: int, keypoint_numbers: int = 0) -> tuple[Tally, int]:
+    """Boxes below 2 pixels at ``image_size``, and the size at which 99 in 100 boxes are not; 0 if that is this one."""
+    if not len(images):
+        return Tally(), image_size
+    scale = 1.0 / images.shapes_hw.max(axis=1).astype(np.float64)
+    shorter = [
+        np.minimum(boxes[:, 3] * shape[1], boxes[:, 4] * shape[0]) * by
+        for boxes, shape, by in zip(images.boxes, images.shapes_hw.astype(np.float64), scale, strict=True)
+    ]
+    count = sum(int((sides * image_size < LEAST_PX).sum()) for sides in shorter)
+    if not count:
+        return Tally(), image_size
+    examples: list[str] = []
+    for index, sides in enumerate(shorter):
+        rows = np.flatnonzero(sides * image_size < LEAST_PX)
+        if len(rows) and len(examples) < MAX_EXAMPLES:
+            examples += _located(images, index, rows[:MAX_EXAMPLES], sides * image_size, keypoint_numbers)
+    needed = np.quantile(LEAST_PX / np.concatenate(shorter), _ENOUGH, method="higher")
+    return Tally(count, tuple(examples[:MAX_EXAMPLES])), int(-(-max(needed, image_size) // _STEP) * _STEP)
+
+
+def _located(
+    images: LabeledImages, index: int, rows: np.ndarray, sides_px: np.ndarray, keypoint_numbers: int
+) -> list[str]:
+    """Where the boxes ``rows`` of an image stand; the file is read once more, since a scan keeps no line numbers."""
+    path = label_path_for(images.paths[index])
+    try:
+        found = read_label_file(path, keypoint_numbers)
+    except LabelError:
+        found = None
+    lines = found.lines if found is not None and len(found.lines) == len(images.boxes[index]) else None
+    where = [f"{printable(path)}:{lines[row]}" if lines else printable(path) for row in rows.tolist()]
+    return [f"{at}: {sides_px[row]:.1f} pixels" for at, row in zip(where, rows.tolist(), strict=True)]

@@ -1,0 +1,87 @@
+"""Finds what lies in a split's folders and is not used: labels without an image, files of another kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from trainer.data.dataset import IMAGE_SUFFIXES, label_path_for
+from trainer.data.scan.report import Tally, tally
+from trainer.data.split_files import SplitFiles
+from trainer.reading.text_file import printable
+
+_NO_LABELS = frozenset(("classes", "labels", "license", "notes", "readme", "test", "train", "trainval", "val"))
+"""Stems of text files that lie among labels and are none."""
+_COMPANIONS = frozenset(
+    f".{name}"
+    for name in ("cache", "csv", "db", "html", "ini", "json", "md", "names", "npy", "py", "txt", "xml", "yaml", "yml")
+)
+"""Suffixes of files that nobody takes for images."""
+
+
+def find_unknown(files: SplitFiles) -> Tally:
+    """Files whose suffix is neither an image's nor that of a text about images."""
+    return tally(
+        f"{printable(path)}: {path.suffix or 'no suffix'} is not read"
+        for path in files.others
+        if path.suffix.lower() not in _COMPANIONS
+    )
+
+
+def find_unused_labels(files: SplitFiles) -> Tally:
+    """Label files in the split's label folders, or beside its images, that are no image's."""
+    used = {os.fspath(label_path_for(image)) for image in files.images}
+    by_lower_case = {path.lower(): path for path in used}
+    foreign = {os.fspath(label_path_for(path)): path for path in files.others}
+    image_folders = {image.parent for image in files.images}
+    stems = {os.path.splitext(os.fspath(image))[0] for image in files.images}
+    elsewhere = _labels_of_other_images({image.parent for image in files.listed})
+    label_folders = {Path(os.path.dirname(path)) for path in used}
+    for folder in files.folders:
+        label_folders.update(_folders_below(label_path_for(folder / "x").parent))
+
+    def reason(path: str) -> str:
+        if path.lower() in by_lower_case:
+            return f"it differs from {by_lower_case[path.lower()]} in its capitals"
+        if path in foreign:
+            return f"its image {foreign[path].name} is of a kind that is not read"
+        if (stem := os.path.splitext(path)[0]) in stems:
+            return f"labels of this image are looked for in {label_path_for(Path(stem + '.jpg')).parent}"
+        return "no image has its name"
+
+    candidates = [path for path in _labels_in([*label_folders, *image_folders]) if path not in used | elsewhere]
+    return tally(printable(f"{path}: {reason(path)}") for path in candidates)
+
+
+def _labels_in(folders: Iterable[Path]) -> Iterator[str]:
+    """The text files in some folders that may be labels, sorted within each."""
+    for folder in sorted(set(folders), key=str):
+        for name in sorted(_names_in(folder)):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() == ".txt" and not name.startswith(".") and stem.lower() not in _NO_LABELS:
+                yield os.path.join(folder, name)
+
+
+def _labels_of_other_images(folders: Iterable[Path]) -> set[str]:
+    """Labels of every image in folders of which a list names some: those of other splits may lie there too."""
+    return {
+        os.fspath(label_path_for(folder / name))
+        for folder in folders
+        for name in _names_in(folder)
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    }
+
+
+def _folders_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, _ in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield Path(parent)
+
+
+def _names_in(folder: Path) -> Sequence[str]:
+    """The names in a folder; none where it cannot be listed, which is told of elsewhere."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
