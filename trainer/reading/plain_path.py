@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def is_plain(path: str | Path) -> bool:
-    """Whether a path is UTF-8."""
+    """Returns whether a path is UTF-8."""
     try:
         os.fspath(path).encode("utf-8")
     except UnicodeEncodeError:
@@ -20,7 +20,7 @@ def is_plain(path: str | Path) -> bool:
 
 @contextmanager
 def plain_path(path: Path) -> Iterator[str]:
-    """The path as text, or a link to it with a plain name, which is there as long as the block lasts."""
+    """Yields the path as text, or a link to it with a plain name, which exists as long as the block runs."""
     if is_plain(path):
         yield str(path)
         return

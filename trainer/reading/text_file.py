@@ -1,4 +1,4 @@
-"""One guarded way to the text of a user's file: nothing is read before its kind and size are known."""
+"""Reads the text of a user's file in one guarded way: nothing is read before it is known to be a regular file."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ class TextFileError(Exception):
         self.advice = advice
 
     def as_error(self, kind: type[UserError], what: str) -> UserError:
-        """The user's error, with ``what`` as its first part."""
+        """Returns the user's error, with ``what`` as its first part."""
         return kind(what, seen=self.seen, expected=self.expected, next_command=self.advice)
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    """``text`` as any terminal and file takes it: bytes of a name that are not UTF-8 as ``\\udce9``."""
+    """Returns ``text`` as any terminal and file takes it: bytes of a name that are not UTF-8 as ``\\udce9``."""
     return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_text(path: str | Path, *, limit_bytes: int, keep_bytes: bool = False) -> str:
-    """The text of a file: UTF-8, with a byte-order mark or without, UTF-16 or UTF-32.
+    """Returns the text of a file: UTF-8, with a byte-order mark or without, UTF-16 or UTF-32.
 
     ``keep_bytes`` keeps bytes that are not UTF-8 as surrogates, as Python does with file names, for lists of them.
-    Raises TextFileError for what is no such file, more than ``limit_bytes`` or another kind, and OSError where it
+    Raises TextFileError for what is no such file, more than ``limit_bytes`` or another kind, and OSError if the file
     cannot be read.
     """
     with open(_regular(path), "rb") as file:
@@ -75,7 +75,7 @@ def read_text(path: str | Path, *, limit_bytes: int, keep_bytes: bool = False) -
 
 
 def _regular(path: str | Path) -> str:
-    """The path, if it leads to a file: reading a pipe or a device may never end."""
+    """Returns the path if it leads to a file: reading a pipe or a device may never end."""
     name = os.fspath(path)
     try:
         mode = os.stat(name).st_mode
@@ -107,7 +107,7 @@ def _check_kind(head: bytes, size: int) -> None:
 
 
 def _encoding(head: bytes) -> str | None:
-    """The encoding that a mark or the place of zero bytes tells; None for what should be UTF-8."""
+    """Returns the encoding that a mark or the place of zero bytes shows; None for what should be UTF-8."""
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
@@ -140,7 +140,7 @@ def _start_of(head: bytes) -> str:
 
 
 def _amount(size: int) -> str:
-    """'450 MB' or '12 bytes'."""
+    """Formats a size as '450 MB' or '12 bytes'."""
     for factor, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"

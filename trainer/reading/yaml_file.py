@@ -1,4 +1,4 @@
-"""A user's YAML file as plain values: strings, whole numbers, floats, truth values, None, lists and maps.
+"""Reads a user's YAML file as plain values: strings, whole numbers, floats, truth values, None, lists and maps.
 
 Nothing else is made of it, whatever its tags say; a key that stands twice is refused, since one of the two values
 would be lost; depth and repeats by reference are bounded, so that no small file takes a large memory.
@@ -59,7 +59,7 @@ _Events: Any = yaml.cyaml.CParser if yaml.__with_libyaml__ else _PythonEvents  #
 
 
 class _Loader(Composer, _Events, SafeConstructor, _Resolver):  # type: ignore[misc]
-    """Events to nodes to values; the bounds are held where nodes are made."""
+    """Events to nodes to values; the bounds are checked as nodes are made."""
 
     def __init__(self, text: str, as_written: Collection[str]) -> None:
         _Events.__init__(self, text)
@@ -71,7 +71,7 @@ class _Loader(Composer, _Events, SafeConstructor, _Resolver):  # type: ignore[mi
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node, as PyYAML composes it, within the bounds of depth and size."""
+        """Composes a node as PyYAML does, within the bounds of depth and size."""
         if self._depth >= _MAX_DEPTH:
             raise ComposerError(None, None, "it is nested too deeply", self.peek_event().start_mark)
         self._depth += 1
@@ -95,7 +95,7 @@ class _Loader(Composer, _Events, SafeConstructor, _Resolver):  # type: ignore[mi
         return node
 
     def single_value(self) -> Any:
-        """The document's value; None for an empty one. Raises yaml.YAMLError."""
+        """Returns the document's value; None for an empty one. Raises yaml.YAMLError."""
         node = self.get_single_node()
         if isinstance(node, MappingNode):
             for key, value in node.value:
@@ -104,7 +104,7 @@ class _Loader(Composer, _Events, SafeConstructor, _Resolver):  # type: ignore[mi
         return None if node is None else self.construct_document(node)
 
     def construct_scalar(self, node: Any) -> Any:
-        """A scalar's text, as any terminal and file takes it."""
+        """Returns a scalar's text. Raises ConstructorError for a character that no terminal or file takes."""
         text = super().construct_scalar(node)
         if "\0" in text or _SURROGATE.search(text):
             raise ConstructorError(None, None, "a character that no text has", node.start_mark)
@@ -123,7 +123,7 @@ def _check_keys(node: MappingNode) -> None:
 
 
 def _number(loader: _Loader, node: Any) -> Any:
-    """A number; more digits than any setting has are text."""
+    """Returns a number; one with more digits than any setting has stays text."""
     text = str(loader.construct_scalar(node))
     bare = text.replace("_", "")
     try:
@@ -160,7 +160,7 @@ _Loader.yaml_constructors = {
 
 
 def _keep_as_written(node: Node, seen: set[int] | None = None) -> None:
-    """Make strings of every scalar that is a value below ``node``: a class may be called yes, 1.0 or null."""
+    """Makes strings of every scalar that is a value below ``node``: a class may be called yes, 1.0 or null."""
     seen = set() if seen is None else seen
     if id(node) in seen:
         return
@@ -177,7 +177,7 @@ def _keep_as_written(node: Node, seen: set[int] | None = None) -> None:
 
 
 def parse_yaml(text: str, *, as_written: Collection[str] = ()) -> Any:
-    """The value of a YAML text; scalars below the top-level keys ``as_written`` stay strings.
+    """Returns the value of a YAML text; scalars below the top-level keys ``as_written`` stay strings.
 
     Raises TextFileError with the line.
     """
@@ -197,7 +197,7 @@ def parse_yaml(text: str, *, as_written: Collection[str] = ()) -> Any:
 
 
 def read_yaml(path: str | Path, what: str, *, error: type[UserError], as_written: Collection[str] = ()) -> Any:
-    """The value of a user's YAML file. Raises ``error``, whose first part is ``what``, for all that keeps it unread."""
+    """Returns the value of a user's YAML file. Raises ``error``, with ``what`` as its first part, if unreadable."""
     try:
         return parse_yaml(read_text(path, limit_bytes=LIMIT_BYTES), as_written=as_written)
     except TextFileError as problem:
