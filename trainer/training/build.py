@@ -1,4 +1,4 @@
-"""The only place where configuration meets constructors: from a TrainConfig to a Run."""
+"""Builds a Run from a TrainConfig, out of the parts that components.py makes."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def make_model(
     reporter: Reporter,
     definition: dict[str, Any] | None,
 ) -> tuple[DetectionModel, bool]:
-    """The model with its starting weights, the same on every rank, and whether these detect all ``names`` already.
+    """Returns the model with its starting weights, the same on every rank, and whether these detect all ``names``.
 
-    Rank 0 alone reads files, and sends what is in them: other machines need not have them. With the ``definition`` of
-    a run that goes on no file is read: its checkpoint has the weights.
+    Only rank 0 reads files, and it sends their content, so other machines need no copies. If a run goes on with a
+    ``definition``, no file is read: the weights come from the run's checkpoint.
     """
     torch.manual_seed(config.seed)
     if definition is not None:
@@ -81,9 +81,9 @@ def make_model(
 def suitable_anchors(
     config: TrainConfig, model: DetectionModel, data: Data, image_size: int, knows_classes: bool, reporter: Reporter
 ) -> list[list[float]] | None:
-    """Anchors that suit the labels, per level in pixels, where those of the model do not.
+    """Returns anchors that suit the labels, per level in pixels, or None to keep those of the model.
 
-    Weights that know the classes keep theirs: with others the head would have to learn every box anew.
+    Weights that know the classes keep their anchors: with others the head would have to learn every box anew.
     """
     threshold = config.hyperparameters.anchor_t
     anchors = (model.detect.anchors.cpu() * model.stride.cpu().view(-1, 1, 1)).numpy()
@@ -106,7 +106,10 @@ def suitable_anchors(
 
 
 def definition_to_go_on_with(config: TrainConfig, saved: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The model of the run that ``saved`` is a checkpoint of, with its anchors; None where another one is asked for."""
+    """Returns the model definition, with its anchors, of the run that ``saved`` is a checkpoint of.
+
+    Returns None if there is no checkpoint or the configuration asks for another model.
+    """
     if saved is None or any(saved["config"][name] != getattr(config, name) for name in ("cfg", "weights")):
         return None
     return saved.get("definition")
@@ -115,9 +118,10 @@ def definition_to_go_on_with(config: TrainConfig, saved: dict[str, Any] | None) 
 def settle_recipe(
     config: TrainConfig, batches_per_epoch: int, saved: dict[str, Any] | None, *, knows_classes: bool = False
 ) -> Recipe:
-    """The recipe of a run: chosen once, so that more --epochs on a resume do not change it under way.
+    """Returns the recipe of a run: kept on a resume, so that more --epochs do not change it under way.
 
-    What a run's first weights knew is kept in its checkpoint, since a resume does not read them again.
+    Another recipe, optimizer, batch size or warm-up makes a new one.
+    Whether the run's first weights knew the classes is kept in its checkpoint, since a resume does not read them again.
     """
     if saved is not None:
         knows_classes = saved.get("recipe", {}).get("knows_classes", False)
@@ -138,7 +142,7 @@ def settle_recipe(
 
 
 def read_data(config: TrainConfig, collectives: Collectives, reporter: Reporter, heartbeat: HeartbeatWriter) -> Data:
-    """The data set of a configuration. Raises DataError or ConfigError on all ranks."""
+    """Returns the data set of a configuration. Raises DataError or ConfigError on all ranks."""
     return load_data(
         config.data,
         single_cls=config.single_cls,
@@ -159,7 +163,10 @@ def build_run(
     heartbeat: HeartbeatWriter,
     saved: dict[str, Any] | None = None,
 ) -> tuple[Run, Data]:
-    """Everything that one rank's training needs, at step 0; ``saved`` is the checkpoint that it will go on from."""
+    """Builds everything that one rank's training needs, at step 0.
+
+    ``saved`` is the checkpoint from which the training will go on.
+    """
     collectives = Collectives(env)
     data = read_data(config, collectives, reporter, heartbeat)
     definition = definition_to_go_on_with(config, saved)
@@ -219,7 +226,7 @@ def loop_settings(
     recipe: Recipe,
     autocast: torch.dtype | None,
 ) -> LoopSettings:
-    """The loop's plain numbers and switches."""
+    """Returns the loop's plain numbers and switches."""
     return LoopSettings(
         epochs=config.epochs,
         seed=config.seed,
@@ -242,7 +249,7 @@ def loop_settings(
 def describe_run(
     config: TrainConfig, data: Data, model: DetectionModel, image_size: int, recipe: Recipe
 ) -> dict[str, Any]:
-    """What a weights file says of itself: plain values."""
+    """Returns what a weights file contains about its run: plain values."""
     return {
         "config": config.model_dump(mode="json"),
         "definition": model.definition,

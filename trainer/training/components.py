@@ -1,4 +1,4 @@
-"""The parts of a run, each from the configuration and what it stands on."""
+"""Makes the parts of a run from its configuration and from the parts that they depend on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MAX_VALIDATION_BATCH = 32
 def make_state(
     model: DetectionModel, config: TrainConfig, recipe: Recipe, schedule: Schedule, fp16: bool
 ) -> TrainState:
-    """Optimizer, average, scaler and a progress of zero for a model that is on its device."""
+    """Makes optimizer, average, scaler and a progress of zero for a model that is on its device."""
     hyp = config.hyperparameters
     gathered = config.batch_size * max(1, round(schedule.accumulation))
     optimizer = make_optimizer(
@@ -64,7 +64,7 @@ def make_state(
 
 
 def make_schedule(config: TrainConfig, recipe: Recipe, batches_per_epoch: int) -> Schedule:
-    """Rates from hyperparameters and recipe."""
+    """Makes the schedule of rates from hyperparameters and recipe."""
     hyp = config.hyperparameters
     is_recipes_choice = config.optimizer == "auto"  # an optimizer chosen by name gets the rates as they are written
     return Schedule(
@@ -83,7 +83,7 @@ def make_schedule(config: TrainConfig, recipe: Recipe, batches_per_epoch: int) -
 
 
 def make_loss(config: TrainConfig, model: DetectionModel, image_size: int, recipe: Recipe) -> DetectionLoss:
-    """The loss with the published gains scaled to the data and the model."""
+    """Makes the loss, with the published gains scaled to the data and the model."""
     hyp = config.hyperparameters
     anchors = model.detect.anchors
     published = LossGains(
@@ -106,7 +106,7 @@ def make_loss(config: TrainConfig, model: DetectionModel, image_size: int, recip
 
 
 def augmentation_of(config: TrainConfig) -> AugmentationSettings:
-    """The augmentation part of the hyperparameters."""
+    """Returns the augmentation part of the hyperparameters."""
     names = [field.name for field in fields(AugmentationSettings)]
     return AugmentationSettings(**{name: getattr(config.hyperparameters, name) for name in names})
 
@@ -114,7 +114,7 @@ def augmentation_of(config: TrainConfig) -> AugmentationSettings:
 def image_source(
     config: TrainConfig, images: LabeledImages, image_size: int, heartbeat: HeartbeatWriter, *, training: bool
 ) -> ImageSource | None:
-    """The machine's one decoded copy of a split where --cache asks for it."""
+    """Opens the machine's one decoded copy of a split if --cache asks for it; returns None otherwise."""
     if not config.cache:
         return None
     return open_image_cache(
@@ -137,7 +137,7 @@ def make_feed(
     collectives: Collectives,
     device: torch.device,
 ) -> EpochLoader:
-    """The training batches of this rank."""
+    """Makes the loader of this rank's training batches."""
     env = collectives.env
     shapes = data.train.shapes_hw
     sampler = EpochBatches(
@@ -177,7 +177,7 @@ def make_validator(
     collectives: Collectives,
     device: torch.device,
 ) -> Validator:
-    """The validation of this rank's share of the batches."""
+    """Makes the validator of this rank's share of the batches."""
     batches = ValidationBatches(
         data.val.shapes_hw,
         min(config.batch_size, MAX_VALIDATION_BATCH),
@@ -196,7 +196,7 @@ def make_validator(
 
 
 def label_sizes(images: LabeledImages, image_size: int) -> np.ndarray:
-    """Width and height of every label in pixels of an image whose long side is ``image_size``: (n, 2)."""
+    """Returns width and height of every label in pixels of an image whose long side is ``image_size``: (n, 2)."""
     rows = [
         boxes[:, 3:5] * (shape[::-1] * image_size / shape.max())
         for boxes, shape in zip(images.boxes, images.shapes_hw.astype(np.float64), strict=True)
@@ -205,7 +205,7 @@ def label_sizes(images: LabeledImages, image_size: int) -> np.ndarray:
 
 
 def freeze_layers(model: DetectionModel, freeze: tuple[int, ...]) -> None:
-    """Stop the gradient of the first n layers (one number) or of just those named (several). Raises ConfigError."""
+    """Stops the gradient of the first n layers (one number) or of just those named (several). Raises ConfigError."""
     layers = range(freeze[0]) if len(freeze) == 1 else freeze
     for index in layers:
         if not 0 <= index < len(model.model):

@@ -1,4 +1,7 @@
-"""The training loop: fit, an epoch, a step. What changes control flow is decided from values that all ranks reduced."""
+"""Runs the training loop: a fit, an epoch, a step.
+
+Whatever changes control flow is decided from values that all ranks reduced.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ GRADIENT_LIMIT = 10.0
 
 
 def fit(run: Run) -> bool:
-    """Train until the last epoch or until patience ends; False when a signal asked to stop and the state is saved."""
+    """Trains to the last epoch or until patience ends; False if a signal asked to stop and the state is saved."""
     progress = run.state.progress
     if run.settings.save:
         save_checkpoint(run)  # a run that cannot write learns so now, and a rollback always has a place to go to
@@ -51,7 +54,7 @@ def fit(run: Run) -> bool:
 
 
 def _save_and_stop(run: Run) -> None:
-    """Return when the state is on the disk, or an earlier one was. Raises TrainingDiverged where none can be."""
+    """Saves the state; returns once it or an earlier one is on the disk. Raises TrainingDiverged if none can be."""
     run.heartbeat.beat("save")
     is_good = save_checkpoint(run, wait=True)
     run.reporter.stop()
@@ -60,7 +63,7 @@ def _save_and_stop(run: Run) -> None:
 
 
 def run_epoch(run: Run) -> bool:
-    """Learn from the rest of the current epoch; False when a signal asked to stop, right after an update."""
+    """Learns from the rest of the current epoch; False if a signal asked to stop, right after an update."""
     progress, settings = run.state.progress, run.settings
     run.model.train()
     run.speed.start()
@@ -106,7 +109,7 @@ class StepControl:
 
 
 def train_step(run: Run, batch: Batch, *, is_update: bool) -> StepControl:
-    """Forward, backward and, where it is due, an update; the counts and wishes of all ranks travel in one reduction."""
+    """Runs forward, backward and, if it is due, an update; one reduction adds up counts and requests of all ranks."""
     images = _prepare_images(run, batch)
     height, width = images.shape[2:]
     grids = [(height // stride, width // stride) for stride in run.settings.strides]
@@ -135,7 +138,7 @@ def train_step(run: Run, batch: Batch, *, is_update: bool) -> StepControl:
 
 
 def update_weights(run: Run) -> None:
-    """Clip, step and average; rates are those of the current micro step."""
+    """Clips gradients, steps and averages; rates are those of the current micro step."""
     state, micro_step = run.state, run.state.progress.micro_step
     set_rates(
         state.optimizer,
@@ -155,9 +158,9 @@ def update_weights(run: Run) -> None:
 
 
 def finish_epoch(run: Run) -> bool:
-    """Validate, write the epoch's row, and checkpoint; False when a signal asked to stop before any of it was done.
+    """Validates, writes the epoch's row, and checkpoints; False if a signal asked to stop before any of it was done.
 
-    What a checkpoint then holds goes on with the validation.
+    A run resumed from a checkpoint of that state starts with the validation.
     """
     progress, settings = run.state.progress, run.settings
     speed, data_wait = run.speed.images_per_second, run.speed.data_wait_s / run.speed.elapsed_s
@@ -211,7 +214,7 @@ def _reduce_counts(run: Run, counts: Tensor) -> tuple[Tensor, StepControl]:
 
 
 def _prepare_images(run: Run, batch: Batch) -> Tensor:
-    """uint8 to float32 in 0..1 on the device, resized where the scale varies."""
+    """Converts uint8 to float32 in 0..1 on the device, and resizes if the scale varies."""
     progress, settings = run.state.progress, run.settings
     images = batch.images_bchw.to(run.device, non_blocking=True, memory_format=torch.channels_last)
     images = torch.mul(images, 1 / 255)
@@ -238,7 +241,7 @@ def _autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
 
 
 def _timed(batches: Iterator[Batch], speed: ThroughputMeter) -> Iterator[Batch]:
-    """The batches, with the time that the step waited for them added up."""
+    """Yields the batches, and adds up the time that the step waited for them."""
     while True:
         started_at = time.monotonic()
         batch = next(batches, None)

@@ -15,7 +15,7 @@ BROKEN_FP16_CARDS = ("GTX 16", "T400", "T500", "T550", "T600", "T1000", "T1200")
 
 
 def pick_autocast(amp: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of mixed precision, or None. Raises ConfigError where the choice cannot work."""
+    """Returns the dtype of mixed precision, or None. Raises ConfigError if the choice cannot work."""
     if amp == "off":
         return None
     if device.type == "cpu":
@@ -30,7 +30,7 @@ def pick_autocast(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 def shared_autocast(choices: Sequence[torch.dtype | None]) -> torch.dtype | None:
-    """What all ranks can do: scaled and unscaled gradients must never be averaged."""
+    """Returns what all ranks can do: scaled and unscaled gradients must never be averaged."""
     if None in choices:
         return None
     return torch.float16 if torch.float16 in choices else torch.bfloat16
@@ -39,7 +39,7 @@ def shared_autocast(choices: Sequence[torch.dtype | None]) -> torch.dtype | None
 def agree_on_autocast(
     amp: str, device: torch.device, collectives: Collectives, reporter: Reporter
 ) -> torch.dtype | None:
-    """The dtype of mixed precision of every rank, with a warning where their devices alone would choose differently."""
+    """Returns the dtype of mixed precision of all ranks, and warns if their devices alone would choose differently."""
     choices = collectives.gather(pick_autocast(amp, device))
     shared = shared_autocast(choices)
     if len(set(choices)) > 1:

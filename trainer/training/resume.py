@@ -1,4 +1,4 @@
-"""Taking up a run where its newest good checkpoint left it, and saying what is not as it was."""
+"""Resumes a run from its newest good checkpoint, and reports what differs from before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.weights.checkpoint import remove_leftovers
 
 
 def resume(run: Run, saved: dict[str, Any] | None) -> None:
-    """Restore what ``saved`` holds, on every rank; None is a fresh start. Raises ConfigError for another model."""
+    """Restores what ``saved`` holds, on every rank; None is a fresh start. Raises ConfigError for another model."""
     if saved is None:
         return
     env = run.collectives.env
@@ -44,10 +44,10 @@ def resume(run: Run, saved: dict[str, Any] | None) -> None:
 
 
 def compare_names(before: list[str] | None, now: list[str]) -> list[str]:
-    """Warnings about class names that are not those of the run. Raises ConfigError if indices mean other classes.
+    """Returns warnings about class names that are not the run's. Raises ConfigError if indices mean other classes.
 
-    A name that stands at another index now was learned at its old one; a name that is new everywhere may be the old
-    class under a better word.
+    A name that now stands at another index was learned at the old index; a name that is new everywhere may be a better
+    name for the old class.
     """
     if before is None or before == now:
         return []
@@ -67,7 +67,7 @@ def compare_names(before: list[str] | None, now: list[str]) -> list[str]:
 
 
 def _count_in_batches_of_now(run: Run, saved: dict[str, Any]) -> None:
-    """Where an epoch has another number of batches than it had, keep the place in it, on which the rates depend."""
+    """Keeps the place in the epoch, on which the rates depend, if the number of batches in an epoch has changed."""
     images, now, progress = saved.get("train_images"), run.schedule.batches_per_epoch, run.state.progress
     before = -(-images // saved["config"]["batch_size"]) if images else now
     if before == now:
@@ -79,14 +79,14 @@ def _count_in_batches_of_now(run: Run, saved: dict[str, Any]) -> None:
 
 
 def find_saved(weights_dir: Path, collectives: Collectives, reporter: Reporter) -> dict[str, Any] | None:
-    """The checkpoint to go on from, read by rank 0 for all; what killed writers left beside it is removed."""
+    """Returns the checkpoint to go on from, read by rank 0 for all; removes what killed writers left beside it."""
     if collectives.env.is_main:
         remove_leftovers(weights_dir)
     return collectives.broadcast(find_checkpoint(weights_dir, reporter, collectives.env.is_main))
 
 
 def changes_since(saved: dict[str, Any], now: dict[str, Any], world_size: int) -> list[str]:
-    """What makes a resumed run differ from one left alone: its last digits, its batch norm, its data set."""
+    """Describes what makes a resumed run differ from an uninterrupted one: last digits, batch norm, data set."""
     ranks_before = len(saved["loss_sums_by_rank"])
     then = [_facts(saved, ranks_before), _facts(now, world_size)]
     digits = [

@@ -1,4 +1,4 @@
-"""Keeping a run's state and going back to it; every rank takes part in each of these."""
+"""Saves a run's state and goes back to a saved one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TrainingDiverged(RuntimeError):
 
 
 def find_checkpoint(weights_dir: Path, reporter: Reporter, is_main: bool) -> dict[str, Any] | None:
-    """The newest good checkpoint, on rank 0; a damaged one is named and set aside."""
+    """Returns the newest good checkpoint, on rank 0; a damaged one is named and set aside."""
     if not is_main:
         return None
     content, passed_over = newest_good(weights_dir)
@@ -35,7 +35,7 @@ def find_checkpoint(weights_dir: Path, reporter: Reporter, is_main: bool) -> dic
 
 
 def any_not_finite(run: Run) -> bool:
-    """Whether on any rank a loss, a gradient or the state was not finite up to the latest step; all ask together."""
+    """Returns whether on any rank a loss, a gradient or the state was not finite up to the latest step; collective."""
     run.finite.settle()
     if run.finite.bad_step is None and not run.state.is_finite():
         run.finite.bad_step = max(run.state.progress.micro_step - 1, 0)
@@ -43,7 +43,10 @@ def any_not_finite(run: Run) -> bool:
 
 
 def save_checkpoint(run: Run, *, wait: bool = False) -> bool:
-    """Copy the state of all ranks between two updates and hand it to the writer; False, on all, if it is not finite."""
+    """Copies the state of all ranks between two updates and hands the copy to the writer; collective.
+
+    Returns False, on all ranks, if the state is not finite.
+    """
     with _waited(run.local_requests):
         sums = torch.stack(run.collectives.gather(run.state.loss_sums.cpu()))
         is_good = not any_not_finite(run) and bool(torch.isfinite(sums).all())
@@ -57,7 +60,7 @@ def save_checkpoint(run: Run, *, wait: bool = False) -> bool:
 
 
 def save_for_inference(run: Run, name: str) -> None:
-    """Hand the averaged weights, the model and where they come from to the writer; rank 0 alone."""
+    """Hands the averaged weights, their epoch and metrics, and the run's header to the writer; rank 0 alone."""
     with _waited(run.local_requests):
         progress = run.state.progress
         content = {
@@ -77,7 +80,7 @@ def _waited(local_requests: LocalRequests) -> Iterator[None]:
 
 
 def roll_back(run: Run) -> None:
-    """Return to the last good checkpoint and leave out the batch whose loss was not finite; all ranks together."""
+    """Returns to the last good checkpoint and leaves out the batch whose loss was not finite; all ranks together."""
     steps = [step for step in run.collectives.gather(run.finite.bad_step) if step is not None]
     bad_step = min(steps)
     run.checkpoints.flush()

@@ -1,4 +1,4 @@
-"""Everything that a fit works with, gathered once by build.py."""
+"""Defines what a fit works with; build.py gathers all of it once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LoopSettings:
 
 @dataclass
 class LocalRequests:
-    """What this rank wants of all, and where its own time went."""
+    """What this rank asks of all ranks, and how long it waited for checkpoints."""
 
     stop_requested: bool = False
     checkpointed_at: float = field(default_factory=time.monotonic)

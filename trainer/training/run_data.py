@@ -30,7 +30,7 @@ class Data:
 
     @property
     def can_measure(self) -> bool:
-        """Whether a validation image has a label; without one there is nothing to compare detections with."""
+        """Returns whether a validation image has a label; without one there is nothing to compare detections with."""
         return any(len(boxes) for boxes in self.val.boxes)
 
 
@@ -44,7 +44,7 @@ def load_data(
     reporter: Reporter,
     heartbeat: HeartbeatWriter,
 ) -> Data:
-    """Read the data-set file and scan both splits, once per machine. Raises DataError or ConfigError."""
+    """Reads the data-set file and scans both splits, once per machine. Raises DataError or ConfigError."""
     if not path:
         raise ConfigError(
             "no data set was given",
@@ -80,7 +80,7 @@ def load_data(
 
 
 def count_small_boxes(data: Data, image_size: int, reporter: Reporter) -> Data:
-    """The data with its boxes that are too small to learn at ``image_size`` counted, and said."""
+    """Counts and reports the boxes too small to learn at ``image_size``; returns the data with these counts."""
     reports = dict(data.reports)
     for split, images in (("train", data.train), ("val", data.val)):
         tally, enough = find_small_boxes(images, image_size, data.dataset.keypoint_numbers)

@@ -1,4 +1,4 @@
-"""Measures epochs, keeps the best one and says when there is no use in more; the start counts as epoch 0."""
+"""Measures epochs, keeps the best one, and decides when more are of no use; the start counts as epoch 0."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ START = -1
 
 
 def measure_start(run: Run) -> bool:
-    """Measure the weights before anything is learned, so that no worse ones are called the best.
+    """Measures the weights before anything is learned, so that no worse ones are called the best.
 
-    False when a signal asked to stop before it was done; a resume then measures them.
+    Returns False if a signal asked to stop before the end; a resume then measures the weights.
     """
     progress, settings = run.state.progress, run.settings
     if not settings.measures_start or not settings.can_measure or progress.micro_step > 0 or progress.start:
@@ -40,9 +40,9 @@ def measure_start(run: Run) -> bool:
 
 
 def measure_epoch(run: Run, row: dict[str, float]) -> bool:
-    """Measure the average after the epoch in progress and add it to its ``row``; whether it is the best so far.
+    """Measures the average after the epoch in progress and adds it to ``row``; returns whether it is the best so far.
 
-    Raises ValidationStopped on all ranks when a signal asked to stop.
+    Raises ValidationStopped on all ranks if a signal asked to stop.
     """
     metrics = run.validator.validate(run.state.ema, on_batch=validation_beat(run))
     row.update(metrics.row())
@@ -51,13 +51,13 @@ def measure_epoch(run: Run, row: dict[str, float]) -> bool:
 
 
 def is_measured(run: Run, epoch: int) -> bool:
-    """Whether an epoch ends with a validation."""
+    """Returns whether an epoch ends with a validation."""
     settings = run.settings
     return settings.can_measure and (settings.validate_each_epoch or epoch + 1 == settings.epochs)
 
 
 def out_of_patience(run: Run) -> bool:
-    """Whether the best epoch lies ``patience`` epochs back; equal on all ranks, as their metrics are."""
+    """Returns whether the best epoch lies ``patience`` epochs back; equal on all ranks, as their metrics are."""
     progress, patience = run.state.progress, run.settings.patience
     if patience == 0 or not progress.is_judged or not run.settings.validate_each_epoch:
         return False
@@ -65,7 +65,7 @@ def out_of_patience(run: Run) -> bool:
 
 
 def validation_beat(run: Run) -> Callable[[int, int], bool]:
-    """Shows how far a validation is, and goes on until a signal asks to stop."""
+    """Returns a callback that shows the progress of a validation and asks it to stop after a signal."""
 
     def beat(done: int, total: int) -> bool:
         run.heartbeat.beat("val", run.state.progress.epoch, run.state.progress.micro_step)

@@ -1,4 +1,4 @@
-"""What a run knows at a moment between two updates: all that a resume needs, as global facts."""
+"""Holds the state of a run between two updates: all that a resume needs, with the same or another number of ranks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Progress:
     best_epoch: int = -1
     """0-based; -1 stands for the weights that the run started from."""
     start: dict[str, float] = field(default_factory=dict)
-    """The metrics of the weights that the run started from, where they were measured."""
+    """The metrics of the weights that the run started from, if they were measured."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One row of results for each finished epoch."""
     class_map: list[float] = field(default_factory=list)
@@ -44,11 +44,11 @@ class Progress:
 
     @property
     def is_judged(self) -> bool:
-        """Whether any epoch, or the start, was measured."""
+        """Returns whether any epoch, or the start, was measured."""
         return self.best_fitness >= 0
 
     def consider(self, epoch: int, fitness: float) -> bool:
-        """Make ``epoch`` the best one where it is; of epochs that found nothing the last counts as the best.
+        """Makes ``epoch`` the best one if it is; of epochs that found nothing the last counts as the best.
 
         So a start that takes some epochs to find anything does not use up patience.
         """
@@ -72,13 +72,13 @@ class TrainState:
     """This rank's share of the loss items summed over the epoch's batches: (3,) float64 on the device."""
 
     def is_finite(self) -> bool:
-        """Whether no weight, average or running statistic is NaN or infinite."""
+        """Returns whether no weight, average or running statistic is NaN or infinite."""
         tensors = [*self.model.state_dict().values(), *self.ema.model.state_dict().values()]
         norms = torch._foreach_norm([tensor for tensor in tensors if tensor.is_floating_point()])
         return bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())
 
     def state_dict(self, loss_sums_by_rank: Tensor) -> dict[str, Any]:
-        """References to everything a resume needs; ``loss_sums_by_rank`` is (world size, 3)."""
+        """Returns references to everything a resume needs; ``loss_sums_by_rank`` is (world size, 3)."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -90,16 +90,16 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any], rank: int, world_size: int) -> bool:
-        """Restore in place what ``state_dict`` gave, at the same world size or another.
+        """Restores in place what ``state_dict`` returned, at the same world size or another.
 
-        False where the optimizer is of another kind than the saved one, whose state then stays behind.
+        Returns False if the saved optimizer is of another kind, and then leaves the optimizer's state out.
         """
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         name = type(self.optimizer).__name__
         takes_optimizer = bool(state.get("optimizer_name", name) == name)
         if takes_optimizer:
-            # How much weights decay and which kernel is used is this run's affair, not the checkpoint's.
+            # This run, not the checkpoint, decides how much weights decay and which kernel is used.
             own = [{key: group[key] for key in _OWN if key in group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
             for group, values in zip(self.optimizer.param_groups, own, strict=True):

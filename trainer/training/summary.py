@@ -1,4 +1,4 @@
-"""What a run draws when it starts, and what it says, writes and draws when it ends."""
+"""Draws pictures when a run starts; validates, reports, writes and draws when it ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def draw_start(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
-    """Label statistics and the first training samples with their boxes; a fresh run's rank 0 alone draws."""
+    """Draws label statistics and the first training samples with their boxes, only on rank 0 of a fresh run."""
     if not pictures or not run.collectives.env.is_main or run.state.progress.micro_step > 0:
         return
     rows = np.concatenate(data.train.boxes) if len(data.train) else np.zeros((0, 5), np.float32)
@@ -53,7 +53,7 @@ def draw_start(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
 
 
 def keep_weights(run: Run, *, finished: bool) -> None:
-    """Return when every weights file is on the disk. Raises DiskError on all ranks where one cannot be written."""
+    """Returns once every weights file is on the disk. Raises DiskError on all ranks if one cannot be written."""
     run.checkpoints.close()
     unwritten, why = run.collectives.broadcast((run.checkpoints.unwritten, run.checkpoints.last_error))
     if unwritten:
@@ -67,10 +67,10 @@ def _lost(ended: str, what: str, seen: str) -> DiskError:
 
 
 def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
-    """Validate the best weights once more on all ranks; rank 0 prints the table, draws, and writes the summary.
+    """Validates the best weights once more on all ranks; rank 0 prints the table, draws, and writes the summary.
 
-    A run in which nothing could be measured says so instead. Raises ValidationStopped on all ranks when a signal asked
-    to stop; a resume then finishes the run.
+    If nothing could be measured, a warning takes the table's place. Raises ValidationStopped on all ranks if a signal
+    asked to stop; a resume then finishes the run.
     """
     metrics = weights_epoch = None
     if run.state.progress.is_judged:
@@ -95,7 +95,7 @@ def finish_run(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
 
 
 def best_model(run: Run) -> tuple[Any, int]:
-    """The averaged model in rank 0's best.pt and its 0-based epoch; the last one's where no file can be read."""
+    """Returns the model in rank 0's best.pt and its 0-based epoch; the last epoch's if the file is unreadable."""
     model = copy.deepcopy(run.state.ema.model)
     progress, state = run.state.progress, dict[str, Any]()
     epoch = progress.epoch - 1
@@ -115,7 +115,7 @@ def best_model(run: Run) -> tuple[Any, int]:
 
 
 def best_line(progress: Progress) -> str:
-    """Which epoch was the best one, and what it gained over a start that was measured."""
+    """Describes which epoch was the best one, and what it gained over a start that was measured."""
     if progress.best_epoch == START:
         return "best: epoch 0, the weights you started from; no epoch after it measured better"
     line = f"best epoch: {progress.best_epoch + 1}"
@@ -126,7 +126,7 @@ def best_line(progress: Progress) -> str:
 
 
 def print_table(run: Run, metrics: Metrics) -> None:
-    """Precision, recall and mAP over all classes and of each."""
+    """Prints precision, recall and mAP over all classes and of each."""
     say = run.reporter.say
     width = max([len(row.name) for row in metrics.per_class] + [14])
     say(f"{'class':>{width}} {'images':>7} {'labels':>7} {'P':>7} {'R':>7} {'mAP50':>7} {'mAP50-95':>9}", "bold")
@@ -139,7 +139,7 @@ def print_table(run: Run, metrics: Metrics) -> None:
 
 
 def advise(run: Run) -> None:
-    """Say where the time went when a good part of it went into waiting for images."""
+    """Reports the share of time spent waiting for images if it is large."""
     history = run.state.progress.history
     waited = np.average([row["data_wait"] for row in history], weights=[row["seconds"] for row in history])
     if waited > SLOW_DATA_SHARE:
@@ -152,7 +152,7 @@ def _metric_cells(values: Sequence[float]) -> str:
 
 
 def summarize(run: Run, metrics: Metrics | None, weights_epoch: int | None, run_dir: Path) -> dict[str, Any]:
-    """The run in numbers, as --json prints it; None for what was not measured.
+    """Returns the run in numbers, as --json prints it; None for what was not measured.
 
     Epochs count from 1; 0 are the weights at the start. ``weights_epoch`` (from 0) is the epoch of best.pt.
     """
@@ -178,7 +178,7 @@ def summarize(run: Run, metrics: Metrics | None, weights_epoch: int | None, run_
 
 
 def draw_results(run: Run, data: Data, metrics: Metrics | None, run_dir: Path) -> None:
-    """Curves, confusion matrix, and validation images with labels beside predictions, as far as they were measured."""
+    """Draws curves, confusion matrix, and validation images with labels beside predictions, as far as measured."""
     _draw(lambda: plots.save_training_curves(run_dir / "results.png", RunFiles(run_dir).results))
     if metrics is None:
         return
@@ -208,7 +208,7 @@ def _draw_predictions(run: Run, data: Data, metrics: Metrics, path: Path) -> Non
 
 
 def _boxes_of(batch: Batch) -> list[np.ndarray]:
-    """Per image (k, 5): class and xyxy in pixels."""
+    """Returns per image (k, 5): class and xyxy in pixels."""
     height, width = batch.images_bchw.shape[2:]
     rows = batch.targets.numpy()
     boxes = xyxy_from_cxcywh_numpy(rows[:, 2:]) * np.array((width, height, width, height), np.float32)
@@ -217,7 +217,7 @@ def _boxes_of(batch: Batch) -> list[np.ndarray]:
 
 
 def _draw(action: Callable[[], None]) -> None:
-    """A picture that cannot be drawn is worth a warning, not a run."""
+    """Draws a picture; a failure is a warning and does not end the run."""
     try:
         action()
     except Exception as error:

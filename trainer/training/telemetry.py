@@ -52,7 +52,7 @@ class ResultsWriter:
         self._board = _make_board(run_dir) if tensorboard else None
 
     def write(self, history: list[dict[str, float]], start: dict[str, float]) -> None:
-        """Write the rows of all finished epochs, and that of the start if it was measured; a failure is a warning."""
+        """Writes the rows of all finished epochs, and that of the start if it was measured; a failure is a warning."""
         history, started = _counted_from_1(history), _counted_from_1([start] if start else [])
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
@@ -69,11 +69,11 @@ class ResultsWriter:
             self._on_board(lambda board: _add_row(board, history[-1]))
 
     def close(self) -> None:
-        """Flush TensorBoard's file."""
+        """Flushes TensorBoard's file."""
         self._on_board(lambda board: board.close())
 
     def _on_board(self, action: Callable[[Any], None]) -> None:
-        """Curves that cannot be written are a warning, and the last attempt."""
+        """Runs an action on TensorBoard; a failure is a warning, and no further action is tried."""
         if self._board is None:
             return
         try:
@@ -97,7 +97,7 @@ def _cell(value: float) -> str:
 
 
 def _make_board(run_dir: Path) -> Any:
-    """A TensorBoard writer where the extra is installed, else None."""
+    """Returns a TensorBoard writer, or None if the extra is not installed or the writer fails."""
     try:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -122,7 +122,7 @@ class NonFiniteDetector:
         self._traveling: deque[tuple[int, Tensor, torch.cuda.Event]] = deque()
 
     def note(self, micro_step: int, items: Tensor) -> None:
-        """Look at a step's loss items, (3,)."""
+        """Checks a step's items for NaN and infinity; ``items`` is a tensor of any shape."""
         finite = torch.isfinite(items).all()
         if items.device.type != "cuda":
             self._found(micro_step, bool(finite))
@@ -137,14 +137,14 @@ class NonFiniteDetector:
             self._found(step, bool(flag))
 
     def settle(self) -> None:
-        """Wait for every flag still traveling."""
+        """Waits for every flag that is still being copied."""
         while self._traveling:
             step, flag, arrived = self._traveling.popleft()
             arrived.synchronize()
             self._found(step, bool(flag))
 
     def reset(self) -> None:
-        """Forget what was seen, after a return to an earlier state."""
+        """Forgets what was seen, after a return to an earlier state."""
         self._traveling.clear()
         self.bad_step = None
 
@@ -160,21 +160,21 @@ class ThroughputMeter:
         self.start()
 
     def start(self) -> None:
-        """Begin an epoch."""
+        """Begins an epoch."""
         self._started_at = time.monotonic()
         self._images = 0
         self.data_wait_s = 0.0
 
     def add(self, images: int) -> None:
-        """Count the images of a step."""
+        """Counts the images of a step."""
         self._images += images
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the epoch began."""
+        """Returns the seconds since the epoch began."""
         return time.monotonic() - self._started_at
 
     @property
     def images_per_second(self) -> float:
-        """Mean over the epoch so far."""
+        """Returns the mean over the epoch so far, in images per second."""
         return self._images / max(self.elapsed_s, 1e-9)

@@ -1,4 +1,4 @@
-"""One worker: configuration and environment in, a trained model or one described failure out."""
+"""Runs one worker: from configuration and environment to a trained model or one described failure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.training.summary import draw_start, finish_run, keep_weights
 
 
 def main(config: TrainConfig, run_dir: Path) -> int:
-    """Train as one rank of the job that the environment describes; the exit code."""
+    """Trains as one rank of the job that the environment describes; returns the exit code."""
     env, reporter, heartbeat = DistEnv(), None, None
     try:
         env = DistEnv.from_environ()
@@ -51,7 +51,7 @@ def train(
     reporter: Reporter,
     heartbeat: HeartbeatWriter,
 ) -> bool:
-    """Build, resume, fit and finish; False when a signal asked to stop and the state is saved."""
+    """Builds, resumes, fits and finishes; False if a signal asked to stop and the state is saved."""
     saved = find_saved(RunFiles(run_dir).weights, Collectives(env), reporter)
     run, data = build_run(config, env, device, run_dir, reporter, heartbeat, saved)
     _stop_on_signals(run)
@@ -70,7 +70,7 @@ def train(
 
 
 def set_determinism(device: torch.device, deterministic: bool) -> None:
-    """On a CPU every sum is done in a fixed order, at no cost worth naming; on CUDA only where asked for."""
+    """Makes a CPU do every sum in a fixed order, at no cost worth naming; on CUDA only if ``deterministic``."""
     if device.type == "cpu" or deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -80,7 +80,7 @@ def set_determinism(device: torch.device, deterministic: bool) -> None:
 
 
 def _stop_on_signals(run: Run) -> None:
-    """SIGTERM, SIGUSR1 and Ctrl-C ask to save and stop at the next update; all ranks then agree on which.
+    """Makes SIGTERM, SIGUSR1 and Ctrl-C ask for a save and a stop at the next update, which all ranks then share.
 
     A second Ctrl-C ends at once.
     """
