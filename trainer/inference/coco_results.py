@@ -1,4 +1,4 @@
-"""Detections in the format of COCO's results, and COCO's own numbers from a library that computes them."""
+"""Writes detections in the format of COCO's results, and computes COCO's own numbers with a library."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ _COCO_LANDMARKS = {0: "person", 11: "stop sign", 79: "toothbrush"}
 
 
 def category_ids(names: Sequence[str]) -> list[int]:
-    """The category id of every class: COCO's own for its 80 classes, else the class index."""
+    """Returns the category id of every class: COCO's own for its 80 classes, else the class index."""
     is_coco = len(names) == 80 and all(names[index] == name for index, name in _COCO_LANDMARKS.items())
     return [i for i in range(1, 91) if i not in _COCO_UNUSED_IDS] if is_coco else list(range(len(names)))
 
 
 def image_id(path: Path) -> int | str:
-    """The number that a file is called, such as 139 for 000000000139.jpg, else its name without suffix."""
+    """Returns the number that a file's name is, such as 139 for 000000000139.jpg, else the name without suffix."""
     return int(path.stem) if path.stem.isascii() and path.stem.isdigit() else path.stem
 
 
 def result_rows(
     detections: Mapping[int, np.ndarray], ids: Sequence[int | str], categories: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """COCO results, a row a detection. ``detections``: (n, 6) xyxy in pixels, confidence, class, by position in
-    ``ids``, which are the images'."""
+    """Returns COCO results, a row a detection.
+
+    ``detections``: (n, 6) xyxy in pixels, confidence, class, by position in ``ids``, which are the images'.
+    """
     rows = []
     for position, found in detections.items():
         for x1, y1, x2, y2, score, class_index in np.asarray(found, np.float64).tolist():
@@ -51,7 +53,7 @@ def result_rows(
 def write_coco_json(
     path: Path, detections: Mapping[int, np.ndarray], images: LabeledImages, names: Sequence[str]
 ) -> int:
-    """Write COCO results and return how many detections they hold. Raises ConfigError for a path that fails."""
+    """Writes COCO results and returns how many detections they hold. Raises ConfigError for a path that fails."""
     rows = result_rows(detections, [image_id(image) for image in images.paths], category_ids(names))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +66,10 @@ def write_coco_json(
 def coco_numbers(
     detections: Mapping[int, np.ndarray], images: LabeledImages, names: Sequence[str]
 ) -> dict[str, float] | None:
-    """COCO's own metrics against the data set's labels; None where the evaluator is not installed.
+    """Returns COCO's own metrics against the data set's labels; None if the evaluator is not installed.
 
-    They follow COCO's definitions: matching that may fall back to a second-best label, the mean of precision at 101
-    recalls, 100 detections an image. The labels know no crowds and no masks, so areas are those of boxes.
+    The metrics follow COCO's definitions: matching that may fall back to a second-best label, the mean of precision at
+    101 recalls, 100 detections an image. The labels know no crowds and no masks, so areas are those of boxes.
     """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
@@ -89,7 +91,7 @@ def coco_numbers(
 
 
 def _ground_truth(images: LabeledImages, names: Sequence[str]) -> dict[str, Any]:
-    """The labels as a COCO data set with image and category ids from 1."""
+    """Returns the labels as a COCO data set with image and category ids from 1."""
     annotations: list[dict[str, Any]] = []
     shapes = images.shapes_hw.tolist()
     for number, (boxes, (height, width)) in enumerate(zip(images.boxes, shapes, strict=True), start=1):
@@ -114,4 +116,4 @@ def _ground_truth(images: LabeledImages, names: Sequence[str]) -> dict[str, Any]
 
 
 def _say_nothing(*_: object) -> None:
-    """The library prints a table; this project has its own."""
+    """Does nothing, in place of the library's printing: this project has a table of its own."""

@@ -1,4 +1,4 @@
-"""A trained detector ready for use: batch norms folded, on its device, at its precision."""
+"""Loads a trained detector ready for use: batch norms folded, on its device, at its precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.weights.load import load_model
 
 @dataclass(frozen=True)
 class Detector:
-    """A model that only looks. The file that it came from stays as it is."""
+    """A model for inference alone. The weights file stays as it is."""
 
     path: Path
     model: DetectionModel
@@ -26,27 +26,30 @@ class Detector:
     device: torch.device
     dtype: torch.dtype
     trained_size: int | None
-    """Pixels of the images it was trained on, where the file tells."""
+    """Pixels of the long side of the images it was trained on, if the file has them."""
 
     @property
     def stride(self) -> int:
-        """Sides of its images are multiples of this."""
+        """Returns the number that the sides of its images are multiples of."""
         return self.model.size_grid
 
     @torch.inference_mode()
     def __call__(self, images_bchw: Tensor) -> Tensor:
-        """uint8 RGB images (B, 3, H, W) to predictions (B, N, 5 + classes), float32; see DetectionModel."""
+        """Turns uint8 RGB images (B, 3, H, W) into predictions (B, N, 5 + classes), float32; see DetectionModel."""
         images = images_bchw.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         decoded, _ = self.model(torch.mul(images, 1 / 255).to(self.dtype))
         return decoded
 
     def warm_up(self, image_size: int) -> None:
-        """Look at an empty image once, so that first uses (imports, a GPU's start) are in nobody's times."""
+        """Runs an empty image once, so that no measured time contains first uses (imports, a GPU's start)."""
         empty = torch.zeros((1, 3, image_size, image_size), dtype=torch.uint8)
         non_max_suppression(self(empty), confidence_threshold=0.5, iou_threshold=0.5)
 
     def image_size(self, wanted: int | None, reporter: Reporter) -> int:
-        """``wanted``, else the size trained on, else 640; the next multiple of the stride, which is said."""
+        """Returns ``wanted``, else the size trained on, else 640, as the next multiple of the stride.
+
+        Reports a ``wanted`` size that is no such multiple.
+        """
         size = wanted or self.trained_size or DEFAULT_IMAGE_SIZE
         rounded = max(-(-size // self.stride), 2) * self.stride
         if wanted and rounded != wanted:
@@ -55,7 +58,7 @@ class Detector:
 
 
 def load_detector(path: Path, device: torch.device, *, half: bool = False) -> Detector:
-    """The detector of a weights file. Raises WeightsError, also for weights that are not finite.
+    """Returns the detector of a weights file. Raises WeightsError, also for weights that are not finite.
 
     ``half`` asks for float16, which raises ConfigError on a CPU: there it saves nothing.
     """
@@ -78,7 +81,7 @@ def load_detector(path: Path, device: torch.device, *, half: bool = False) -> De
 
 
 def as_dtype(model: DetectionModel, dtype: torch.dtype) -> DetectionModel:
-    """The model at another precision, in place; anchors and strides, which place boxes, stay as they are."""
+    """Converts the model to another precision, in place; anchors and strides, which place boxes, stay as they are."""
     anchors, stride = model.detect.anchors.clone(), model.detect.stride.clone()
     model.to(dtype)
     model.detect.anchors, model.detect.stride = anchors, stride

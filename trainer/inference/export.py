@@ -1,4 +1,4 @@
-"""``python -m trainer.inference.export CONFIG --run-dir DIR``: a trained model as a file for other programs."""
+"""Writes a trained model as a file for other programs (``python -m trainer.inference.export CONFIG --run-dir DIR``)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Export as the command line says; the exit code."""
+    """Exports as the command line says; returns the exit code."""
     return run_worker("trainer.inference.export", ExportConfig.read, export, arguments)
 
 
 def export(session: Session, config: ExportConfig) -> None:
-    """Write the file beside its place, check it against PyTorch, and only then put it there."""
+    """Writes the file beside its place, checks it against PyTorch, and only then puts it there."""
     from trainer.errors import ConfigError
     from trainer.inference.detector import as_dtype, load_detector
     from trainer.inference.export_formats import SUFFIXES, require
@@ -51,7 +51,7 @@ def export(session: Session, config: ExportConfig) -> None:
 
 
 def make_graph(detector: Detector, config: ExportConfig, image_size: int) -> Graph:
-    """The module to record, an example of its input, and what the file will say of itself."""
+    """Returns the module to record, an example of its input, and the metadata of the file."""
     from trainer import __version__
     from trainer.inference.export_formats import Graph
     from trainer.inference.export_graph import ExportedDetector, SuppressedDetector
@@ -86,7 +86,7 @@ def make_graph(detector: Detector, config: ExportConfig, image_size: int) -> Gra
 def write_and_check(
     graph: Graph, detector: Detector, config: ExportConfig, path: Path, image_size: int
 ) -> dict[str, Any]:
-    """Write the file and run it; what was seen. Raises ExportError where it computes something else."""
+    """Writes the file and runs it; returns what was seen. Raises ExportError if the file computes something else."""
     import torch
 
     from trainer.inference import export_formats
@@ -109,7 +109,7 @@ def write_and_check(
 
 
 def compare(run_file: RunFile, images: Any, detector: Detector, config: ExportConfig) -> dict[str, Any]:
-    """The file's output beside PyTorch's on the same images."""
+    """Compares the file's output with PyTorch's on the same images. Raises ExportError if they differ."""
     from trainer.inference.export_check import check_detections, check_predictions
     from trainer.model.postprocess import non_max_suppression
 

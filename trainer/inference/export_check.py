@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the model in PyTorch does, seen on a picture."""
+"""Checks on a picture that an exported file computes what the model in PyTorch does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class ExportError(UserError):
 
 
 def check_picture(path: Path | None, size_hw: tuple[int, int]) -> Tensor:
-    """A picture, or one of the embedded data set, as images_bchw uint8 (1, 3, height, width). Raises DataError."""
+    """Returns a picture, or one of the embedded data set, as images_bchw uint8 (1, 3, height, width).
+
+    Raises DataError for a picture that cannot be read.
+    """
     if path is None:
         pixels = draw_picture(np.random.default_rng(4)).image
     else:
@@ -46,7 +49,10 @@ def check_picture(path: Path | None, size_hw: tuple[int, int]) -> Tensor:
 
 
 def largest_difference(expected: Tensor, found: Tensor, image_size: int) -> float:
-    """Of predictions (B, N, 5 + classes): boxes as parts of the image, scores as they are; infinite for NaN."""
+    """Returns the largest difference of predictions (B, N, 5 + classes); infinite for NaN or another shape.
+
+    Boxes count as parts of the image, scores as they are.
+    """
     if expected.shape != found.shape:
         return float("inf")
     difference = (expected.double() - found.double()).abs()
@@ -55,7 +61,7 @@ def largest_difference(expected: Tensor, found: Tensor, image_size: int) -> floa
 
 
 def check_predictions(expected: Tensor, found: Tensor, image_size: int, dtype: torch.dtype) -> float:
-    """The largest difference. Raises ExportError where it is too large."""
+    """Returns the largest difference. Raises ExportError if it is too large."""
     difference = largest_difference(expected, found, image_size)
     if difference > TOLERANCE[dtype]:
         raise ExportError(
@@ -67,7 +73,7 @@ def check_predictions(expected: Tensor, found: Tensor, image_size: int, dtype: t
 
 
 def check_detections(expected: list[Tensor], found: Tensor, threshold: float, dtype: torch.dtype) -> int:
-    """How many detections agree. Raises ExportError where one is missing, moved or imagined.
+    """Returns how many detections agree. Raises ExportError if too many are missing, moved or imagined.
 
     ``expected``: (k, 6) an image, xyxy, score, class. ``found``: (K, 7), the image's number first. What lies at the
     threshold may be on either side of it.
@@ -89,7 +95,7 @@ def check_detections(expected: list[Tensor], found: Tensor, threshold: float, dt
 
 
 def _has_twin(rows: Tensor, others: Tensor, dtype: torch.dtype) -> Tensor:
-    """Which rows have another of their class at their place with their score."""
+    """Marks the rows that have another of their class at their place with their score."""
     if not len(others):
         return torch.zeros(len(rows), dtype=torch.bool)
     same = rows[:, None, 5] == others[None, :, 5]

@@ -1,4 +1,4 @@
-"""Writers of exported files, and the sessions that run them again: ONNX and TorchScript."""
+"""Writes exported files, ONNX and TorchScript, and opens them to run them again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RunFile = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Graph:
-    """A module with all that its file says."""
+    """A module with all that its file contains."""
 
     module: nn.Module
     example: Tensor
@@ -37,7 +37,10 @@ class Graph:
 
 
 def write_onnx(graph: Graph, path: Path) -> None:
-    """Write an ONNX file with metadata. Raises ConfigError where the extra is missing or the graph cannot be said."""
+    """Writes an ONNX file with metadata.
+
+    Raises ConfigError if the extra is missing or ONNX cannot express the graph.
+    """
     onnx = require("onnx")
     axes = {0: "batch", 2: "height", 3: "width"}
     out_axes = {0: "batch", 1: "predictions"} if graph.output_name == "predictions" else {0: "detections"}
@@ -75,7 +78,10 @@ def write_onnx(graph: Graph, path: Path) -> None:
 
 
 def open_onnx(path: Path) -> RunFile:
-    """Run an ONNX file with onnxruntime on the CPU: images to its one output. Raises ConfigError without the extra."""
+    """Opens an ONNX file with onnxruntime on the CPU; returns a function from images to its one output.
+
+    Raises ConfigError without the extra.
+    """
     onnxruntime = require("onnxruntime")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
@@ -89,7 +95,7 @@ def open_onnx(path: Path) -> RunFile:
 
 
 def write_torchscript(graph: Graph, path: Path) -> None:
-    """Write a TorchScript file whose extra file holds the metadata."""
+    """Writes a TorchScript file whose extra file holds the metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(graph.module, graph.example, check_trace=False, strict=False)
@@ -97,7 +103,7 @@ def write_torchscript(graph: Graph, path: Path) -> None:
 
 
 def open_torchscript(path: Path, device: torch.device) -> RunFile:
-    """Run a TorchScript file."""
+    """Opens a TorchScript file; returns a function from images to its output."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer torch recommends another format
         loaded = torch.jit.load(str(path), map_location=device)
@@ -110,7 +116,7 @@ def open_torchscript(path: Path, device: torch.device) -> RunFile:
 
 
 def require(name: str) -> Any:
-    """A package of the extra ``export``. Raises ConfigError where it is not installed."""
+    """Imports a package of the extra ``export``. Raises ConfigError if it is not installed."""
     import importlib
 
     try:

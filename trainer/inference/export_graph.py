@@ -1,4 +1,4 @@
-"""Detectors in the form that is exported: images in, boxes out, and nothing of training left."""
+"""Wraps detectors in the form that is exported: images in, boxes out, and nothing of training left."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class _OnnxNms(torch.autograd.Function):
     def forward(
         ctx: Any, boxes: Tensor, scores: Tensor, max_detections: int, iou_threshold: float, confidence_threshold: float
     ) -> Tensor:
-        """Boxes (B, N, 4), scores (B, C, N) to (K, 3) int64; used while the graph is recorded."""
+        """Selects from boxes (B, N, 4), scores (B, C, N): (K, 3) int64; used while the graph is recorded."""
         from torchvision.ops import nms
 
         rows = [boxes.new_zeros((0, 3), dtype=torch.int64)]
@@ -91,7 +91,7 @@ class _OnnxNms(torch.autograd.Function):
     def symbolic(
         g: Any, boxes: Any, scores: Any, max_detections: int, iou_threshold: float, confidence_threshold: float
     ) -> Any:
-        """The operator itself."""
+        """Records ONNX's operator itself."""
         limits = (
             torch.tensor([max_detections], dtype=torch.int64),
             torch.tensor([iou_threshold], dtype=torch.float32),

@@ -27,12 +27,12 @@ _UNWRITTEN = 16
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Predict as the command line says; the exit code."""
+    """Predicts as the command line says; returns the exit code."""
     return run_worker("trainer.inference.predict", read_config, predict, arguments)
 
 
 def read_config(path: Path) -> PredictConfig:
-    """The configuration; if it asks for lines of JSON, stdout is left to them. Raises ConfigError."""
+    """Reads the configuration; if it asks for lines of JSON, stdout is left to them. Raises ConfigError."""
     config = PredictConfig.read(path)
     if config.json_lines:
         os.environ[OUTPUT_VARIABLE] = OUTPUT_ON_STDERR
@@ -40,7 +40,7 @@ def read_config(path: Path) -> PredictConfig:
 
 
 def predict(session: Session, config: PredictConfig) -> None:
-    """Look at every frame and keep what was found."""
+    """Runs the detector on every frame and keeps what was found."""
     from trainer.inference.detector import load_detector
     from trainer.inference.results import ResultWriter, Wanted
     from trainer.inference.sources import find_media, read_frames
@@ -82,7 +82,7 @@ def predict(session: Session, config: PredictConfig) -> None:
 
 
 def chosen_classes(text: str | None, names: Sequence[str]) -> list[int] | None:
-    """Class indices from '0,2' or 'person,car'; None for all. Raises ConfigError for one that the model lacks."""
+    """Returns class indices from '0,2' or 'person,car'; None for all. Raises ConfigError if the model lacks one."""
     if text is None:
         return None
     from trainer.errors import ConfigError
@@ -111,7 +111,7 @@ def detect(
     classes: list[int] | None,
     frames: Iterator[Frame],
 ) -> Iterator[tuple[Frame, np.ndarray]]:
-    """Each frame with its detections (n, 6) in pixels of its file, in the order of the frames."""
+    """Yields each frame with its detections (n, 6) in pixels of its file, in the order of the frames."""
     import numpy as np
     import torch
 
@@ -142,7 +142,7 @@ def detect(
 
 
 class Keeper:
-    """Hands results to a thread that draws and writes them in order, and waits where it falls behind."""
+    """Hands results to a thread that draws and writes them in order, and waits if that thread falls behind."""
 
     def __init__(self, writer: ResultWriter) -> None:
         self._writer = writer
@@ -153,7 +153,7 @@ class Keeper:
         return self
 
     def keep(self, frame: Frame, found: np.ndarray) -> None:
-        """Write one frame's results soon. Raises what writing an earlier one raised."""
+        """Submits one frame's results for writing. Raises what writing an earlier frame's raised."""
         self._unwritten.append(self._pool.submit(self._writer.save, frame, found))
         while len(self._unwritten) > _UNWRITTEN:
             self._unwritten.popleft().result()
@@ -167,7 +167,7 @@ class Keeper:
 
 
 class Teller:
-    """Says what was found as it is found: lines of JSON, lines for people, a window."""
+    """Reports what was found as it is found: lines of JSON, lines for people, a window."""
 
     def __init__(self, session: Session, config: PredictConfig, names: tuple[str, ...]) -> None:
         self._session = session
@@ -178,7 +178,7 @@ class Teller:
         self._started_at = time.monotonic()
 
     def tell(self, frame: Frame, found: np.ndarray) -> bool:
-        """Say one frame's results; True when nobody wants more."""
+        """Reports one frame's results; returns True if no further ones are wanted."""
         from trainer.inference import results, window
 
         if frame.note:
@@ -203,7 +203,7 @@ class Teller:
         return False
 
     def end(self) -> None:
-        """One line about all of it."""
+        """Reports one line about all frames."""
         elapsed_s = max(time.monotonic() - self._started_at, 1e-9)
         speed = f"{self._frames / elapsed_s:.1f} a second"
         where = "" if self._config.nosave and not self._config.save_txt else f"; results in {self._session.run_dir}"

@@ -1,4 +1,4 @@
-"""What was found, kept: drawn pictures and films, label files, crops, and lines of JSON."""
+"""Keeps what was found: drawn pictures and films, label files, crops, and lines of JSON."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ResultWriter:
         self._film_path: Path | None = None
 
     def save(self, frame: Frame, detections: np.ndarray) -> None:
-        """Keep a frame's detections, (n, 6) xyxy in pixels of the file, confidence, class."""
+        """Keeps a frame's detections, (n, 6) xyxy in pixels of the file, confidence, class."""
         stem = self._stem(frame.path)
         picture = stem if frame.index is None else f"{stem}_{frame.index + 1}"
         try:
@@ -65,13 +65,13 @@ class ResultWriter:
             ) from None
 
     def close(self) -> None:
-        """Finish the film that is being written."""
+        """Finishes the film that is being written."""
         if self._film is not None:
             self._film.release()
         self._film = self._film_path = None
 
     def _stem(self, path: Path) -> str:
-        """The file's name without suffix, or with a number where another file of this run has it."""
+        """Returns the file's name without suffix, or with a number if another file of this run has it."""
         if path not in self._stems:
             stem, number = path.stem, 1
             while stem.lower() in self._taken:
@@ -82,7 +82,7 @@ class ResultWriter:
         return self._stems[path]
 
     def _save_labels(self, frame: Frame, detections: np.ndarray, name: str) -> None:
-        """YOLO's format: class, then center and size as parts of the picture."""
+        """Writes YOLO's format: class, then center and size as parts of the picture."""
         height, width = frame.pixels.shape[:2]
         boxes = cxcywh_from_xyxy_numpy(detections[:, :4].astype(np.float64)) / (width, height, width, height)
         lines = []
@@ -132,12 +132,12 @@ class ResultWriter:
 
 
 def draw(frame: Frame, detections: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """The frame with its detections on it."""
+    """Returns the frame's picture with its detections drawn on it."""
     return draw_boxes(frame.pixels, detections[:, :4], detections[:, 5], names, detections[:, 4])
 
 
 def as_json(frame: Frame, detections: np.ndarray, names: tuple[str, ...]) -> str:
-    """One line: the file, the frame of a film, the picture's size, and the boxes by falling confidence."""
+    """Returns one line: the file, the frame of a film, the picture's size, and the boxes in their order."""
     height, width = frame.pixels.shape[:2]
     row: dict[str, Any] = {"file": str(frame.path)}
     if frame.index is not None:
@@ -156,20 +156,20 @@ def as_json(frame: Frame, detections: np.ndarray, names: tuple[str, ...]) -> str
 
 
 def describe(detections: np.ndarray, names: tuple[str, ...]) -> str:
-    """'2 person, 1 bus', the classes in their order; 'nothing' where there is none."""
+    """Returns '2 person, 1 bus', the classes in their order, or 'nothing' if there are no detections."""
     counts = np.bincount(detections[:, 5].astype(int), minlength=1) if len(detections) else np.zeros(0, int)
     found = [f"{count} {class_name(names, index)}" for index, count in enumerate(counts.tolist()) if count]
     return ", ".join(found) or "nothing"
 
 
 def _folder_name(name: str) -> str:
-    """A class name as a folder: no separators, never a step upwards."""
+    """Returns a class name as the name of a folder: no separators, never a step upwards."""
     return _UNSAFE.sub("_", name).strip(".") or "class"
 
 
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
-    """Encode and write a picture; as PNG if it is too large for the format that its name asks for."""
-    # OpenCV's own writer returns False where a write fails; Python's says why.
+    """Encodes and writes a picture; as PNG if it is too large for the format that its name asks for."""
+    # OpenCV's own writer returns False if a write fails; Python's raises with the reason.
     encoded = _encoded(path.suffix, pixels)
     if encoded is None:
         path = path.with_name(path.name + ".png")
@@ -180,7 +180,7 @@ def _write_picture(path: Path, pixels: np.ndarray) -> None:
 
 
 def _encoded(suffix: str, pixels: np.ndarray) -> bytes | None:
-    """The bytes of a picture in a format; None if it does not take as many pixels."""
+    """Returns the bytes of a picture in a format; None if the picture has more pixels than the format takes."""
     try:
         is_encoded, encoded = cv2.imencode(suffix, pixels)
     except cv2.error:

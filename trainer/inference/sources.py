@@ -1,4 +1,4 @@
-"""From what a user names, files, folders, patterns and films, to frames that a detector can take.
+"""Reads what a user names, files, folders, patterns and films, as frames that a detector can take.
 
 Files are decoded ahead by threads; OpenCV lets them run beside the model.
 """
@@ -44,7 +44,7 @@ class Film:
 
     fps: float
     frames: int
-    """As the file says; 0 where it does not."""
+    """As the file says; 0 if it does not."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,17 @@ class Frame:
     """What a person should know of its file."""
 
     def in_file(self, boxes_xyxy: np.ndarray) -> np.ndarray:
-        """Boxes (n, 4) of the canvas in pixels of the file, cut at its edges."""
+        """Returns boxes (n, 4) of the canvas in pixels of the file, cut at its edges."""
         height, width = self.pixels.shape[:2]
         ratio = np.array((self.fit.resized_hw[1] / width, self.fit.resized_hw[0] / height) * 2)
         return np.clip((boxes_xyxy - np.array(self.fit.left_top * 2)) / ratio, 0, (width, height) * 2)
 
 
 def find_media(sources: Sequence[str], on_unusable: Callable[[DataError], None] | None = None) -> list[Path]:
-    """The picture and film files that ``sources`` mean: files, folders (their own files) and patterns, each once.
+    """Returns the picture and film files, each once, of ``sources``: files, folders (their own files) and patterns.
 
-    ``on_unusable`` hears of one that names nothing usable while others do. Raises DataError if none does.
+    ``on_unusable`` is called for each source that names nothing usable while others do. Raises DataError if none does,
+    or if one does not and there is no ``on_unusable``.
     """
     found: dict[Path, None] = {}
     unusable: list[DataError] = []
@@ -93,7 +94,7 @@ def find_media(sources: Sequence[str], on_unusable: Callable[[DataError], None] 
 
 
 def is_film(path: Path) -> bool:
-    """Whether a file is read as a film."""
+    """Returns whether a file is read as a film."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -105,7 +106,10 @@ def read_frames(
     threads: int = 4,
     on_unreadable: OnUnreadable,
 ) -> Iterator[Frame]:
-    """The frames of all files in order, decoded and resized ahead; ``on_unreadable`` hears of files that fail."""
+    """Yields the frames of all files in order, decoded and resized ahead.
+
+    ``on_unreadable`` is called with each file that fails and the reason.
+    """
 
     def prepare(path: Path, pixels: np.ndarray) -> Frame:
         shape = (pixels.shape[0], pixels.shape[1])
@@ -133,10 +137,10 @@ def read_frames(
 
 
 def batches_of_one_size(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
-    """Frames whose canvases have one size, ``batch_size`` at a time or fewer.
+    """Yields frames whose canvases have one size, ``batch_size`` at a time or fewer.
 
-    A frame's canvas never depends on its neighbors, so batching changes no result. Sizes that are rare wait for
-    company until 4 batches are waiting in all.
+    A frame's canvas never depends on its neighbors, so batching changes no result. Frames of a rare size are held back
+    until 4 batches are waiting in all.
     """
     waiting: dict[tuple[int, ...], list[Frame]] = {}
     for frame in frames:
@@ -196,7 +200,7 @@ def _is_media(path: Path) -> bool:
 
 
 def _runs(media: Iterable[Path]) -> Iterator[tuple[bool, list[Path]]]:
-    """Pictures in a row, films in a row."""
+    """Yields pictures in a row, films in a row."""
     run: list[Path] = []
     for path in media:
         if run and is_film(run[0]) != is_film(path):
@@ -210,7 +214,7 @@ def _runs(media: Iterable[Path]) -> Iterator[tuple[bool, list[Path]]]:
 def _ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], depth: int
 ) -> Iterator[Result]:
-    """``map`` in order, at most ``depth`` results ahead."""
+    """Maps in order, at most ``depth`` results ahead."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -234,7 +238,7 @@ def _read_film(
     prepare: Callable[[Path, np.ndarray], Frame],
     on_unreadable: OnUnreadable,
 ) -> Iterator[Frame]:
-    """The frames of a film; the next few are decoded while these are used."""
+    """Yields the frames of a film; the next few are decoded while these are used."""
     with plain_path(path) as name:
         capture = cv2.VideoCapture(name)
     fps = capture.get(cv2.CAP_PROP_FPS)

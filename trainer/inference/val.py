@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Validate as the command line says; the exit code."""
+    """Validates as the command line says; returns the exit code."""
     return run_worker("trainer.inference.val", ValConfig.read, validate, arguments)
 
 
 def validate(session: Session, config: ValConfig) -> None:
-    """Measure the model together with all peers; rank 0 then prints, writes and draws."""
+    """Measures the model together with all peers; rank 0 then prints, writes and draws."""
     from trainer.inference.detector import load_detector
     from trainer.inference.val_data import load_split
 
@@ -46,7 +46,7 @@ def measure(
     image_size: int,
     names: Sequence[str],
 ) -> Metrics:
-    """The metrics over the batches of all ranks, the same on each."""
+    """Returns the metrics over the batches of all ranks, the same on each."""
     from trainer.data.loader import ValidationData, loader_workers, make_validation_loader
     from trainer.data.sampler import ValidationBatches
     from trainer.evaluation.evaluator import EvaluationSettings, Evaluator
@@ -90,7 +90,7 @@ def report(
     split: SplitToMeasure,
     image_size: int,
 ) -> None:
-    """Say, write and draw what was measured; the summary comes last and marks the end."""
+    """Reports, writes and draws what was measured; the summary comes last and marks the end."""
     from trainer.inference import coco_results, val_report
 
     say = session.reporter.say

@@ -33,7 +33,7 @@ class SplitToMeasure:
 def load_split(
     session: Session, data: str, split: str, detector: Detector, *, max_bad_share: float = MAX_BAD_SHARE
 ) -> SplitToMeasure:
-    """One split of a data set, scanned once per machine.
+    """Returns one split of a data set, scanned once per machine.
 
     A model of --single-cls is measured on any data set, all of whose classes count as its one; classes in another
     order are matched by name. Raises DataError, also if the data set has another number of classes than the detector.
@@ -63,7 +63,7 @@ def load_split(
 
 
 def is_reordered(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two lists hold the same names, each once, in another order."""
+    """Returns whether two lists hold the same names, each once, in another order."""
     return tuple(names) != tuple(others) and len(set(names)) == len(names) and sorted(names) == sorted(others)
 
 

@@ -1,4 +1,4 @@
-"""What a validation says, writes and draws."""
+"""Prepares what a validation prints, writes and draws."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def table_lines(metrics: Metrics) -> Iterator[str]:
-    """Precision, recall and mAP over all classes and of each, a head line first, if there are labels."""
+    """Yields precision, recall and mAP over all classes and of each, a head line first, if there are labels."""
     if not metrics.is_judged:
         yield f"nothing could be measured: none of the {metrics.images} images has a label"
         return
@@ -36,12 +36,12 @@ def table_lines(metrics: Metrics) -> Iterator[str]:
 
 
 def speed_line(metrics: Metrics) -> str:
-    """'per image: load 1.2 ms, inference ...'."""
+    """Returns 'per image: load 1.2 ms, inference ...'."""
     return "per image: " + ", ".join(f"{stage} {spent:.1f} ms" for stage, spent in metrics.speed_ms.items())
 
 
 def summarize(metrics: Metrics) -> dict[str, Any]:
-    """The numbers as ``--json`` prints them; None for what could not be measured."""
+    """Returns the numbers as ``--json`` prints them; None for what could not be measured."""
     names = ("precision", "recall", "map50", "map5095")
     return {
         "is_judged": metrics.is_judged,
@@ -66,7 +66,7 @@ def summarize(metrics: Metrics) -> dict[str, Any]:
 
 
 def draw(metrics: Metrics, images: LabeledImages, names: Sequence[str], image_size: int, run_dir: Path) -> None:
-    """Curves, confusion matrix, and the images with most errors. One that cannot be drawn is worth a warning.
+    """Draws curves, confusion matrix, and the images with most errors; a failed picture is a warning.
 
     Without labels every detection would count as an error, so nothing is drawn.
     """
@@ -90,7 +90,7 @@ def draw(metrics: Metrics, images: LabeledImages, names: Sequence[str], image_si
 
 
 def _draw_worst(path: Path, metrics: Metrics, images: LabeledImages, names: Sequence[str], image_size: int) -> None:
-    """The images with most missed and imagined objects, each with both numbers."""
+    """Draws the images with most missed and imagined objects, each with both numbers."""
     if not metrics.worst_images or metrics.detections is None:
         return
     data = ValidationData(images, image_size=image_size)
@@ -106,7 +106,7 @@ def _draw_worst(path: Path, metrics: Metrics, images: LabeledImages, names: Sequ
 
 
 def _labels(batch: Batch) -> list[np.ndarray]:
-    """Per image (k, 5): class and xyxy in pixels of the batch."""
+    """Returns per image (k, 5): class and xyxy in pixels of the batch."""
     height, width = batch.images_bchw.shape[2:]
     rows = batch.targets.numpy()
     boxes = xyxy_from_cxcywh_numpy(rows[:, 2:]) * np.array((width, height, width, height), np.float32)
@@ -115,7 +115,7 @@ def _labels(batch: Batch) -> list[np.ndarray]:
 
 
 def _in_batch(batch: Batch, detections: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Detections in pixels of their files as rows of class, xyxy in pixels of the batch, confidence."""
+    """Returns detections in pixels of their files as rows of class, xyxy in pixels of the batch, confidence."""
     moved = []
     for found, geometry in zip(detections, batch.geometry, strict=True):
         boxes = found[:, :4] * np.tile(geometry.ratio_hw[::-1], 2) + np.tile(geometry.pad_xy, 2)

@@ -1,4 +1,4 @@
-"""A window on the screen, for people who ask for one."""
+"""Shows pictures in a window on the screen, for people who ask for one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KEYS_TO_STOP = frozenset((ord("q"), 27))
 
 
 def open_window() -> None:
-    """Open the window. Raises ConfigError where this OpenCV or this machine has none."""
+    """Opens the window. Raises ConfigError if this OpenCV or this machine has none."""
     screenless = sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     # Without a display some builds of OpenCV end the process instead of raising.
     seen = "no display (DISPLAY and WAYLAND_DISPLAY are not set)" if screenless else ""
@@ -34,6 +34,6 @@ def open_window() -> None:
 
 
 def show(picture: np.ndarray, *, wait_for_key: bool) -> bool:
-    """Show a picture, until a key is pressed if so wanted; True when the user wants to stop (q or Esc)."""
+    """Shows a picture, until a key is pressed if so wanted; returns True if the user wants to stop (q or Esc)."""
     cv2.imshow(_TITLE, picture)
     return cv2.waitKey(0 if wait_for_key else 1) & 0xFF in _KEYS_TO_STOP
