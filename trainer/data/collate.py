@@ -1,4 +1,4 @@
-"""Samples become one batch: channels first, red first, still one byte a value."""
+"""Joins samples to one batch: channels first, red first, still one byte a value."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Batch:
         return self.images_bchw.shape[0]
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which copies to a GPU run beside it."""
+        """Returns the batch in page-locked memory, from which copies to a GPU run beside other work."""
         return replace(self, images_bchw=self.images_bchw.pin_memory(), targets=self.targets.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; from pinned memory without waiting. ``positions`` and ``indices`` stay."""
+        """Returns the batch on a device; from pinned memory without waiting. ``positions`` and ``indices`` stay."""
         return replace(
             self,
             images_bchw=self.images_bchw.to(device, non_blocking=True),
@@ -73,7 +73,7 @@ class Collate:
         self.image_size = image_size
 
     def __call__(self, samples: Sequence[LoadedSample]) -> Batch:
-        """One batch from samples of one size."""
+        """Joins samples of one size to one batch."""
         height, width = samples[0].image.shape[:2] if samples else (self.image_size, self.image_size)
         images = _empty_images(len(samples), height, width)
         for image, sample in zip(images.numpy(), samples, strict=True):
@@ -94,7 +94,7 @@ class Collate:
 
 
 def _empty_images(count: int, height: int, width: int) -> Tensor:
-    """Room for images; in a loader process it is shared memory at once, which saves a copy on the way out."""
+    """Returns room for images; in a loader process it is shared memory at once, which saves a copy on the way out."""
     size = count * 3 * height * width
     if torch.utils.data.get_worker_info() is None or size == 0:
         return torch.empty((count, 3, height, width), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The data set's YAML file: where the images of each split lie and what the classes are called.
+"""Reads the data set's YAML file: where the images of each split lie and what the classes are called.
 
 Torch-free and cheap, since a launcher's checks read it too.
 """
@@ -29,7 +29,7 @@ IMAGE_SUFFIXES = frozenset(
         *("pgm", "pic", "png", "pnm", "ppm", "pxm", "ras", "sr", "tif", "tiff", "webp"),
     )
 )
-"""What OpenCV decodes, where its build has the codec."""
+"""What OpenCV decodes, if its build has the codec."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class DatasetFile:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Returns the number of classes."""
         return len(self.names)
 
 
 def load_dataset_file(path: str | Path) -> DatasetFile:
-    """The data set of a YAML file.
+    """Returns the data set of a YAML file.
 
     Raises DataError for a missing or unreadable file, no class names, and names that contradict ``nc``.
     """
@@ -76,7 +76,7 @@ def load_dataset_file(path: str | Path) -> DatasetFile:
 
 
 def label_path_for(image_path: Path) -> Path:
-    """Where an image's labels are: the last ``images`` folder of its path becomes ``labels``, the suffix ``.txt``."""
+    """Returns the path of an image's labels: the last ``images`` folder becomes ``labels``, the suffix ``.txt``."""
     parts = list(image_path.parts)
     for position in range(len(parts) - 2, -1, -1):
         if parts[position] == "images":
@@ -86,12 +86,12 @@ def label_path_for(image_path: Path) -> Path:
 
 
 def relative_name(dataset: DatasetFile, image_path: Path) -> str:
-    """An image's path below the data set's root, equal on every machine that has the data set."""
+    """Returns an image's path below the data set's root, equal on every machine that has the data set."""
     return os.path.relpath(image_path, dataset.root).replace(os.sep, "/")
 
 
 def _missing_yaml(yaml_path: Path) -> DataError:
-    """The error for a YAML file that is not there, with the ones that are."""
+    """Returns the error for a missing YAML file, with the names of those that are in its folder."""
     folder = yaml_path.parent
     beside = sorted(p.name for pattern in ("*.yaml", "*.yml") for p in folder.glob(pattern)) if folder.is_dir() else []
     return DataError(
@@ -116,7 +116,7 @@ def _read_map(yaml_path: Path) -> Mapping[Any, Any]:
 
 
 def _parse_names(yaml_path: Path, content: Mapping[Any, Any]) -> tuple[str, ...]:
-    """Class names in index order, from a list, a map with indices in any order, or ``nc`` alone."""
+    """Returns class names in index order, from a list, a map with indices in any order, or ``nc`` alone."""
     raw, count = content.get("names"), content.get("nc")
     if count is not None and not (type(count) is int and 1 <= count <= _MAX_CLASSES):
         raise DataError(
@@ -192,7 +192,10 @@ def _parse_entries(yaml_path: Path, split: str, value: Any) -> tuple[str, ...]:
 
 
 def _parse_keypoints(yaml_path: Path, shape: Any) -> int:
-    """How many numbers of keypoints a row has: ``kpt_shape`` is a count of points, and 2 or 3 numbers for each."""
+    """Returns how many numbers of keypoints a row has. Raises DataError for another ``kpt_shape``.
+
+    ``kpt_shape`` is a count of points, and 2 or 3 numbers for each.
+    """
     if shape is None:
         return 0
     is_pair = isinstance(shape, list) and len(shape) == 2 and all(type(part) is int for part in shape)
@@ -212,7 +215,10 @@ def _short(value: Any) -> str:
 
 
 def _find_root(yaml_path: Path, written: Any) -> Path:
-    """The data set's folder: ``path`` beside the YAML file, else below the working directory."""
+    """Returns the data set's folder: ``path`` beside the YAML file, else below the working directory.
+
+    Raises DataError if neither is a folder.
+    """
     if written in (None, ""):
         return yaml_path.parent.absolute()
     folder = Path(os.path.expanduser(str(written)))

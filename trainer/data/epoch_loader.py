@@ -1,4 +1,4 @@
-"""An epoch's batches for one rank, from any step on: the sampler, the loader and what decides the draw together."""
+"""Yields an epoch's batches for one rank, from any step on: joins sampler, loader and the weights of the draw."""
 
 from __future__ import annotations
 
@@ -31,32 +31,35 @@ class EpochLoader:
 
     @property
     def global_batch_size(self) -> int:
-        """Images of a full step over all ranks."""
+        """Returns the number of images in a full step over all ranks."""
         return self._sampler.global_batch_size
 
     def images_in(self, step: int) -> int:
-        """Images of an epoch's global batch; the last may be smaller."""
+        """Returns the number of images in an epoch's global batch; the last may be smaller."""
         size = self._sampler.global_batch_size
         return min(size, self._sampler.num_samples - step * size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch; the last may be smaller."""
+        """Returns the number of global batches in an epoch; the last may be smaller."""
         return self._sampler.steps_per_epoch
 
     def epoch(self, epoch: int, start_step: int, class_map: Sequence[float]) -> Iterator[Batch]:
-        """This rank's batches of ``epoch`` from ``start_step`` on; ``class_map`` is mAP per class, empty at first."""
+        """Returns this rank's batches of ``epoch`` from ``start_step`` on.
+
+        ``class_map`` is mAP per class, empty at first.
+        """
         self._sampler.set_epoch(epoch, start_step, self._weights(class_map))
         return iter(self._loader)
 
     def preview(self, count: int) -> Batch:
-        """The run's first samples, made here and now; training makes them again."""
+        """Returns the run's first samples, made in this process; training makes them again."""
         keys = self._sampler.global_batch(0, 0, self._weights(()))[:count]
         collate = self._loader.collate_fn
         return collate([self._loader.dataset[key] for key in keys])  # type: ignore[misc]
 
     def image_names(self, micro_step: int, class_map: Sequence[float]) -> list[str]:
-        """The files of a global batch, counted from the start of the run."""
+        """Returns the names of the files in a global batch, counted from the start of the run."""
         epoch, step = divmod(micro_step, self.steps_per_epoch)
         keys = self._sampler.global_batch(epoch, step, self._weights(class_map))
         return [self._images.paths[key.index].name for key in keys]
@@ -68,14 +71,15 @@ class EpochLoader:
 
 
 def class_counts(boxes: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
-    """Labels of each class in each image: (images, classes)."""
+    """Counts the labels of each class in each image: (images, classes)."""
     return np.stack([np.bincount(rows[:, 0].astype(np.int64), minlength=num_classes) for rows in boxes])
 
 
 def image_weights(counts: np.ndarray, class_map: np.ndarray) -> np.ndarray:
-    """How often to draw each image, (images,): the sum over its labels of 1 / frequency x (1 - mAP)^2 of the class.
+    """Returns how often to draw each image, (images,).
 
-    Rare and badly found classes weigh most, as with YOLOv5's --image-weights; an image without labels keeps a little.
+    The weight is the sum over the image's labels of 1 / frequency x (1 - mAP)^2 of the class: rare and badly found
+    classes weigh most, as with YOLOv5's --image-weights; an image without labels keeps a little.
     """
     totals = counts.sum(0)
     weights = np.where(totals > 0, 1 / np.maximum(totals, 1), 0)

@@ -1,4 +1,4 @@
-"""One decoded copy of a split per machine, in a file that every rank and loader process maps.
+"""Keeps one decoded copy of a split per machine, in a file that every rank and loader process maps.
 
 The file's name is a hash of all that decides the pixels, so a file of that name is right, whoever wrote it. It is
 written beside, under a lock, and renamed: a kill leaves nothing half done. A copy in memory lies in /dev/shm and goes
@@ -53,7 +53,7 @@ class CachedImages:
         self._bytes: np.ndarray | None = None
 
     def load(self, index: int) -> LoadedImage:
-        """The image of an index."""
+        """Returns the image of an index."""
         if self._bytes is None:
             self._bytes = np.memmap(self.path, np.uint8, mode="r")
         start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
@@ -75,11 +75,12 @@ def open_image_cache(
     workers: int = 8,
     on_progress: Progress | None = None,
 ) -> CachedImages | None:
-    """The machine's decoded copy of a split, made first where there is none; None, with a warning, if it cannot be.
+    """Opens the machine's decoded copy of a split, made first if there is none; None, with a warning, if it cannot be.
 
-    Every rank may call this at the same time: one decodes, with ``workers`` threads, the others wait, and all hear
-    (images done, images in all) by ``on_progress``. ``kind`` "ram" is /dev/shm, if the machine's memory and the
-    container's limit have room; "disk" is a folder in ``cache_dir`` that is kept for the next run.
+    Every rank may call this at the same time: one decodes, with ``workers`` threads, and calls ``on_progress`` with
+    (images done, images in all); the others wait and call it with (0, images in all). ``kind`` "ram" is /dev/shm, if
+    the machine's memory and the container's limit have room; "disk" is a folder in ``cache_dir`` that is kept for the
+    next run.
     """
     folder = _memory_folder() if kind == "ram" else Path(cache_dir) / "images"
     path = folder / f"yolo-launch-{os.getuid()}-{_content_key(images, image_size, training)}.raw"
@@ -115,7 +116,7 @@ def _warn_of(kind: str, error: OSError) -> None:
 
 
 def image_offsets(shapes_hw: np.ndarray, image_size: int) -> np.ndarray:
-    """int64 (n + 1,): where each image's bytes start in a cache; the last is where one byte an image follows."""
+    """Returns int64 (n + 1,): where each image's bytes start in a cache, then where one byte an image follows."""
     sizes = [3 * height * width for height, width in (resized_shape(shape, image_size) for shape in shapes_hw)]
     return np.concatenate(([0], np.cumsum(np.array(sizes, np.int64)))).astype(np.int64)
 
@@ -130,7 +131,7 @@ def remove_unused(folder: Path, keep: Path) -> None:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still use: the machine's, or less where its control group has a limit."""
+    """Returns the bytes that this process may still use: the machine's, or fewer if its control group has a limit."""
     free = int(psutil.virtual_memory().available)
     for limit_file, used_file in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -152,7 +153,7 @@ class _Lock:
         self._file = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
 
     def try_exclusive(self) -> bool:
-        """Whether this process is now the only one."""
+        """Returns whether this process is now the only one."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -160,14 +161,14 @@ class _Lock:
         return self._is_current()
 
     def try_share(self) -> bool:
-        """Whether the file is there and this process now uses it, beside others."""
+        """Returns whether the file exists and this process now uses it, beside others."""
         if not self._path.exists():
             return False
         fcntl.flock(self._file, fcntl.LOCK_SH)
         return self._is_current() and self._path.exists()
 
     def release(self, *, remove: bool) -> None:
-        """Stop using the file; with ``remove`` the last user removes it."""
+        """Stops using the file; with ``remove`` the last user removes it."""
         if os.getpid() != self._pid:
             return  # a forked copy of the owner
         if remove and self.try_exclusive():
@@ -176,7 +177,7 @@ class _Lock:
         os.close(self._file)
 
     def _is_current(self) -> bool:
-        """Whether the lock's file is still the one that others find; else takes hold of that one, unlocked."""
+        """Returns whether the lock's file is still the one that others find; else takes hold of that one, unlocked."""
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._file), os.stat(self._lock_path)):
                 return True
@@ -194,7 +195,7 @@ def _make(
     workers: int,
     on_progress: Progress | None,
 ) -> bool:
-    """Decodes a split into a new file; False, with a warning, where there is no room."""
+    """Decodes a split into a new file; returns False, with a warning, if there is no room."""
     offsets = image_offsets(images.shapes_hw, image_size)
     total = int(offsets[-1]) + len(images)
     if not _has_room(path, total, kind):

@@ -1,4 +1,4 @@
-"""What the bytes of an image file say without a decoder: size, orientation, depth, further frames, a missing end."""
+"""Reads from an image file's bytes, without a decoder: size, orientation, depth, further frames, a missing end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TiffTags:
 
 
 def parse_jpeg(data: bytes) -> tuple[int, int, int]:
-    """(height, width as shown, offset of the pixel data), of ITU T.81, annex B.
+    """Returns (height, width as shown, offset of the pixel data), of ITU T.81, annex B.
 
     Raises IndexError or struct.error if ``data`` ends too early, and FormatError.
     """
@@ -65,7 +65,7 @@ def parse_jpeg(data: bytes) -> tuple[int, int, int]:
 
 
 def mended_jpeg(data: bytes) -> tuple[bytes, ...]:
-    """A JPEG without its end, with three ends: all three decode alike exactly if no pixel is missing.
+    """Returns a JPEG without its end with three ends added: all three decode alike exactly if no pixel is missing.
 
     A decoder reads what follows the last pixel's code as nothing, and what follows an earlier one's as pixels.
     """
@@ -74,7 +74,7 @@ def mended_jpeg(data: bytes) -> tuple[bytes, ...]:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(name, offset, length) of each chunk's content, the last one cut at the end of ``data``."""
+    """Yields (name, offset, length) of each chunk's content, the last one cut at the end of ``data``."""
     at = len(PNG_START)
     while at + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
@@ -83,7 +83,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def mended_png(data: bytes) -> bytes | None:
-    """A PNG whose end is missing, with one; None if pixels are missing (W3C PNG, sections 5 and 10)."""
+    """Returns a PNG whose end is missing with one added; None if pixels are missing (W3C PNG, sections 5 and 10)."""
     head, packed, first_pixels_at = None, [], 0
     for name, at, length in png_chunks(data):
         if name == b"IHDR" and length == 13:
@@ -110,7 +110,7 @@ def mended_png(data: bytes) -> bytes | None:
 
 
 def parse_tiff(data: bytes) -> TiffTags:
-    """The first directory of a TIFF file or of EXIF data; what it does not say, or says wrongly, is the default.
+    """Reads the first directory of a TIFF file or of EXIF data; what is missing or wrong in it gets the default.
 
     TIFF 6.0, section 2.
     """
@@ -145,31 +145,34 @@ def parse_tiff(data: bytes) -> TiffTags:
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether these are the bytes of a TIFF file, BigTIFF included."""
+    """Returns whether these are the bytes of a TIFF file, BigTIFF included."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def bits_per_sample(data: bytes) -> int:
-    """Bits of each value of a PNG or TIFF, 8 of anything else."""
+    """Returns the bits of each value of a PNG or TIFF, 8 of anything else."""
     if data.startswith(PNG_START) and len(data) > 24:
         return data[24]
     return parse_tiff(data).bits if is_tiff(data) else 8
 
 
 def is_avif(data: bytes) -> bool:
-    """Whether these are the bytes of an AVIF file."""
+    """Returns whether these are the bytes of an AVIF file."""
     return (data[4:8] == b"ftyp" and b"avif" in data[8:64]) or data[4:12] == b"ftypavis"
 
 
 def avif_transforms(head: bytes) -> tuple[int, int | None]:
-    """(quarter turns to the left, mirror axis: 0 upside down, 1 left to right) of an AVIF (ISO 23008-12, 6.5.10)."""
+    """Returns (quarter turns to the left, mirror axis) of an AVIF (ISO 23008-12, 6.5.10).
+
+    The axis is 0 for upside down, 1 for left to right, None without a mirror.
+    """
     turn, mirror = head.find(b"\0\0\0\x09irot"), head.find(b"\0\0\0\x09imir")
     quarter_turns = head[turn + 8] & 3 if 0 <= turn < len(head) - 8 else 0
     return quarter_turns, head[mirror + 8] & 1 if 0 <= mirror < len(head) - 8 else None
 
 
 def has_more_frames(data: bytes) -> bool:
-    """Whether a file holds several pictures, of which a detector sees the first."""
+    """Returns whether a file holds several pictures, of which a detector sees the first."""
     if data.startswith(b"GIF8"):
         return _has_second_gif_frame(data)
     if data.startswith(PNG_START):

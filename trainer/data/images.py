@@ -1,4 +1,4 @@
-"""An image file becomes uint8 BGR pixels, upright, at the size that a detector sees.
+"""Turns an image file into uint8 BGR pixels, upright, at the size that a detector sees.
 
 Torch-free. Everything here is a function of the file and the arguments alone.
 """
@@ -22,7 +22,7 @@ _LEAST_CONTRAST = 16
 """Of 256 levels: a deep image that uses fewer was not written for the range that it is read in."""
 _FEW = 0.01
 FILL = 114
-"""Gray level where there is no image."""
+"""Gray level of what no image covers."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ImageReadError(Exception):
 
 
 class MissingImageError(ImageReadError):
-    """A file that the system does not hand over: not there, locked, or on a disk that fails."""
+    """A file that the system does not give: not there, locked, or on a disk that fails."""
 
 
 class NoContrastError(ImageReadError):
@@ -42,7 +42,7 @@ class NoContrastError(ImageReadError):
 
 
 def read_image_bytes(path: Path) -> bytes:
-    """The bytes of an image file: no path of a user's reaches a C library. Raises ImageReadError."""
+    """Reads the bytes of an image file: no path of a user's reaches a C library. Raises ImageReadError."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -50,16 +50,16 @@ def read_image_bytes(path: Path) -> bytes:
 
 
 def decode_image(path: Path, mode: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    """The pixels of an image file; see ``decode_bytes``."""
+    """Returns the pixels of an image file; see ``decode_bytes``."""
     return decode_bytes(read_image_bytes(path), mode)
 
 
 def decode_bytes(content: bytes, mode: int = cv2.IMREAD_COLOR, *, is_checked: bool = False) -> np.ndarray:
-    """The pixels of an encoded image, uint8 BGR (height, width, 3), turned as it says itself.
+    """Returns the pixels of an encoded image, uint8 BGR (height, width, 3), turned as the file asks for.
 
     Gray becomes three equal channels, alpha is dropped, 16-bit values keep their high byte; see ``_as_bgr`` for floats
-    and other depths. An end that is missing does not matter if no pixel is; ``is_checked`` says that a scan saw to it.
-    Raises ImageReadError.
+    and other depths. An end that is missing does not matter if no pixel is; ``is_checked`` means that a scan found none
+    missing. Raises ImageReadError.
     """
     if not content:
         raise ImageReadError("an empty file")
@@ -77,19 +77,19 @@ def decode_bytes(content: bytes, mode: int = cv2.IMREAD_COLOR, *, is_checked: bo
 
 
 def _is_deep(content: bytes) -> bool:
-    """Whether samples may be floats, signed, or of more than 16 bits."""
+    """Returns whether samples may be floats, signed, or of more than 16 bits."""
     if image_format.is_tiff(content):
         return image_format.bits_per_sample(content) > 16 or not image_format.parse_tiff(content).is_unsigned
     return content.startswith((b"PF\n", b"Pf\n", b"#?RADIANCE", b"#?RGBE", b"v/1\x01"))
 
 
 def _decode(content: bytes, mode: int) -> np.ndarray:
-    """What OpenCV makes of the bytes. Raises ImageReadError."""
+    """Returns the image that OpenCV makes of the bytes. Raises ImageReadError."""
     encoded = np.frombuffer(content, np.uint8)
     try:
         image = cv2.imdecode(encoded, mode)
         if image is None and mode != cv2.IMREAD_UNCHANGED:
-            # OpenCV converts no 32-bit samples itself, but hands them over as they are.
+            # OpenCV converts no 32-bit samples itself, but returns them as they are.
             image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:  # more pixels than it takes, or a header that says so
         raise ImageReadError(" ".join(str(error.err or error).split())) from None
@@ -99,7 +99,10 @@ def _decode(content: bytes, mode: int) -> np.ndarray:
 
 
 def has_no_end(content: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end marker; what phones and writers append after it does not count."""
+    """Returns whether a JPEG or PNG lacks its end marker; what phones and writers append after it does not count.
+
+    Raises ImageReadError for a JPEG with a damaged header.
+    """
     if content.startswith(image_format.JPEG_START):
         if content.endswith(image_format.JPEG_END):
             return False
@@ -118,7 +121,7 @@ def has_no_end(content: bytes) -> bool:
 
 
 def _decode_without_end(content: bytes, mode: int, is_checked: bool) -> np.ndarray:
-    """A JPEG or PNG that lacks nothing but its end. Raises ImageReadError if pixels are missing."""
+    """Decodes a JPEG or PNG that lacks nothing but its end. Raises ImageReadError if pixels are missing."""
     if content.startswith(image_format.PNG_START):
         whole = image_format.mended_png(content)
         if whole is None:
@@ -132,7 +135,7 @@ def _decode_without_end(content: bytes, mode: int, is_checked: bool) -> np.ndarr
 
 
 def _turn_avif(image: np.ndarray, content: bytes) -> np.ndarray:
-    """The image as its file says that it is shown; the decoder leaves that to its caller."""
+    """Turns the image as its file asks for; the decoder leaves that to its caller."""
     quarter_turns, mirror = image_format.avif_transforms(content[: image_format.HEAD_BYTES])
     image = np.rot90(image, quarter_turns)
     return np.ascontiguousarray(image if mirror is None else np.flip(image, mirror))
@@ -141,9 +144,9 @@ def _turn_avif(image: np.ndarray, content: bytes) -> np.ndarray:
 def load_resized(
     path: Path, image_size: int, *, training: bool, shape_hw: Sequence[int] | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image whose long side is ``image_size``, uint8 BGR, and its size (height, width) before that.
+    """Returns an image whose long side is ``image_size``, uint8 BGR, and its size (height, width) before that.
 
-    Training resizes linearly and lets a JPEG be decoded at 1/2, 1/4 or 1/8 scale where that leaves the long side at
+    Training resizes linearly and lets a JPEG be decoded at 1/2, 1/4 or 1/8 scale if that leaves the long side at
     ``image_size`` or more; ``shape_hw``, the size from the scan, is needed for it. Validation always decodes whole
     and shrinks by area. Raises ImageReadError, also for an image whose size is no longer ``shape_hw``.
     """
@@ -166,7 +169,7 @@ def load_resized(
 
 
 def resized_shape(shape_hw: Sequence[int], image_size: int) -> tuple[int, int]:
-    """(height, width) after scaling the long side to ``image_size``; fractions round up."""
+    """Returns (height, width) after scaling the long side to ``image_size``; fractions round up."""
     height, width = int(shape_hw[0]), int(shape_hw[1])
     longest = max(height, width)
     # In whole numbers: 87 * (640 / 116) is a little more than 480, which it should be.
@@ -174,10 +177,10 @@ def resized_shape(shape_hw: Sequence[int], image_size: int) -> tuple[int, int]:
 
 
 def _as_bgr(image: np.ndarray) -> np.ndarray:
-    """Three uint8 channels from whatever OpenCV handed over.
+    """Returns three uint8 channels from what OpenCV decoded.
 
     16-bit values keep their high byte. Floats are taken as 0 to 1, or as 0 to 255 if they exceed 1, and other integers
-    as 0 to 255; NoContrastError for values that fit neither, and for a deep image that is nearly of one value.
+    as 0 to 255. Raises NoContrastError for values that fit neither, and for a deep image that is nearly of one value.
     """
     is_deep = image.dtype != np.uint8
     if image.dtype == np.uint16:
@@ -201,7 +204,7 @@ def _check_contrast(image: np.ndarray) -> None:
 
 
 def _in_bytes(image: np.ndarray) -> np.ndarray:
-    """Floats and integers of other depths as uint8; a few values may lie outside, as interpolation leaves them."""
+    """Converts floats and integers of other depths to uint8; a few may lie outside, as interpolation leaves them."""
     is_float = image.dtype.kind == "f"
     with np.errstate(invalid="ignore"):  # a signaling NaN
         values = np.nan_to_num(image.astype(np.float64), posinf=np.inf, neginf=-np.inf)
@@ -221,7 +224,7 @@ class LoadedImage(NamedTuple):
     """An image at the size that a detector sees."""
 
     pixels: np.ndarray
-    """uint8 BGR (height, width, 3); read-only where it lies in a cache."""
+    """uint8 BGR (height, width, 3); read-only if it lies in a cache."""
     original_hw: tuple[int, int]
     readable: bool
     """False: the file could not be decoded and the pixels are gray; its labels do not count."""
@@ -231,7 +234,7 @@ class ImageSource(Protocol):
     """Where loaders get pixels from: the files, or a cache of them."""
 
     def load(self, index: int) -> LoadedImage:
-        """The image of an index."""
+        """Returns the image of an index."""
 
 
 class ImageFiles:
@@ -245,7 +248,7 @@ class ImageFiles:
         self._warned: set[int] = set()
 
     def load(self, index: int) -> LoadedImage:
-        """The image of an index, resized."""
+        """Returns the image of an index, resized."""
         path, shape_hw = self.paths[index], self.shapes_hw[index]
         try:
             pixels, original_hw = load_resized(path, self.image_size, training=self.training, shape_hw=shape_hw)

@@ -1,4 +1,4 @@
-"""Loaders: the data sets that make samples, and the processes that make them ahead of time."""
+"""Makes samples and loads them: the data sets, and the processes that make their samples ahead of time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TrainingData(Dataset[LoadedSample]):
         source: ImageSource | None = None,
         mosaic_until_epoch: int | None = None,
     ) -> None:
-        """``mosaic_until_epoch`` is the first epoch without mosaics. ``source`` is a cache, else files are decoded."""
+        """Takes the first epoch without mosaics as ``mosaic_until_epoch``; without a ``source``, files are decoded."""
         self.images = images
         self.image_size = image_size
         self.settings = settings
@@ -63,13 +63,13 @@ class TrainingData(Dataset[LoadedSample]):
         return LoadedSample(sample.image, sample.boxes, key.position, key.index)
 
     def load_sample(self, index: int) -> Sample:
-        """An image of the split, its long side at ``image_size``, with its objects in pixels."""
+        """Returns an image of the split, its long side at ``image_size``, with its objects in pixels."""
         pixels, _, readable = self.source.load(index)
         boxes, segments = (self.images.boxes[index], self.images.segments[index]) if readable else (None, [])
         return _to_pixels(pixels, boxes, segments)
 
     def _compose(self, key: SampleKey, partners: tuple[int, ...], generator: np.random.Generator) -> Sample:
-        """A mosaic, maybe blended with another, or the image by itself in its canvas."""
+        """Makes a mosaic, maybe blended with another, or the image by itself in its canvas."""
         take_mosaic, take_mixup = generator.random(2) < (self.settings.mosaic, self.settings.mixup)
         closed = self.mosaic_until_epoch is not None and key.epoch >= self.mosaic_until_epoch
         rectangular = key.canvas_hw != (0, 0)
@@ -130,7 +130,10 @@ class RankBatches:
 def make_training_loader(
     data: TrainingData, batches: EpochBatches, *, num_workers: int, pin_memory: bool = False
 ) -> DataLoader[Any]:
-    """Batches of a rank in order; call ``batches.set_epoch`` before each iteration. ``num_workers`` is per rank."""
+    """Makes the loader of a rank's training batches, in order; ``num_workers`` is per rank.
+
+    Call ``batches.set_epoch`` before each iteration.
+    """
     return _make_loader(data, batches, Collate(data.image_size), num_workers, pin_memory)
 
 
@@ -143,7 +146,7 @@ def make_validation_loader(
     num_workers: int,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """The validation batches of a rank, in order."""
+    """Makes the loader of a rank's validation batches, in order."""
     return _make_loader(data, RankBatches(batches, rank, world_size), Collate(0), num_workers, pin_memory)
 
 
@@ -181,7 +184,7 @@ def prepare_loader_process(worker_id: int) -> None:
 
 
 def _to_pixels(pixels: np.ndarray, boxes: np.ndarray | None, segments: list[np.ndarray]) -> Sample:
-    """A sample of an image with its normalized objects in pixels; new arrays."""
+    """Makes a sample of an image with its normalized objects in pixels; new arrays."""
     if boxes is None:
         return Sample(pixels, np.zeros((0, 5), np.float32))
     height, width = pixels.shape[:2]
@@ -192,7 +195,7 @@ def _to_pixels(pixels: np.ndarray, boxes: np.ndarray | None, segments: list[np.n
 
 
 def loader_workers(wanted: int | None, local_world_size: int, device_type: str) -> int:
-    """Loader processes of this rank: what was asked for, else what the launcher's plan would give it."""
+    """Returns the number of this rank's loader processes: as asked for, else what the launcher's plan would give."""
     if wanted is not None:
         return wanted
     return default_loader_workers(affinity_cores(), local_world_size, on_cpu=device_type == "cpu")

@@ -1,4 +1,4 @@
-"""Which sample comes when: a pure function of (seed, epoch, position), whatever the ranks, workers and restarts.
+"""Chooses which sample comes when: a pure function of (seed, epoch, position), whatever ranks, workers and restarts.
 
 Global step t of an epoch is positions [t*B, (t+1)*B) of the epoch's order; a rank takes its slice of each step. All
 randomness is Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), whose stream is given by
@@ -38,19 +38,19 @@ class SampleKey:
 
 
 def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generator:
-    """The random numbers of one sample; no two (seed, epoch, position) share any."""
+    """Returns the generator of one sample's random numbers; no two (seed, epoch, position) share any."""
     return np.random.Generator(_philox(seed, _SAMPLE_STREAM, epoch, position))
 
 
 def step_generator(seed: int, epoch: int, step: int) -> np.random.Generator:
-    """The random numbers that all samples of a global step share, such as its image size."""
+    """Returns the generator of what all samples of a global step share, such as its image size."""
     return np.random.Generator(_philox(seed, _STEP_STREAM, epoch, step))
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """int64 (num_samples,): a permutation, or with ``weights`` as many draws with replacement.
+    """Returns int64 (num_samples,): a permutation, or with ``weights`` as many draws with replacement.
 
-    Uses raw 64-bit words alone, so that no numpy version shuffles in another way.
+    Only raw 64-bit integers of the generator are used, so that no numpy version shuffles in another way.
     """
     words = _philox(seed, _ORDER_STREAM, epoch).random_raw(num_samples)
     if weights is None:
@@ -59,7 +59,7 @@ def epoch_order(seed: int, epoch: int, num_samples: int, weights: np.ndarray | N
 
 
 def rank_slice(count: int, rank: int, world_size: int) -> slice:
-    """A rank's part of ``count`` things in order, as even as possible; low ranks get the rest."""
+    """Returns a rank's part of ``count`` things in order, as even as possible; low ranks get the rest."""
     base, rest = divmod(count, world_size)
     start = rank * base + min(rank, rest)
     return slice(start, start + base + (rank < rest))
@@ -96,11 +96,15 @@ class EpochBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in a whole epoch; the last may be smaller."""
+        """Returns the number of global batches in a whole epoch; the last may be smaller."""
         return math.ceil(self.num_samples / self.global_batch_size)
 
     def set_epoch(self, epoch: int, start_step: int = 0, weights: np.ndarray | None = None) -> None:
-        """The next iteration is ``epoch`` from ``start_step`` on; with ``weights``, one an image, drawn by them."""
+        """Makes the next iteration that of ``epoch`` from ``start_step`` on.
+
+        With ``weights``, one an image, images are drawn by them. Raises ValueError for weights of another number or
+        without a sum above 0.
+        """
         if weights is not None and (len(weights) != self.num_samples or not np.sum(weights) > 0):
             raise ValueError(f"weights must be {self.num_samples} numbers with a sum above 0, got {len(weights)}")
         self.epoch = epoch
@@ -115,12 +119,12 @@ class EpochBatches:
         return self._iterate(self.epoch, self.start_step, self._weights)
 
     def order(self, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
-        """int64 (num_samples,): the image of each position of an epoch."""
+        """Returns int64 (num_samples,): the image of each position of an epoch."""
         order = epoch_order(self.seed, epoch, self.num_samples, weights)
         return order if self._aspect_ratios is None else self._group_by_shape(order, epoch)
 
     def global_batch(self, epoch: int, step: int, weights: np.ndarray | None = None) -> list[SampleKey]:
-        """The keys of a step over all ranks."""
+        """Returns the keys of a step over all ranks."""
         return self._keys(epoch, step, self.order(epoch, weights), _running_sum(weights), 0, 1)
 
     def _iterate(self, epoch: int, start_step: int, weights: np.ndarray | None) -> Iterator[list[SampleKey]]:
@@ -131,7 +135,7 @@ class EpochBatches:
     def _keys(
         self, epoch: int, step: int, order: np.ndarray, edges: np.ndarray | None, rank: int, world_size: int
     ) -> list[SampleKey]:
-        """A rank's keys of a step; ``edges`` is the running sum of the weights, if there are any."""
+        """Returns a rank's keys of a step; ``edges`` is the running sum of the weights, if there are any."""
         first = step * self.global_batch_size
         batch = order[first : first + self.global_batch_size]
         canvas_hw = (0, 0)
@@ -144,14 +148,14 @@ class EpochBatches:
         ]
 
     def _draw_partners(self, epoch: int, position: int, edges: np.ndarray | None) -> tuple[int, ...]:
-        """Images to combine a sample with, where images have weights."""
+        """Draws images to combine a sample with, if images have weights."""
         if edges is None:
             return ()
         words = _philox(self.seed, _PARTNER_STREAM, epoch, position).random_raw(NUM_PARTNERS)
         return tuple(int(index) for index in _draw_by_weight(words, edges))
 
     def _group_by_shape(self, order: np.ndarray, epoch: int) -> np.ndarray:
-        """The order with like shapes together: whole batches of them, shuffled, and the smaller batch last."""
+        """Returns the order with like shapes together: whole batches of them, shuffled, and the smaller batch last."""
         assert self._aspect_ratios is not None
         grouped = order[np.argsort(self._aspect_ratios[order], kind="stable")]
         whole = self.num_samples // self.global_batch_size
@@ -189,7 +193,7 @@ class ValidationBatches:
         ]
 
     def rank_batches(self, rank: int, world_size: int) -> list[list[SampleKey]]:
-        """A rank's batches; the position of each key is the image's index."""
+        """Returns a rank's batches; the position of each key is the image's index."""
         mine = range(rank, len(self.batches), world_size)
         return [[SampleKey(0, index, index, (), self.canvases[b]) for index in self.batches[b]] for b in mine]
 
@@ -197,7 +201,7 @@ class ValidationBatches:
 def batch_canvas(
     aspect_ratios: Sequence[float] | np.ndarray, image_size: int, stride: int, margin: float
 ) -> tuple[int, int]:
-    """(height, width) that holds images of these height / width ratios at ``image_size``, in multiples of ``stride``.
+    """Returns (height, width), in multiples of ``stride``, that holds images of these height / width ratios.
 
     Each side is ceil(fraction * image_size / stride + margin) strides.
     """
@@ -212,7 +216,7 @@ def batch_canvas(
 
 
 def _philox(seed: int, stream: int, epoch: int, position: int = 0) -> np.random.Philox:
-    """A generator of its own for each argument tuple: the words of the counter above the one that counts."""
+    """Returns a generator of its own for each argument tuple, by the 64-bit parts of the counter that do not count."""
     key = np.array([seed & _MASK64, stream], dtype=np.uint64)
     return np.random.Philox(key=key, counter=np.array([0, position, epoch, 0], dtype=np.uint64))
 
@@ -222,7 +226,7 @@ def _running_sum(weights: np.ndarray | None) -> np.ndarray | None:
 
 
 def _draw_by_weight(words: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Indices drawn with replacement, one a 64-bit word; ``edges`` is the running sum of the weights."""
+    """Returns indices drawn with replacement, one per random integer; ``edges`` is the running sum of the weights."""
     uniform = (words >> np.uint64(11)) * 2.0**-53
     indices = np.searchsorted(edges, uniform * edges[-1], side="right")
     return np.minimum(indices, len(edges) - 1).astype(np.int64)

@@ -26,7 +26,10 @@ def scan_together(
     reporter: Reporter,
     heartbeat: HeartbeatWriter,
 ) -> tuple[LabeledImages, ScanReport]:
-    """One split of a data set, scanned once per machine, and what was found; a collective call. Raises DataError."""
+    """Returns the usable images of a split and what was found; a collective call. Raises DataError.
+
+    One rank of a machine scans; the others then read its cache.
+    """
 
     def scan_as(is_writer: bool) -> tuple[LabeledImages, ScanReport]:
         images, report = scan_split(
@@ -49,7 +52,7 @@ def scan_together(
 
 
 def check_same_images(split: str, counts: Sequence[int]) -> None:
-    """Raises DataError where the ranks do not count the same: they would not agree on an epoch's batches."""
+    """Raises DataError if the ranks do not count the same: they would not agree on an epoch's batches."""
     if len(set(counts)) > 1:
         raise DataError(
             f"the machines have different usable '{split}' images",
@@ -60,14 +63,14 @@ def check_same_images(split: str, counts: Sequence[int]) -> None:
 
 
 def report_scan(reporter: Reporter, split: str, report: ScanReport) -> None:
-    """One line for a split, and up to five examples of each problem."""
+    """Reports one line for a split, and up to five examples of each problem."""
     reporter.say(f"{split}: {report.headline()}")
     for what, tally in report.problems():
         report_problem(reporter, split, what, tally)
 
 
 def report_problem(reporter: Reporter, split: str, what: str, tally: Tally) -> None:
-    """A count of something and its examples."""
+    """Reports a count of something and its examples."""
     reporter.warn(f"{split}: {tally.count} {what}, for example")
     for example in tally.examples:
         reporter.say(f"    {example}")

@@ -38,14 +38,14 @@ class SplitFiles:
 
 
 def find_images(dataset: DatasetFile, split: str) -> list[Path]:
-    """Every image file of a split, sorted by path; see ``find_files``."""
+    """Returns every image file of a split, sorted by path; see ``find_files``."""
     return find_files(dataset, split).images
 
 
 def find_files(dataset: DatasetFile, split: str) -> SplitFiles:
-    """Every file of a split.
+    """Finds every file of a split.
 
-    Raises DataError, with the paths looked for, where the split is not in the file or holds no image.
+    Raises DataError, with the paths looked for, if the split is not in the file or holds no image.
     """
     if split not in dataset.splits:
         raise DataError(
@@ -81,7 +81,7 @@ def find_files(dataset: DatasetFile, split: str) -> SplitFiles:
 
 
 def fingerprint(dataset: DatasetFile) -> str:
-    """A short hash of names, image paths and label sizes, equal on every machine with the same data set."""
+    """Returns a short hash of names, image paths and label sizes, equal on every machine with the same data set."""
     digest = hashlib.sha256("\n".join(dataset.names).encode())
     for split in dataset.splits:
         digest.update(f"\0{split}\0".encode())
@@ -110,7 +110,7 @@ def _no_images(dataset: DatasetFile, split: str, found: SplitFiles, looked_for: 
 
 
 def _locate(dataset: DatasetFile, entry: str) -> tuple[Path | None, list[str]]:
-    """The path of a split's entry, and every path that was tried."""
+    """Returns the path of a split's entry, or None, and every path that was tried."""
     written = Path(os.path.expanduser(entry))
     if written.is_absolute():
         candidates = [written]
@@ -124,7 +124,7 @@ def _locate(dataset: DatasetFile, entry: str) -> tuple[Path | None, list[str]]:
 
 
 def _walk(folder: Path, found: SplitFiles) -> Iterator[Path]:
-    """The images below a folder; what else there is goes to ``found``."""
+    """Yields the images below a folder; records what else there is in ``found``."""
 
     def note_unreadable(error: OSError) -> None:
         found.unreadable.append((Path(os.fsdecode(error.filename)), error.strerror or str(error)))
@@ -147,7 +147,10 @@ def _walk(folder: Path, found: SplitFiles) -> Iterator[Path]:
 
 
 def _read_image_list(dataset: DatasetFile, list_path: Path, found: SplitFiles) -> list[Path]:
-    """The images that a text file names, one a line; ``./`` means the list's own folder, ``#`` starts a comment."""
+    """Reads the images that a text file names, one a line; ``./`` means the list's own folder, ``#`` starts a comment.
+
+    Raises DataError for a file that is no such list.
+    """
     shown = printable(list_path)
     if list_path.suffix.lower() != ".txt":
         raise DataError(
@@ -188,7 +191,7 @@ def _read_image_list(dataset: DatasetFile, list_path: Path, found: SplitFiles) -
 
 
 def _is_comment(line: str) -> bool:
-    """Whether a line is a comment; an image may be called #1.jpg, and then is there."""
+    """Returns whether a line is a comment: it starts with #, unless it reads as an image's name such as #1.jpg."""
     return line.startswith("#") and not (_suffix(line) in IMAGE_SUFFIXES and " " not in line)
 
 
@@ -208,7 +211,7 @@ class _Bases:
         self._chosen: dict[tuple[str, bool], tuple[Path, bool]] = {}
 
     def resolve(self, line: str) -> tuple[Path, bool]:
-        """The absolute path of a line, and whether its backslashes were taken for slashes."""
+        """Returns the absolute path of a line, and whether its backslashes were taken for slashes."""
         slashed = line.replace("\\", "/") if os.sep == "/" and "\\" in line else line
         key = (os.path.dirname(slashed), slashed != line)
         if key not in self._chosen:

@@ -31,7 +31,7 @@ class FileScan(NamedTuple):
 
 
 def assemble(paths: Sequence[Path], scans: Sequence[FileScan], key: str) -> tuple[LabeledImages, ScanReport]:
-    """The usable images and the report, from each file's scan."""
+    """Returns the usable images and the report, from each file's scan."""
     pairs = list(zip(paths, scans, strict=True))
     good = [(path, scan) for path, scan in pairs if scan.header and not scan.label_error]
     headers = [scan.header for _, scan in good if scan.header]
@@ -72,7 +72,7 @@ def assemble(paths: Sequence[Path], scans: Sequence[FileScan], key: str) -> tupl
 
 
 def _errors(pairs: Sequence[tuple[Path, FileScan]]) -> dict[str, Tally]:
-    """The images that cannot be used, by the name of the reason."""
+    """Returns the images that cannot be used, by the name of the reason."""
     found: dict[str, list[str]] = {}
     for path, scan in pairs:
         if scan.image_error is not None:
@@ -86,7 +86,7 @@ def _errors(pairs: Sequence[tuple[Path, FileScan]]) -> dict[str, Tally]:
 
 
 def located(image_path: Path, line: int, why: str) -> str:
-    """``labels/0001.txt:3: why``, the label file being that of the image."""
+    """Returns ``labels/0001.txt:3: why``, the label file being that of the image."""
     return printable(f"{label_path_for(image_path)}:{line}: {why}")
 
 

@@ -1,4 +1,4 @@
-"""What an image file says of itself: its size as shown, and whether it is whole, without decoding most JPEG and PNG."""
+"""Reads an image file's size as shown and checks that it is whole, without decoding most JPEG and PNG."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ImageHeader:
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Size and digest of an image file that has all its pixels.
+    """Returns size and digest of an image file that has all its pixels.
 
     JPEG and PNG are judged by their markers, at a tenth of the cost of a decode: damage in the middle is found only
     when they are decoded. Other formats, deep ones, those without an end and those that may be of one color are
@@ -71,7 +71,7 @@ def read_header(path: Path) -> ImageHeader:
 
 
 def _decoded_shape(content: bytes) -> tuple[int, int]:
-    """(height, width) of an image that is not of one color."""
+    """Returns (height, width) of an image. Raises NoContrastError if it is of one color."""
     image = decode_bytes(content)
     if int(np.ptp(image.reshape(-1, 3), axis=0).max()) <= _ONE_COLOR and image.shape[0] * image.shape[1] > 1:
         raise NoContrastError(f"every pixel is {tuple(image[0, 0].tolist())}")
@@ -79,7 +79,7 @@ def _decoded_shape(content: bytes) -> tuple[int, int]:
 
 
 def _marked_shape(file: BinaryIO, head: bytes, size: int) -> tuple[int, int] | None:
-    """(height, width) by the markers of a whole JPEG or PNG of 8 bits; None for what has to be decoded."""
+    """Returns (height, width) by the markers of a whole JPEG or PNG of 8 bits; None for what has to be decoded."""
     if head.startswith(image_format.JPEG_START):
         return _check_jpeg(file, head, size)
     if head.startswith(image_format.PNG_START):
@@ -98,7 +98,7 @@ def _read_tail(file: BinaryIO, size: int) -> bytes:
 
 
 def _check_jpeg(file: BinaryIO, head: bytes, size: int) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that has an end marker after its pixels; None if it has none."""
+    """Returns (height, width) of a JPEG that has an end marker after its pixels; None if it has none."""
     try:
         height, width, pixels_at = image_format.parse_jpeg(head)
     except (IndexError, struct.error):
@@ -117,9 +117,9 @@ def _check_jpeg(file: BinaryIO, head: bytes, size: int) -> tuple[int, int] | Non
 
 
 def _check_png(file: BinaryIO, head: bytes, size: int) -> tuple[int, int] | None:
-    """(height, width) of a PNG of 8 bits that has its end chunk; None if it has to be looked into.
+    """Returns (height, width) of a PNG of 8 bits that has its end chunk; None if it has to be decoded.
 
-    Whether it is turned depends on where its eXIf chunk stands and on OpenCV's version.
+    Whether such an image is turned depends on where its eXIf chunk stands and on OpenCV's version.
     """
     if len(head) < 33:
         raise ImageReadError("a PNG cut off within its header")

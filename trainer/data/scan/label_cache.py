@@ -1,4 +1,4 @@
-"""The result of a scan, and its file: arrays that are read without unpickling and written all at once."""
+"""Keeps the result of a scan in a file: arrays that are read without unpickling and written all at once."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class LabeledImages:
     key: str
     """A hash of the files' paths, sizes and times."""
     digests: np.ndarray = field(default_factory=lambda: np.zeros((0, DIGEST_BYTES), np.uint8))
-    """uint8 (n, 16): equal for equal files, and for few others; without rows where nobody asked."""
+    """uint8 (n, 16): equal for equal files, and for few others; without rows if it was not asked for."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
 def read_label_cache(path: Path, key: str, all_paths: Sequence[Path]) -> tuple[LabeledImages, ScanReport] | None:
-    """What an earlier scan of the same files found, or None."""
+    """Returns what an earlier scan of the same files found, or None."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["key"]) != key:
@@ -66,7 +66,7 @@ def read_label_cache(path: Path, key: str, all_paths: Sequence[Path]) -> tuple[L
 
 
 def write_label_cache(path: Path, images: LabeledImages, report: ScanReport, all_paths: Sequence[Path]) -> None:
-    """Keeps a scan for the next start, all of it or nothing; a folder that cannot be written costs a warning."""
+    """Writes a scan for the next start, all of it or nothing; a folder that cannot be written costs a warning."""
     position = {str(file): index for index, file in enumerate(all_paths)}
     polygons = [
         polygon

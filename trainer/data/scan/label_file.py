@@ -1,4 +1,4 @@
-"""One label file: rows of numbers become boxes and polygons, or a reason with its line."""
+"""Reads one label file: rows of numbers become boxes and polygons, or a reason with its line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLIPPED = 0.05
 
 
 class LabelError(Exception):
-    """A label file that cannot be used. ``line`` counts from 1; ``out_of_range`` tells coordinates from nonsense."""
+    """A label file that cannot be used. ``line`` counts from 1; ``out_of_range`` is for coordinates."""
 
     def __init__(self, line: int, why: str, *, out_of_range: bool = False, unreadable: bool = False) -> None:
         super().__init__(why)
@@ -51,7 +51,7 @@ class LabelRows:
 
 
 def read_label_file(path: Path, keypoint_numbers: int = 0) -> LabelRows | None:
-    """The rows of a label file, or None if there is no such file; see ``parse_label_rows``. Raises LabelError."""
+    """Returns the rows of a label file, None if there is no such file; see ``parse_label_rows``. Raises LabelError."""
     try:
         return parse_label_rows(read_text(path, limit_bytes=LIMIT_BYTES), keypoint_numbers)
     except (FileNotFoundError, NotADirectoryError):
@@ -63,9 +63,10 @@ def read_label_file(path: Path, keypoint_numbers: int = 0) -> LabelRows | None:
 
 
 def parse_label_rows(text: str, keypoint_numbers: int = 0) -> LabelRows:
-    """The rows of a label file's text: a class, then 4 numbers of a box or 3 or more points. Raises LabelError.
+    """Returns the rows of a label file's text: a class, then 4 numbers of a box or 3 or more points.
 
-    With ``keypoint_numbers``, as the data set's kpt_shape says, that many follow the box and are left out.
+    With ``keypoint_numbers``, from the data set's kpt_shape, that many follow the box and are left out. Raises
+    LabelError.
     """
     boxes: list[list[float]] = []
     polygons: list[np.ndarray] = []
@@ -99,7 +100,7 @@ def parse_label_rows(text: str, keypoint_numbers: int = 0) -> LabelRows:
 
 
 def _parse_row(line: int, tokens: list[str], keypoint_numbers: int) -> tuple[float, ...]:
-    """One row's numbers without keypoints, checked but for their range."""
+    """Returns one row's numbers without keypoints, checked but for their range. Raises LabelError."""
     try:
         values = [float(token) for token in tokens]
     except ValueError:
@@ -123,7 +124,10 @@ def _parse_row(line: int, tokens: list[str], keypoint_numbers: int) -> tuple[flo
 
 
 def _moved_inside(line: int, values: tuple[float, ...]) -> tuple[float, ...]:
-    """The row with what lies a little outside the image cut at its border; the same object if all is inside."""
+    """Returns the row with what lies a little outside the image cut at its border; the same object if all is inside.
+
+    Raises LabelError for a coordinate that lies further outside.
+    """
     low, high = min(values[1:]), max(values[1:])
     is_box = len(values) == 5
     if low < -_CLIPPED or (is_box and min(values[3:]) < -_TOLERANCE):
@@ -143,12 +147,12 @@ def _moved_inside(line: int, values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _furthest(values: tuple[float, ...]) -> float:
-    """How far outside the image the row's outermost coordinate lies."""
+    """Returns how far outside the image the row's outermost coordinate lies."""
     return max(-min(values[1:]), max(values[1:]) - 1)
 
 
 def _looks_like_keypoints(values: tuple[float, ...]) -> bool:
-    """Whether a polygon could be a box and points of x, y and a visibility of 0, 1 or 2, some of them not 0."""
+    """Returns whether a polygon could be a box and points of x, y and a visibility of 0, 1 or 2, some of them not 0."""
     seen = values[7::3]
     return len(values) > 7 and (len(values) - 5) % 3 == 0 and set(seen) <= {0.0, 1.0, 2.0} and any(seen)
 
@@ -162,7 +166,7 @@ def _is_number(token: str) -> bool:
 
 
 def _bounds(polygon: np.ndarray) -> tuple[float, float, float, float]:
-    """cx, cy, w, h of the box around a polygon."""
+    """Returns cx, cy, w, h of the box around a polygon."""
     left, top = (float(v) for v in polygon.min(axis=0))
     right, bottom = (float(v) for v in polygon.max(axis=0))
     return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top

@@ -13,7 +13,7 @@ from trainer.reading.text_file import printable
 
 
 def find_repeats(digests: Iterable[tuple[Path, bytes]]) -> Iterator[str]:
-    """A sentence for each image whose content is an earlier one's; equal digests are proved by whole files."""
+    """Yields a sentence for each image whose content is an earlier one's; equal digests are checked by whole files."""
     by_digest: dict[bytes, list[Path]] = {}
     for path, digest in digests:
         by_digest.setdefault(digest, []).append(path)
@@ -27,7 +27,7 @@ def find_repeats(digests: Iterable[tuple[Path, bytes]]) -> Iterator[str]:
 
 
 def find_shared(images: LabeledImages, others: LabeledImages) -> list[str]:
-    """A sentence for each image of ``others`` whose content is that of one of ``images``."""
+    """Returns a sentence for each image of ``others`` whose content is that of one of ``images``."""
     by_digest: dict[bytes, list[Path]] = {}
     for path, digest in zip(images.paths, images.digests, strict=True):
         by_digest.setdefault(digest.tobytes(), []).append(path)
@@ -43,7 +43,10 @@ def find_shared(images: LabeledImages, others: LabeledImages) -> list[str]:
 
 
 def refuse_leakage(images: LabeledImages, others: LabeledImages, split: str, *, allowed: bool) -> str:
-    """A warning about images of ``split`` that are trained on as well, '' without any; DataError unless ``allowed``."""
+    """Returns a warning about images of ``split`` that are trained on as well, '' without any.
+
+    Raises DataError for such images unless ``allowed``.
+    """
     shared = tally(find_shared(images, others))
     if not shared.count:
         return ""
@@ -65,7 +68,7 @@ def _hash_once(path: Path, hashes: dict[Path, bytes]) -> bytes:
 
 
 def _content_hash(path: Path) -> bytes:
-    """A hash of a file's bytes; b'' for one that cannot be read any more."""
+    """Returns a hash of a file's bytes; b'' for a file that cannot be read any more."""
     try:
         return hashlib.blake2b(path.read_bytes()).digest()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a scan of a split found: each reason why a file was not used as it is, in counts and examples."""
+"""Reports what a scan of a split found: each reason why a file was not used as it is, in counts and examples."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REASONS: dict[str, tuple[Level, str]] = {
     "empty_labels": ("note", "images with an empty label file, used as backgrounds"),
     "hidden": ("note", "hidden images and folders, left out"),
 }
-"""By its name, how much each reason weighs and its words; docs/data.md explains each."""
+"""By its name, the level of each reason and its text; docs/data.md explains each."""
 
 _NONE = Tally()
 
@@ -81,11 +81,11 @@ class ScanReport:
 
     @property
     def skipped(self) -> int:
-        """Images that are left out."""
+        """Returns the number of images that are left out."""
         return sum(tally.count for _, level, tally in self._reasons() if level == "skipped")
 
     def _reasons(self) -> list[tuple[str, Level, Tally]]:
-        """(words, level, tally) of every reason that was met."""
+        """Returns (text, level, tally) of every reason that was met."""
         met: list[tuple[str, Level, Tally]] = []
         for name, (level, text) in REASONS.items():
             is_suspicious = name == "missing_labels" and self._is_missing_too_much()
@@ -94,19 +94,19 @@ class ScanReport:
         return met
 
     def _is_missing_too_much(self) -> bool:
-        """Whether labels seem to lie elsewhere: some belong to no image, or most images have none."""
+        """Returns whether labels seem to lie elsewhere: some belong to no image, or most images have none."""
         return self.unused_labels.count > 0 or 2 * self.missing_labels.count > self.images
 
     def problems(self) -> list[tuple[str, Tally]]:
-        """(what is wrong, tally) for each kind of problem that was met; notes are none."""
+        """Returns (what is wrong, tally) for each kind of problem that was met; notes are no problems."""
         return [(text, tally) for text, level, tally in self._reasons() if level != "note"]
 
     def notes(self) -> list[tuple[str, Tally]]:
-        """(what there is, tally) for what may well be meant."""
+        """Returns (what there is, tally) for what may well be meant."""
         return [(text, tally) for text, level, tally in self._reasons() if level == "note"]
 
     def lines(self, *, with_examples: bool = False) -> list[str]:
-        """The report as text: one line of counts, then one a problem, then its examples if wanted."""
+        """Returns the report as text: one line of counts, then one a problem, then its examples if wanted."""
         text = [self.headline()]
         for what, tally in self.problems():
             text.append(f"{tally.count} {what}" + ("" if with_examples else f", such as {tally.examples[0]}"))
@@ -114,22 +114,22 @@ class ScanReport:
         return text
 
     def headline(self) -> str:
-        """One line of counts."""
+        """Returns one line of counts."""
         notes = [f"{tally.count} {what}" for what, tally in self.notes()]
         counts = f"{self.images} images, {self.boxes} boxes, {self.backgrounds} backgrounds"
         return counts + (f" ({'; '.join(notes)})" if notes else "")
 
     def to_json(self) -> str:
-        """The report as JSON; ``from_json`` reads it back."""
+        """Returns the report as JSON; ``from_json`` reads it back."""
         return json.dumps(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values: three counts, and each reason with its count and examples."""
+        """Returns the report as plain values: three counts, and each reason with its count and examples."""
         return asdict(self)
 
     @staticmethod
     def from_json(text: str) -> ScanReport:
-        """The report that ``to_json`` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        """Returns the report that ``to_json`` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         values: dict[str, Any] = {
             name: Tally(value["count"], tuple(value["examples"])) if isinstance(value, dict) else value
             for name, value in json.loads(text).items()
@@ -138,6 +138,6 @@ class ScanReport:
 
 
 def tally(examples: Iterable[str]) -> Tally:
-    """The count of some examples, and the first few."""
+    """Returns the count of some examples, and the first few."""
     listed = list(examples)
     return Tally(len(listed), tuple(listed[:MAX_EXAMPLES]))

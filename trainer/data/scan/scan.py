@@ -1,4 +1,4 @@
-"""Every image of a split with its labels: scanned in parallel, checked, and kept in a cache.
+"""Scans every image of a split with its labels: in parallel, checked, and kept in a cache.
 
 The cache is valid for the files' paths, sizes and times; it lies in the user's cache folder, so that read-only data
 sets work. Torch-free.
@@ -50,12 +50,12 @@ def scan_split(
     writer: bool = True,
     on_progress: Progress | None = None,
 ) -> tuple[LabeledImages, ScanReport]:
-    """The usable images of a split and what was found, from the cache where it is current.
+    """Returns the usable images of a split and what was found, from the cache if it is current.
 
-    ``single_cls`` makes every label class 0. ``workers`` threads read files; ``writer`` says who may write the cache.
-    ``on_progress`` hears (files done, files in all). Raises DataError for a split without images, a training split
-    without labels, one of which more than ``max_bad_share`` cannot be used, and a class index that the data set does
-    not name.
+    ``single_cls`` makes every label class 0. ``workers`` threads read files; ``writer`` says whether to write
+    the cache. ``on_progress`` is called with (files done, files in all). Raises DataError for a split without images,
+    a training split without labels, one of which more than ``max_bad_share`` cannot be used, and a class index that
+    the data set does not name.
     """
     files = find_files(dataset, split)
     paths = files.images
@@ -79,7 +79,7 @@ def scan_split(
 
 
 def _with_files(report: ScanReport, files: SplitFiles) -> ScanReport:
-    """The report with what the folders hold beside the images, which no cache of their contents knows."""
+    """Returns the report with what the folders hold beside the images, which no cache of their contents has."""
     return replace(
         report,
         unreadable_folders=tally(f"{printable(path)}: {why}" for path, why in files.unreadable),
@@ -107,7 +107,7 @@ def _map_files(
     items: Sequence[Item],
     on_progress: Progress | None = None,
 ) -> Iterator[Result]:
-    """``map`` over a thread pool in chunks, in order, with progress."""
+    """Maps over a thread pool in chunks, in order, with progress."""
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     done = 0
     for results in pool.map(lambda chunk: [function(item) for item in chunk], chunks):
@@ -120,7 +120,7 @@ def _map_files(
 def _content_key(
     dataset: DatasetFile, paths: Sequence[Path], pool: ThreadPoolExecutor, num_classes: int, single_cls: bool
 ) -> str:
-    """A hash that changes when any image or label file does."""
+    """Returns a hash of every image's path, of sizes and times of images and label files, and of how they are read."""
     way = f"{_CACHE_VERSION} {num_classes} {single_cls} {dataset.keypoint_numbers} {cv2.__version__}\n"
     digest = hashlib.sha256(way.encode())
     for path, state in zip(paths, _map_files(pool, _file_state, paths), strict=True):
@@ -129,7 +129,7 @@ def _content_key(
 
 
 def _file_state(path: Path) -> str:
-    """Sizes and times of an image and its label file."""
+    """Returns sizes and times of an image and its label file."""
     states = []
     for file in (path, label_path_for(path)):
         try:
@@ -141,6 +141,6 @@ def _file_state(path: Path) -> str:
 
 
 def _cache_name(dataset: DatasetFile, split: str, num_classes: int, single_cls: bool) -> str:
-    """One name per way of reading a split, so that a newer scan takes the older one's place."""
+    """Returns one name per way of reading a split, so that a newer scan takes the older one's place."""
     what = f"{dataset.root}\0{dataset.splits[split]}\0{num_classes}\0{single_cls}"
     return f"{split}-{hashlib.sha256(what.encode(errors='surrogateescape')).hexdigest()[:16]}"

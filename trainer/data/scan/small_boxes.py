@@ -17,7 +17,10 @@ _STEP = 32
 
 
 def find_small_boxes(images: LabeledImages, image_size: int, keypoint_numbers: int = 0) -> tuple[Tally, int]:
-    """Boxes below 2 pixels at ``image_size``, and the size at which 99 in 100 boxes are not; 0 if that is this one."""
+    """Returns the boxes below 2 pixels at ``image_size``, and the image size at which 99 in 100 boxes are not below.
+
+    If none is below, the size is ``image_size``.
+    """
     if not len(images):
         return Tally(), image_size
     scale = 1.0 / images.shapes_hw.max(axis=1).astype(np.float64)
@@ -40,7 +43,7 @@ def find_small_boxes(images: LabeledImages, image_size: int, keypoint_numbers: i
 def _located(
     images: LabeledImages, index: int, rows: np.ndarray, sides_px: np.ndarray, keypoint_numbers: int
 ) -> list[str]:
-    """Where the boxes ``rows`` of an image stand; the file is read once more, since a scan keeps no line numbers."""
+    """Returns where the boxes ``rows`` of an image stand; reads the file again, since a scan keeps no line numbers."""
     path = label_path_for(images.paths[index])
     try:
         found = read_label_file(path, keypoint_numbers)

@@ -21,7 +21,7 @@ _COMPANIONS = frozenset(
 
 
 def find_unknown(files: SplitFiles) -> Tally:
-    """Files whose suffix is neither an image's nor that of a text about images."""
+    """Finds files whose suffix is neither an image's nor that of a text about images."""
     return tally(
         f"{printable(path)}: {path.suffix or 'no suffix'} is not read"
         for path in files.others
@@ -30,7 +30,7 @@ def find_unknown(files: SplitFiles) -> Tally:
 
 
 def find_unused_labels(files: SplitFiles) -> Tally:
-    """Label files in the split's label folders, or beside its images, that are no image's."""
+    """Finds label files in the split's label folders, or beside its images, that are no image's."""
     used = {os.fspath(label_path_for(image)) for image in files.images}
     by_lower_case = {path.lower(): path for path in used}
     foreign = {os.fspath(label_path_for(path)): path for path in files.others}
@@ -55,7 +55,7 @@ def find_unused_labels(files: SplitFiles) -> Tally:
 
 
 def _labels_in(folders: Iterable[Path]) -> Iterator[str]:
-    """The text files in some folders that may be labels, sorted within each."""
+    """Yields the text files in some folders that may be labels, sorted within each."""
     for folder in sorted(set(folders), key=str):
         for name in sorted(_names_in(folder)):
             stem, suffix = os.path.splitext(name)
@@ -64,7 +64,7 @@ def _labels_in(folders: Iterable[Path]) -> Iterator[str]:
 
 
 def _labels_of_other_images(folders: Iterable[Path]) -> set[str]:
-    """Labels of every image in folders of which a list names some: those of other splits may lie there too."""
+    """Returns labels of every image in folders of which a list names some: those of other splits may lie there too."""
     return {
         os.fspath(label_path_for(folder / name))
         for folder in folders
@@ -80,7 +80,7 @@ def _folders_below(folder: Path) -> Iterator[Path]:
 
 
 def _names_in(folder: Path) -> Sequence[str]:
-    """The names in a folder; none where it cannot be listed, which is told of elsewhere."""
+    """Returns the names in a folder; none if it cannot be listed, which is reported elsewhere."""
     try:
         return os.listdir(folder)
     except OSError:
