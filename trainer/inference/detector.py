@@ -46,7 +46,7 @@ class Detector:
         non_max_suppression(self(empty), confidence_threshold=0.5, iou_threshold=0.5)
 
     def image_size(self, wanted: int | None, reporter: Reporter) -> int:
-        """Returns ``wanted``, else the size trained on, else 640, as the next multiple of the stride.
+        """Returns ``wanted``, else the size trained on, else 640, as the next multiple of the stride from 2 on.
 
         Reports a ``wanted`` size that is no such multiple.
         """
