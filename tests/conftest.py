@@ -17,8 +17,12 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
-def pytest_configure() -> None:
-    """Give signals their usual effect, here and in all that tests start: a background shell has some ignored."""
+@pytest.fixture(autouse=True)
+def _usual_signals() -> None:
+    """Gives signals their usual effect, here and in all that a test starts.
+
+    A background shell has some of them ignored, and so has a process in which xdist runs tests.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

@@ -173,7 +173,7 @@ def test_batch_size_changes_no_result_and_classes_filter(detector, pictures, tmp
     assert not list(tmp_path.glob("*.jpg"))
     assert start(detector, tmp_path, *sources, json_lines=True, nosave=True, classes="WBC,Platelets") == 0
     names = {box["name"] for row in rows_of(capsys.readouterr().out) for box in row["boxes"]}
-    assert {box["name"] for row in found["1"] for box in row["boxes"]} == {"RBC", "WBC"}
+    assert {box["name"] for row in found[1] for box in row["boxes"]} == {"RBC", "WBC"}
     assert names == {"WBC"}
 
 

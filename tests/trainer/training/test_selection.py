@@ -58,7 +58,7 @@ def test_a_run_without_a_labeled_validation_image_has_no_best_epoch_no_early_sto
     assert "0.000" not in output
     assert sorted(path.name for path in (run_dir / "weights").iterdir()) == ["last.previous.pt", "last.pt"]
     rows = rows_of(run_dir)
-    assert [row["epoch"] for row in rows] == ["0", "1", "2"], "no number, no early stop"
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"], "no number, no early stop"
     assert {row["metrics/mAP_0.5:0.95"] for row in rows} == {"nan"}
     summary = summary_of(run_dir)
     assert summary["is_judged"] is False

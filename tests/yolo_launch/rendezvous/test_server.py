@@ -332,7 +332,8 @@ def test_a_thousand_held_connections_disturb_nobody(monkeypatch):
         beaten.set()
         listener.join()
         assert gaps
-        assert max(gaps) < 2
+        # A node counts as lost after silent_s; the test's own thread waits for a core on a busy machine.
+        assert max(gaps) < RendezvousSettings.silent_s / 2
         assert not first.gone
         for connection in held:
             connection.close()
