@@ -1,4 +1,4 @@
-"""Decides which nodes a job takes, and says why a node is refused."""
+"""Decides which nodes a job takes, and describes why a node is refused."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from yolo_launch.rendezvous.messages import MOST_NODES, JoinRefused, JoinRequest
 
 @dataclass(frozen=True)
 class RendezvousSettings(JobRules):
-    """How many nodes a job takes, and how long they are waited for. Seconds throughout."""
+    """Holds how many nodes a job takes, and for how many seconds it waits for them."""
 
     join_timeout_s: float = JOIN_TIMEOUT_S
     join_grace_s: float = JOIN_GRACE_S
     """How long a job that may run with fewer waits for the others once it could start."""
     silent_s: float = 8.0
-    """A machine that says nothing for so long is lost."""
+    """A machine that sends nothing for so long is lost."""
     stop_s: float = 20.0
     """From the end of a round to the last machine's report about it."""
     save_s: float = 45.0
-    """The same where the workers save first."""
+    """The same if the workers save first."""
 
     @property
     def nodes(self) -> str:
-        """As typed: '2' or '1:4'."""
+        """Returns the number of nodes as typed: '2' or '1:4'."""
         return f"{self.min_nodes}:{self.max_nodes}" if self.is_elastic else str(self.max_nodes)
 
 
 Settle = Callable[[tuple[int, ...]], int]
-"""The global batch for so many workers on each machine. Raises LaunchError where it does not divide."""
+"""The global batch for so many workers on each machine. Raises LaunchError if it does not divide."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class JobOffer:
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
-    """Fewest and most machines of '4' or '1:4'. Raises LaunchError."""
+    """Returns fewest and most machines of '4' or '1:4'. Raises LaunchError."""
     low, colon, high = text.partition(":")
     high = high if colon else low
     if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= MOST_NODES):
@@ -62,7 +62,7 @@ def parse_nodes(text: str) -> tuple[int, int]:
 def refusal_of(
     join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
 ) -> JoinRefused | None:
-    """Why a machine is not taken, or None. ``own`` is the master's request, ``taken`` that of the rank's holder."""
+    """Returns why a machine is refused, or None. ``own`` is the master's request, ``taken`` the rank holder's."""
     for rule in _RULES:
         found = rule(join_request, own, settings, taken)
         if found is not None:
@@ -147,7 +147,7 @@ def _same_versions(
 def _same_backend(
     join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
 ) -> JoinRefused | None:
-    # A cluster check tells of this itself, beside what else it finds.
+    # A cluster check reports this itself, beside its other findings.
     if join_request.backend == own.backend or join_request.check_port:
         return None
     return JoinRefused(
@@ -181,7 +181,7 @@ _RULES: tuple[Rule, ...] = (
 
 
 def other_data(join_request: JoinRequest, fingerprint: str, job: JobOffer) -> JoinRefused:
-    """Why a machine with another data set is not taken."""
+    """Returns the refusal of a machine with another data set."""
     return JoinRefused(
         what=f"The data set of {join_request.host} is not that of {job.own.host}.",
         seen=f"fingerprint {fingerprint[:12]} on {join_request.host}, {job.fingerprint[:12]} on {job.own.host}",

@@ -1,4 +1,4 @@
-"""Connects a node to the rendezvous: dialing, greeting, and the request for its rank."""
+"""Connects a node to the rendezvous: dials, greets, and requests its rank."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class NoRendezvous(Exception):
 
 
 def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, patient: bool = True) -> Channel:
-    """Connect, again and again until the time is up, saying why it did not work yet. Raises NoRendezvous.
+    """Connects, again and again until the time is up, and explains each failure. Raises NoRendezvous.
 
-    Not ``patient``, a machine that answers that nobody listens is believed at once.
+    Unless ``patient``, a connection that the machine refuses ends this at once.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -68,7 +68,7 @@ def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, pa
 
 
 def greet(channel: Channel, endpoint: RendezvousEndpoint, timeout_s: float = ANSWER_S) -> str:
-    """Exchange nonces and, where a token is set, proofs; the rendezvous's id.
+    """Exchanges nonces and, if a token is set, proofs; returns the rendezvous's id.
 
     Raises LaunchError for another program or token, and NoRendezvous if the connection ends without an answer.
     """
@@ -103,7 +103,7 @@ def greet(channel: Channel, endpoint: RendezvousEndpoint, timeout_s: float = ANS
 
 @contextlib.contextmanager
 def closing_on_failure(channel: Channel) -> Iterator[None]:
-    """Close the connection if the block raises."""
+    """Closes the connection if the block raises."""
     try:
         yield
     except BaseException:
@@ -114,7 +114,7 @@ def closing_on_failure(channel: Channel) -> Iterator[None]:
 def request_rank(
     channel: Channel, endpoint: RendezvousEndpoint, join_request: JoinRequest, timeout_s: float = ANSWER_S
 ) -> dict[str, Any]:
-    """Ask for the rank; the job's description.
+    """Requests the rank; returns the job's description.
 
     Raises LaunchError with the refusal, and NoRendezvous if the connection is cut, as happens under many connections.
     """
@@ -137,7 +137,7 @@ def request_rank(
 
 
 def refusal_error(message: JoinRefused) -> LaunchError:
-    """A refusal as an error of this machine."""
+    """Returns a refusal as an error of this machine."""
     return LaunchError(
         message.what,
         seen=message.seen,
