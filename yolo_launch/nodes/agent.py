@@ -113,7 +113,7 @@ class NodeAgent:
             self._status_line.roster(message.text, message.left_s)
 
     def _leave(self, number: signal.Signals) -> Outcome:
-        """Leaves the job because of a signal when no workers run; first waits for the job's end, which may come soon."""
+        """Leaves the job after a signal when no workers run; first waits for the job's end, which may come soon."""
         last = self._last_report
         is_reported = last is not None and last.signal is not None
         wait_s = END_REPORTED_S if is_reported and number != signal.SIGINT else END_UNREPORTED_S
