@@ -1,4 +1,4 @@
-"""Known causes of failures: what an exit code means, which exceptions are only consequences, and one hint for each."""
+"""Holds known causes of failures: the meaning of exit codes, exceptions that are only consequences, and hints."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ CONSEQUENCES = re.compile(
     r"|monitoredBarrier|failed to pass monitoredBarrier|recvValueWithTimeout|wait timeout after \d+ms"
     r"|Timed out after \d+ seconds waiting for clients|SocketTimeout|client socket has timed out"
 )
-"""What a rank says when a collective ends because a peer is gone."""
+"""What a rank's exception reads when a collective ends because a peer is gone."""
 
 PORT_CLASH = re.compile(r"EADDRINUSE|[Aa]ddress already in use|failed to (?:bind|listen)")
 
 
 def is_consequence(message: str) -> bool:
-    """Whether an exception only tells that a peer is gone."""
+    """Returns whether an exception only shows that a peer is gone."""
     return CONSEQUENCES.search(message) is not None
 
 
 def describe_exit(exit_code: int) -> str:
-    """An exit code in words; negative codes are signals."""
+    """Returns the meaning of an exit code as text; negative codes are signals."""
     meanings = {
         -signal.SIGKILL: "killed by SIGKILL",
         -signal.SIGBUS: "killed by SIGBUS, a bus error: most often /dev/shm was full",
@@ -53,7 +53,7 @@ def describe_exit(exit_code: int) -> str:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was looked up on the host after a failure."""
+    """Holds what was read from the host after a failure."""
 
     oom_kills: int = 0
     """How often the kernel ran out of memory and killed a process while the job ran."""
@@ -67,7 +67,7 @@ Hint = Callable[[RankFailure, Facts], str]
 
 
 def hint_for(failure: RankFailure, facts: Facts) -> str:
-    """One sentence on what to do, for the first known cause that fits; empty for an unknown one."""
+    """Returns one sentence on what to do, for the first known cause that fits; empty for an unknown one."""
     text = f"{failure.message}\n{failure.traceback[-4000:]}"
     for pattern, exit_codes, hint in _KNOWN:
         if failure.exit_code in exit_codes or (pattern and re.search(pattern, text)):
@@ -76,7 +76,7 @@ def hint_for(failure: RankFailure, facts: Facts) -> str:
 
 
 def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills_before: int) -> Facts:
-    """Ask the host what a hint needs; what cannot be read is left out."""
+    """Reads from the host what a hint needs; what cannot be read is left out."""
     device = plan.devices[failure.local_rank] if 0 <= failure.local_rank < len(plan.devices) else None
     processes: Sequence[GpuProcess] = ()
     if device is not None and device.kind == "cuda" and "out of memory" in failure.message:
@@ -93,7 +93,7 @@ def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills_before: int)
 
 
 def count_oom_kills(root: Path = Path("/")) -> int:
-    """Processes that the kernel has killed for memory: in this control group where it is counted, else on the host."""
+    """Counts processes that the kernel killed for memory: in this control group if counted there, else on the host."""
     counts = []
     group = "".join(line[3:] for line in _lines(root / "proc/self/cgroup") if line.startswith("0::")).lstrip("/")
     mount = root / "sys/fs/cgroup"

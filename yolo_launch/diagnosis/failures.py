@@ -1,4 +1,4 @@
-"""How each worker of an attempt ended, and which end came first."""
+"""Finds how each worker of an attempt ended, and which failure caused the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import Worker
 
 FailureKey = tuple[float, float, float, float, float]
-"""Whether the launcher ended it, whether a peer did, whether it aborted without a word, the time, the rank."""
+"""Whether the launcher ended it, whether a peer did, whether it aborted without a message, the time, the rank."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class WorkerEnd:
 def worker_ends(
     workers: Mapping[int, Worker], agent_exit_codes: Mapping[int, int], ranks: Iterable[int]
 ) -> list[WorkerEnd]:
-    """The end of each of this machine's ranks.
+    """Returns the end of each of this machine's ranks.
 
-    The watcher's exit codes go first, then the agent's; a rank nobody saw failing ended well.
+    The monitor's exit codes go first, then the agent's; a rank without either ended well.
     """
     ends = []
     for rank in ranks:
@@ -48,7 +48,7 @@ def worker_ends(
 
 
 def failure_of(end: WorkerEnd, record: FailureRecord | None, files: WorkerFiles, beat: Heartbeat | None) -> RankFailure:
-    """All that is known of one rank that did not end well."""
+    """Returns all that is known of one rank that did not end well."""
     told = record or FailureRecord(end.rank, "")
     epoch, step = (told.epoch, told.step) if beat is None else (_or(told.epoch, beat.epoch), _or(told.step, beat.step))
     times = [moment for moment in (told.written_at, end.ended_at) if moment]
@@ -70,17 +70,17 @@ def failure_of(end: WorkerEnd, record: FailureRecord | None, files: WorkerFiles,
 
 
 def first_of(failures: Sequence[tuple[FailureKey, RankFailure]]) -> RankFailure | None:
-    """The failure that the others follow from, or None where every rank ended well."""
+    """Returns the failure that caused the others, or None if every rank ended well."""
     return min(failures, key=lambda pair: pair[0])[1] if failures else None
 
 
 def rank_failures(
     ends: list[WorkerEnd], files: WorkerFiles, heartbeats: Mapping[int, Heartbeat]
 ) -> list[tuple[FailureKey, RankFailure]]:
-    """Every failure with a key, the smallest of which is the cause: an own exception before a lost peer, then time.
+    """Returns each failure with a key, smallest for the cause: an own exception before a lost peer, then time.
 
     Times are file times, far finer than the whole seconds that torch's agent compares. A rank that the launcher or
-    the agent ended is no cause, unless nothing else is left to name. The keys of several machines compare where their
+    the agent ended is no cause, unless nothing else is left to name. The keys of several machines compare if their
     clocks agree.
     """
     failed = [end for end in ends if end.exit_code not in (ExitCode.DONE, ExitCode.SAVED_AND_STOPPED)]

@@ -1,4 +1,4 @@
-"""Decides what becomes of a job when a round has ended on all its nodes, one or several. Pure."""
+"""Decides what becomes of a job when a round has ended on all its nodes, one or several."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class JobRules:
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the job may go on with fewer nodes than it would take."""
+        """Returns whether the job may go on with fewer nodes than it would take."""
         return self.min_nodes < self.max_nodes
 
 
@@ -62,14 +62,14 @@ class NodeReport:
     ran_s: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a number that is no signal. Raises ValueError."""
+        """Refuses a number that is no signal. Raises ValueError."""
         if self.signal is not None:
             signal.Signals(self.signal)
 
 
 @dataclass(frozen=True)
 class NodeEnd:
-    """A node's report, and who it is; the only node of a job needs no name."""
+    """Holds a node's report and its name; the only node of a job needs no name."""
 
     report: NodeReport
     label: str = ""
@@ -104,9 +104,9 @@ def decide_outcome(
     completed: bool = False,
     paused: bool = False,
 ) -> RoundDecision:
-    """Decide from every node's report, nodes that were lost, and what the job has done so far.
+    """Decides from every node's report, nodes that were lost, and what the job has done so far.
 
-    ``source`` says from where a restarted job goes on. ``completed`` is a round whose rank 0 is done, ``paused`` one
+    ``source`` returns what a restarted job goes on from. ``completed`` is a round whose rank 0 is done, ``paused`` one
     that was stopped to let another node in.
     """
     reports = [end.report for end in ends.values()]
@@ -134,11 +134,11 @@ class _Round:
     paused: bool
 
     def end(self, outcome: Outcome, note: str = "") -> RoundDecision:
-        """The job is over."""
+        """Returns the end of the job."""
         return RoundDecision(self.progress, outcome, note)
 
     def can_go_on_with(self, ranks: Sequence[int]) -> bool:
-        """Whether these nodes are enough for the next round."""
+        """Returns whether these nodes are enough for the next round."""
         return self.rules.is_elastic and 0 in ranks and len(ranks) >= self.rules.min_nodes
 
 
@@ -170,7 +170,7 @@ def _decide(ended: _Round) -> RoundDecision:
 
 
 def _comparable_key(end: NodeEnd) -> FailureKey:
-    """A failure's key with its time as the deciding node's clock would have shown it."""
+    """Returns a failure's key with its time as the deciding node's clock would have shown it."""
     caused, consequence, silent, time_s, rank = end.report.key or _UNKNOWN
     return (caused, consequence, silent, time_s - end.clock_ahead_s, rank)
 
@@ -190,7 +190,7 @@ def _stalled(ends: Ends) -> Outcome:
 
 
 def _stopped(ended: _Round) -> RoundDecision:
-    """Someone signaled one launcher, or all of them: the job ends; a job that may shrink goes on without those."""
+    """Ends the job, since one launcher or all were signaled; a job that may shrink goes on without those."""
     signaled = {rank: end for rank, end in ended.ends.items() if end.report.signal is not None}
     saved = any(end.report.saved for end in ended.ends.values())
     end = signaled[min(signaled)]
@@ -252,6 +252,6 @@ def _on(end: NodeEnd) -> str:
 
 
 def refused_outcome(error: UserError) -> Outcome:
-    """The end of a job that a node refused before it had workers."""
+    """Returns the end of a job that a node refused before it had workers."""
     code = int(getattr(error, "exit_code", ExitCode.USAGE))
     return Outcome("worker_failed", code, failure=RankFailure(-1, 0, code, error.what, user_error=error.to_dict()))
