@@ -63,19 +63,26 @@ def refusal_of(
     join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
 ) -> JoinRefused | None:
     """Returns why a machine is refused, or None. ``own`` is the master's request, ``taken`` the rank holder's."""
+    case = _Case(join_request, own, settings, taken)
     for rule in _RULES:
-        found = rule(join_request, own, settings, taken)
+        found = rule(case)
         if found is not None:
             return found
     return None
 
 
-Rule = Callable[[JoinRequest, JoinRequest, RendezvousSettings, JoinRequest | None], JoinRefused | None]
+@dataclass(frozen=True)
+class _Case:
+    """Holds what a rule compares."""
+
+    join_request: JoinRequest
+    own: JoinRequest
+    settings: RendezvousSettings
+    taken: JoinRequest | None
 
 
-def _same_purpose(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _same_purpose(case: _Case) -> JoinRefused | None:
+    join_request, own = case.join_request, case.own
     if bool(join_request.check_port) == bool(own.check_port):
         return None
     train, check = "train (yolo-launch node)", "make a cluster check (yolo-launch doctor)"
@@ -87,9 +94,8 @@ def _same_purpose(
     )
 
 
-def _in_range(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _in_range(case: _Case) -> JoinRefused | None:
+    join_request, own, settings = case.join_request, case.own, case.settings
     if join_request.rank < settings.max_nodes:
         return None
     ranks = f"--rank 1 to {settings.max_nodes - 1}, or " if settings.max_nodes > 1 else ""
@@ -101,9 +107,8 @@ def _in_range(
     )
 
 
-def _same_nodes(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _same_nodes(case: _Case) -> JoinRefused | None:
+    join_request, own, settings = case.join_request, case.own, case.settings
     if not join_request.nodes or join_request.nodes == settings.nodes:
         return None
     return JoinRefused(
@@ -113,9 +118,8 @@ def _same_nodes(
     )
 
 
-def _same_job(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _same_job(case: _Case) -> JoinRefused | None:
+    join_request, own = case.join_request, case.own
     if not join_request.job_id or not own.job_id or join_request.job_id == own.job_id:
         return None
     return JoinRefused(
@@ -125,9 +129,8 @@ def _same_job(
     )
 
 
-def _same_versions(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _same_versions(case: _Case) -> JoinRefused | None:
+    join_request, own = case.join_request, case.own
     for name, mine, theirs in (
         ("torch", own.torch, join_request.torch),
         ("CUDA", own.cuda, join_request.cuda),
@@ -144,9 +147,8 @@ def _same_versions(
     return None
 
 
-def _same_backend(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _same_backend(case: _Case) -> JoinRefused | None:
+    join_request, own = case.join_request, case.own
     # A cluster check reports this itself, beside its other findings.
     if join_request.backend == own.backend or join_request.check_port:
         return None
@@ -157,9 +159,8 @@ def _same_backend(
     )
 
 
-def _rank_is_free(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _rank_is_free(case: _Case) -> JoinRefused | None:
+    join_request, taken = case.join_request, case.taken
     if taken is None or taken.session == join_request.session:
         return None
     return JoinRefused(
@@ -169,7 +170,7 @@ def _rank_is_free(
     )
 
 
-_RULES: tuple[Rule, ...] = (
+_RULES: tuple[Callable[[_Case], JoinRefused | None], ...] = (
     _same_purpose,
     _same_job,
     _same_nodes,
