@@ -9,6 +9,7 @@ from typing import Any
 from yolo_launch.cluster_check.connectivity import NO_ANSWER
 from yolo_launch.rendezvous.messages import JoinRequest
 from yolo_launch.spec import Finding, LaunchPlan, Outcome
+from yolo_launch.words import counted
 
 CHECK = "machines"
 CLOCKS_APART_S = 2.0
@@ -47,7 +48,7 @@ def versions_and_environments(join_requests: Mapping[int, JoinRequest]) -> list[
         join_request = join_requests[rank]
         via = f" on {join_request.interface}" if join_request.interface else ""
         devices = ", ".join(dict.fromkeys(join_request.devices))
-        workers = f"{join_request.nproc} {'worker' if join_request.nproc == 1 else 'workers'} ({devices})"
+        workers = f"{counted(join_request.nproc, 'worker')} ({devices})"
         found.append(Finding(CHECK, "ok", f"node {rank} {join_request.host} is {join_request.address}{via}, {workers}"))
     return found
 

@@ -41,25 +41,27 @@ def worker_ends(
         code = worker.exit_code if worker is not None else None
         if code is None:
             code = agent_exit_codes.get(rank, 0)
-        told = worker is not None and -code in worker.told
+        signaled = worker is not None and -code in worker.signals_sent
         killed = worker is not None and worker.killed_by_us and code == -signal.SIGKILL
-        ends.append(WorkerEnd(rank, code, worker.ended_at if worker is not None else 0.0, killed or told))
+        ends.append(WorkerEnd(rank, code, worker.ended_at if worker is not None else 0.0, killed or signaled))
     return ends
 
 
 def failure_of(end: WorkerEnd, record: FailureRecord | None, files: WorkerFiles, beat: Heartbeat | None) -> RankFailure:
     """Returns all that is known of one rank that did not end well."""
-    told = record or FailureRecord(end.rank, "")
-    epoch, step = (told.epoch, told.step) if beat is None else (_or(told.epoch, beat.epoch), _or(told.step, beat.step))
-    times = [moment for moment in (told.written_at, end.ended_at) if moment]
+    known = record or FailureRecord(end.rank, "")
+    epoch, step = (
+        (known.epoch, known.step) if beat is None else (_or(known.epoch, beat.epoch), _or(known.step, beat.step))
+    )
+    times = [moment for moment in (known.written_at, end.ended_at) if moment]
     return RankFailure(
         rank=end.rank,
         local_rank=end.rank,
         # A worker that had failed by its own account and was then ended is no victim of SIGKILL.
         exit_code=int(ExitCode.WORKER_FAILED) if end.by_us and record else end.exit_code,
-        message=told.message or describe_exit(end.exit_code),
-        traceback=told.traceback if told.message else files.log_tail(end.rank),
-        user_error=told.user_error,
+        message=known.message or describe_exit(end.exit_code),
+        traceback=known.traceback if known.message else files.log_tail(end.rank),
+        user_error=known.user_error,
         epoch=epoch,
         step=step,
         phase=beat.phase if beat else "",
@@ -86,12 +88,12 @@ def rank_failures(
     failed = [end for end in ends if end.exit_code not in (ExitCode.DONE, ExitCode.SAVED_AND_STOPPED)]
     found = [(end, read_failure(files, end.rank)) for end in failed]
     failures = [(end, record, failure_of(end, record, files, heartbeats.get(end.rank))) for end, record in found]
-    told_something = any(_is_own(end, failure) for end, _, failure in failures)
+    has_own_failure = any(_is_own(end, failure) for end, _, failure in failures)
 
     def order(end: WorkerEnd, record: FailureRecord | None, failure: RankFailure) -> FailureKey:
         # When one worker fails, the agent sends SIGTERM to the others.
-        by_agent = told_something and end.exit_code == -signal.SIGTERM
-        silent_abort = told_something and end.exit_code == -signal.SIGABRT and record is None
+        by_agent = has_own_failure and end.exit_code == -signal.SIGTERM
+        silent_abort = has_own_failure and end.exit_code == -signal.SIGABRT and record is None
         return (
             float((end.by_us and record is None) or by_agent),
             float(is_consequence(failure.message) or (record is not None and record.relayed)),

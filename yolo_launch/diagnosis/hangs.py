@@ -34,7 +34,7 @@ class StalledRank:
     @property
     def collective(self) -> str:
         """Returns the collective in which the rank waits, or an empty text."""
-        return collective_in(list(self.stack))
+        return collective_in(self.stack)
 
     def describe(self) -> str:
         """Returns one line about the rank's position."""
@@ -42,12 +42,12 @@ class StalledRank:
         if self.heartbeat is not None:
             place += f" (epoch {self.heartbeat.epoch + 1}, step {self.heartbeat.step})"
         text = f"rank {self.rank} has been in {place} for {self.idle_s:.0f} s"
-        frame = own_frame(list(self.stack))
+        frame = own_frame(self.stack)
         if self.frozen:
             return f"{text}: the process is {self.frozen}"
         if self.collective:
             return f"{text}, waiting for the other ranks in {self.collective}" + (f" ({frame})" if frame else "")
-        if waits_for_loader(list(self.stack)):
+        if waits_for_loader(self.stack):
             text += ", waiting for its loader processes"
         return f"{text}, at {frame}" if frame else f"{text}; it did not say where"
 
@@ -95,7 +95,7 @@ def describe_stall(ranks: list[StalledRank]) -> str:
 
 def stall_hint(first: StalledRank) -> str:
     """Returns one sentence on what to do about the blocking rank's state; empty if nothing is known."""
-    if waits_for_loader(list(first.stack)):
+    if waits_for_loader(first.stack):
         return "a loader process is stuck, often on a slow or lost file system: --workers 0 shows its stack too"
     if first.collective:
         return "yolo-launch doctor times an all-reduce over these devices"

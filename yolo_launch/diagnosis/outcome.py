@@ -14,6 +14,7 @@ from yolo_launch.diagnosis.hangs import StalledRank, blocking_rank, stall_failur
 from yolo_launch.diagnosis.restart_policy import Progress, decide, stopped_by
 from yolo_launch.errors import ExitCode
 from yolo_launch.spec import Outcome, RankFailure
+from yolo_launch.words import counted
 from yolo_launch.workers.signals import signal_name
 
 MOST_STALLED = 64
@@ -219,7 +220,7 @@ def _lost(ended: _Round) -> RoundDecision:
             detail += f". All {rules.max_restarts} restarts are used up"
         return ended.end(Outcome("worker_failed", ExitCode.WORKER_FAILED, detail=detail))
     if ended.can_go_on_with(left):
-        how = f"with the {len(left)} {'machine' if len(left) == 1 else 'machines'} left"
+        how = f"with the {counted(len(left), 'machine')} left"
     else:
         how = f"when it is back (within {rules.rejoin_timeout_s:g} s)"
     progress = replace(progress, restarts=progress.restarts + 1)

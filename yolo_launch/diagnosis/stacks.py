@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _FRAME = re.compile(r'File "(?P<path>[^"]*)", line (?P<line>\S+) in (?P<function>.+)$')
@@ -59,7 +60,7 @@ def main_stack(text: str) -> list[Frame]:
     return found
 
 
-def collective_in(frames: list[Frame]) -> str:
+def collective_in(frames: Sequence[Frame]) -> str:
     """Returns the collective that the code waits in, or ''. A backward pass waits for gradients in C++."""
     for frame in reversed(frames):
         if "/torch/distributed/" in frame.path and frame.function in _COLLECTIVES:
@@ -69,12 +70,12 @@ def collective_in(frames: list[Frame]) -> str:
     return ""
 
 
-def waits_for_loader(frames: list[Frame]) -> bool:
+def waits_for_loader(frames: Sequence[Frame]) -> bool:
     """Returns whether the code waits for a batch of a DataLoader's processes."""
     return any(frame.path.endswith("torch/utils/data/dataloader.py") for frame in frames)
 
 
-def own_frame(frames: list[Frame]) -> Frame | None:
+def own_frame(frames: Sequence[Frame]) -> Frame | None:
     """Returns the innermost frame outside installed packages and the standard library, else the innermost one."""
     for frame in frames:
         if "site-packages" not in frame.path and "/lib/python" not in frame.path and not frame.path.startswith("<"):

@@ -43,7 +43,7 @@ class Worker:
     reaped_unseen: bool = False
     """True if other code collected the exit code first."""
     killed_by_us: bool = False
-    told: set[int] = field(default_factory=set)
+    signals_sent: set[int] = field(default_factory=set)
     """Signals that were passed on to it."""
     swept: bool = False
 
@@ -109,8 +109,8 @@ class Workers:
     def send(self, signum: int) -> None:
         """Sends a signal, once, to each worker itself and not to its loader processes."""
         for worker in self.living():
-            if signum not in worker.told:
-                worker.told.add(signum)
+            if signum not in worker.signals_sent:
+                worker.signals_sent.add(signum)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.pid, signum)
 
