@@ -26,9 +26,9 @@ _REASONS = {
 
 
 class EchoServer:
-    """A port that greets whoever connects, from ``with`` to its end.
+    """Serves a greeting at a port to each client that connects, while it is entered.
 
-    The kernel chooses it from the range from which torch, gloo and NCCL get theirs. An empty address means all.
+    The kernel chooses the port from the range that torch, gloo and NCCL use. An empty address means all addresses.
     """
 
     def __init__(self, address: str) -> None:

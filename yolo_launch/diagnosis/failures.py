@@ -57,7 +57,7 @@ def failure_of(end: WorkerEnd, record: FailureRecord | None, files: WorkerFiles,
     return RankFailure(
         rank=end.rank,
         local_rank=end.rank,
-        # A worker that had failed by its own account and was then ended is no victim of SIGKILL.
+        # A worker that wrote its error and was then killed did not fail because of SIGKILL.
         exit_code=int(ExitCode.WORKER_FAILED) if end.by_us and record else end.exit_code,
         message=known.message or describe_exit(end.exit_code),
         traceback=known.traceback if known.message else files.log_tail(end.rank),

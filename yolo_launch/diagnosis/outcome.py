@@ -25,7 +25,7 @@ _UNKNOWN: FailureKey = (1.0, 1.0, 1.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class JobRules:
-    """How many nodes a job takes and how often it may start again."""
+    """Holds how many nodes a job takes and how often it may start again."""
 
     min_nodes: int = 1
     max_nodes: int = 1
@@ -45,7 +45,7 @@ class JobRules:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """How a round ended on one node."""
+    """Holds how a round ended on one node."""
 
     kind: ReportKind
     failure: RankFailure | None = None
@@ -124,7 +124,7 @@ def decide_outcome(
 
 @dataclass(frozen=True)
 class _Round:
-    """What is known of a round that ended."""
+    """Holds what is known of a round that ended."""
 
     ends: Ends
     lost: Lost

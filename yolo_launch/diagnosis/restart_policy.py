@@ -16,7 +16,7 @@ PORT_TRIES = 3
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known of the job so far, over all attempts."""
+    """Holds what is known of the job so far, over all attempts."""
 
     restarts: int = 0
     port_clashes: int = 0

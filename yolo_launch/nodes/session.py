@@ -108,7 +108,7 @@ class NodeSession:
             return max(0.5, deadline - time.monotonic())
 
         try:
-            channel = dial(self.endpoint, left_s(), lambda problem: None, patient=False)
+            channel = dial(self.endpoint, left_s(), lambda problem: None, retry_refused=False)
             with closing_on_failure(channel):
                 if greet(channel, self.endpoint, left_s()) != self._rendezvous_id:
                     channel.close()
@@ -125,10 +125,10 @@ class NodeSession:
 def refuse_second_master(join_request: JoinRequest, endpoint: RendezvousEndpoint) -> None:
     """Requests rank 0 at the master's address. Raises LaunchError, on both sides, if a master answers there.
 
-    A master behind an address that is not its own finds nobody there, and goes on.
+    A master behind an address that is not its own finds no other there, and goes on.
     """
     try:
-        channel = dial(endpoint, LOOK_S, lambda problem: None, patient=False)
+        channel = dial(endpoint, LOOK_S, lambda problem: None, retry_refused=False)
         with closing_on_failure(channel):
             greet(channel, endpoint)
             request_rank(channel, endpoint, stamped(join_request))

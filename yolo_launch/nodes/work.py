@@ -15,7 +15,7 @@ from yolo_launch.spec import Finding, LaunchPlan, LaunchRequest, Outcome, Worker
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a node reports once it can do the job."""
+    """Holds what a node reports once it can do the job."""
 
     fingerprint: str = ""
     """Of its data set; empty for a job without one."""
@@ -32,7 +32,7 @@ class JobEnded(Exception):
 
 
 class NodeWork(Protocol):
-    """What runs on one node of a job."""
+    """Describes the work on one node of a job."""
 
     request: LaunchRequest
     """What the node is asked: its devices, and the batch as soon as the job is known."""
@@ -53,7 +53,7 @@ class NodeWork(Protocol):
 
 
 class MasterWork(NodeWork, Protocol):
-    """What runs on the node that offers the job."""
+    """Describes the work on the node that offers the job."""
 
     def offer(self, own: JoinRequest) -> JobOffer:
         """Describes the job to the others."""
@@ -65,7 +65,7 @@ class MasterWork(NodeWork, Protocol):
 
 
 class MemberWork(NodeWork, Protocol):
-    """What runs on any other node."""
+    """Describes the work on any other node."""
 
     def accept(self, description: Mapping[str, Any]) -> Introduction:
         """Checks on this node the job that the master describes. Raises UserError if this node cannot do it."""

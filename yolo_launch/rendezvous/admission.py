@@ -38,7 +38,7 @@ Settle = Callable[[tuple[int, ...]], int]
 
 @dataclass(frozen=True)
 class JobOffer:
-    """What the master knows of the job it offers."""
+    """Holds what the master knows of the job it offers."""
 
     own: JoinRequest
     description: dict[str, Any]

@@ -38,7 +38,7 @@ from yolo_launch.rendezvous.messages import (
 from yolo_launch.spec import Outcome
 
 SUSPENDED_S = 2.0
-"""A gap of so much between two ticks was this process's own: no node is to blame for the silence."""
+"""A gap of so much between two ticks was this process's own: no node was silent for it."""
 END_S = 10.0
 """How long the nodes may take to leave once the job has ended."""
 

@@ -49,10 +49,10 @@ class NoRendezvous(Exception):
     """No rendezvous answered in time; the text is the last problem."""
 
 
-def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, patient: bool = True) -> Channel:
+def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, retry_refused: bool = True) -> Channel:
     """Connects, again and again until the time is up, and explains each failure. Raises NoRendezvous.
 
-    Unless ``patient``, a connection that the machine refuses ends this at once.
+    Unless ``retry_refused``, a connection that the machine refuses ends this at once.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -61,7 +61,7 @@ def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, pa
             return Channel(socket.create_connection((endpoint.address, endpoint.port), min(DIAL_S, max(0.2, left_s))))
         except OSError as error:
             problem = dial_problem(error, endpoint.address, endpoint.port)
-            if time.monotonic() >= deadline or (isinstance(error, ConnectionRefusedError) and not patient):
+            if time.monotonic() >= deadline or (isinstance(error, ConnectionRefusedError) and not retry_refused):
                 raise NoRendezvous(problem) from None
         explain(problem)
         time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))

@@ -89,7 +89,7 @@ class JoinRefused(Message):
 
 
 class Seen(Message):
-    """What a machine has found in a cluster check; from the master, what all have found."""
+    """Holds what a machine has found in a cluster check; from the master, what all have found."""
 
     type: Literal["Seen"] = "Seen"
     findings: tuple[tuple[int, Finding], ...] = Field((), max_length=MOST_NODES)
@@ -122,7 +122,7 @@ class FailureNotice(Message):
 
 
 class Report(Message):
-    """How a round ended on one node."""
+    """Holds how a round ended on one node."""
 
     type: Literal["Report"] = "Report"
     round: int
@@ -144,7 +144,7 @@ class JoinAccepted(Message):
 
 
 class Roster(Message):
-    """Who is there and who is waited for."""
+    """Holds the machines that have joined and those that are missing, as text."""
 
     type: Literal["Roster"] = "Roster"
     text: str
@@ -164,7 +164,7 @@ class Round(Message):
 
 
 class Store(Message):
-    """Where the workers of a round meet, on the master."""
+    """Holds the port at which the workers of a round meet, on the master."""
 
     type: Literal["Store"] = "Store"
     round: int

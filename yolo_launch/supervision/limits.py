@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """How long things may take, in seconds."""
+    """Holds time limits, in seconds."""
 
     save_s: float = 30.0
     """From SIGTERM or SIGHUP to SIGKILL: time to finish the step and write a checkpoint."""

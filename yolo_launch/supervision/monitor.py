@@ -170,7 +170,7 @@ class WorkerMonitor:
                     if self._workers is not None:
                         self._tick(self._workers)
             except BaseException as error:
-                # Nobody else would look after the workers: end them, and let the main thread raise this.
+                # No other code would end the workers: end them here, and let the main thread raise this.
                 self._problem = error
                 with self._lock:
                     if self._workers is not None:

@@ -46,7 +46,7 @@ class StartCanceled(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class AgentResult:
-    """How the agent ended: exit codes of the ranks that it saw fail, or its own error."""
+    """Holds how the agent ended: exit codes of the ranks that it saw fail, or its own error."""
 
     exit_codes: dict[int, int] = dataclasses.field(default_factory=dict)
     error: Exception | None = None

@@ -72,7 +72,7 @@ def _tie_loaders(guard: ModuleType) -> None:
     """Ends the script's loader processes with this worker, also in the middle of an item.
 
     They are daemonic children of multiprocessing, which are meant to end with their parent. The kernel watches the
-    thread that forked; those of a thread that may end before look after their parent themselves.
+    thread that forked; those of a thread that may end before watch their parent themselves.
     """
 
     def tie(_: object) -> None:
