@@ -1,4 +1,4 @@
-"""Checks a cluster: a job over the rendezvous that trains nothing, and a finding for all that it sees."""
+"""Checks a cluster: runs a job over the rendezvous that trains nothing, and makes findings of what it observes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from yolo_launch.spec import Device, Finding, LaunchPlan, LaunchRequest, Outcome
 from yolo_launch.supervision.supervisor import SCRIPT_ENTRYPOINT
 
 STALL_S = 150.0
-"""The workers end by themselves long before."""
+"""The workers end by themselves long before this."""
 SILENT_S = 30.0
 """Nothing is lost here by waiting, and a busy launcher that loads torch can be silent for long."""
 CHECKED_KINDS = ("done", "worker_failed", "stalled")
@@ -38,7 +38,7 @@ CHECKED_KINDS = ("done", "worker_failed", "stalled")
 
 
 class ClusterCheck:
-    """One node's part in a check, and what all nodes have found."""
+    """Holds one node's part in a check, and what all nodes have found."""
 
     foreign = False
 
@@ -57,12 +57,12 @@ class ClusterCheck:
         self._local = local
         """What this node found on itself and the others should know."""
         self._echo_server = (context.host.name, context.identity.own_address, echo_port)
-        """Host, address and port where this node answers."""
+        """Host, address and port at which this node answers."""
         join_request = make_join_request(context.identity, self.plan, context.host)
         self.join_request = join_request.model_copy(update={"check_port": echo_port})
 
     def command(self, start: Round, plan: LaunchPlan) -> WorkerCommand:
-        """The sum over all workers."""
+        """Returns the command of the workers, which sum numbers over all nodes."""
         self.plan = plan
         arguments = {"folder": str(self.run_dir), "backend": plan.backend, "echo_server": self._echo_server}
         return WorkerCommand(
@@ -70,7 +70,7 @@ class ClusterCheck:
         )
 
     def receive_findings(self, message: Seen) -> None:
-        """Keep what all nodes have found."""
+        """Keeps what all nodes have found."""
         self.seen = message.findings
 
     def _introduction(self, found: Sequence[Finding]) -> Introduction:
@@ -79,7 +79,7 @@ class ClusterCheck:
         return Introduction(findings=self.seen)
 
     def conclude(self, outcome: Outcome) -> tuple[list[Finding], int]:
-        """All findings in order, and the exit code."""
+        """Returns all findings in order, and the exit code."""
         found = cluster_findings.for_reader(self.seen, self._context.identity.rank)
         if outcome.kind in CHECKED_KINDS:
             if cluster_findings.has_failed(self.seen):
@@ -101,7 +101,7 @@ class MasterCheck(ClusterCheck):
     _server: RendezvousServer | None = None
 
     def offer(self, own: JoinRequest) -> JobOffer:
-        """Where the master answers, and what it would train on."""
+        """Describes the port at which the master answers, and the backend on which it would train."""
         description = {
             "cluster_check": True,
             "host": own.host,
@@ -111,12 +111,12 @@ class MasterCheck(ClusterCheck):
         return JobOffer(own=own, description=description, fingerprint="", settle=sum)
 
     def introduce(self, server: RendezvousServer) -> Introduction:
-        """What the master found on itself."""
+        """Returns what the master found on itself."""
         self._server = server
         return self._introduction(self._local)
 
     def command(self, start: Round, plan: LaunchPlan) -> WorkerCommand:
-        """The sum over all workers. Raises JobEnded if some node is not reached."""
+        """Connects to all nodes, then returns the workers' command. Raises JobEnded if some node is not reached."""
         assert self._server is not None, "the rendezvous is open"
         self.seen = look_at_all(self._server, self.join_request, self._context.identity.port)
         self._server.send(Seen(findings=tuple(self.seen)))
@@ -129,7 +129,7 @@ class MemberCheck(ClusterCheck):
     """Any other node's part: it connects to the master."""
 
     def accept(self, description: Mapping[str, Any]) -> Introduction:
-        """Whether the master is reached at a free port, and what this node found on itself."""
+        """Connects to a free port of the master; returns the result with what this node found on itself."""
         identity = self._context.identity
         host, port = str(description["host"]), int(description["port"])
         problem = check_connection(identity.address, port)
@@ -141,7 +141,7 @@ class MemberCheck(ClusterCheck):
 def check_nodes(
     context: NodeContext, options: DoctorOptions, local: Sequence[Finding], devices: tuple[Device, ...]
 ) -> tuple[list[Finding], int]:
-    """Take part in a cluster check to its end: what was found together, and the exit code. Call it in the main thread.
+    """Takes part in a cluster check to its end; returns all findings and the exit code. Call it in the main thread.
 
     ``local`` is what this node found on itself; its workers run on ``devices``. Raises LaunchError if it cannot take
     part.
@@ -180,7 +180,7 @@ def _run(work: MasterCheck | MemberCheck, context: NodeContext, join_timeout: fl
 
 
 def look_at_all(server: RendezvousServer, own: JoinRequest, rendezvous_port: int) -> cluster_findings.Seen:
-    """What the master sees of the nodes that are there, and what they have found."""
+    """Connects to all nodes that are there; returns the master's findings with those that it received."""
     participants = dict(server.coordinator.participants.by_rank)
     join_requests = {rank: one.join_request for rank, one in sorted(participants.items())}
     others = [one for rank, one in join_requests.items() if rank != 0]

@@ -13,7 +13,7 @@ from types import TracebackType
 GREETING = b"yolo-launch\n" * 2000
 """Many packets, so that a link which loses large ones shows."""
 CONNECTION_S = 3.0
-"""How long a machine that is reached may take to answer."""
+"""How long a machine that is reached may take to answer, in seconds."""
 NO_ANSWER = "connects, but the answer is lost"
 _REASONS = {
     errno.ECONNREFUSED: "refused",
@@ -26,9 +26,9 @@ _REASONS = {
 
 
 class EchoServer:
-    """A port that greets whoever connects, from ``with`` to its end.
+    """Serves a greeting at a port to each client that connects, while it is entered.
 
-    The kernel chooses it from where torch, gloo and NCCL get theirs. An empty address means all of this machine's.
+    The kernel chooses the port from the range that torch, gloo and NCCL use. An empty address means all addresses.
     """
 
     def __init__(self, address: str) -> None:
@@ -68,7 +68,7 @@ def _greet(caller: socket.socket) -> None:
 
 
 def check_connection(address: str, port: int, timeout_s: float = CONNECTION_S) -> str:
-    """Connect to another node's EchoServer: an empty text if it answers, else why it does not, in a few words."""
+    """Connects to another node's EchoServer; returns an empty text if it answers, else the reason in a few words."""
     try:
         with socket.create_connection((address, port), timeout_s) as connection:
             return _listen(connection, time.monotonic() + timeout_s)

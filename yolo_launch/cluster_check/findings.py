@@ -1,4 +1,4 @@
-"""Turns what is seen of nodes that are checked together into findings. Pure."""
+"""Turns observations of nodes that are checked together into findings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from yolo_launch.cluster_check.connectivity import NO_ANSWER
 from yolo_launch.rendezvous.messages import JoinRequest
 from yolo_launch.spec import Finding, LaunchPlan, Outcome
+from yolo_launch.words import counted
 
 CHECK = "machines"
 CLOCKS_APART_S = 2.0
@@ -20,14 +21,14 @@ Seen = Sequence[tuple[int, Finding]]
 
 
 def to_master(own: JoinRequest, host: str, address: str, port: int, rendezvous_port: int, problem: str) -> Finding:
-    """Whether this machine reaches a free port of the master, whose rendezvous it has reached already."""
+    """Returns whether this machine reaches a free port of the master, whose rendezvous it has reached already."""
     if problem:
         return _blocked(own.host, host, port, rendezvous_port, problem)
     return Finding(CHECK, "ok", f"node {own.rank} {own.host} ({own.address}) -> master {_at(address, port)}")
 
 
 def from_master(own: JoinRequest, other: JoinRequest, rendezvous_port: int, problem: str) -> Finding:
-    """Whether the master reaches a free port of another machine."""
+    """Returns whether the master reaches a free port of another machine."""
     port = other.check_port
     if problem:
         return _blocked(own.host, other.host, port, rendezvous_port, problem)
@@ -36,7 +37,7 @@ def from_master(own: JoinRequest, other: JoinRequest, rendezvous_port: int, prob
 
 
 def versions_and_environments(join_requests: Mapping[int, JoinRequest]) -> list[Finding]:
-    """What all have in common, since others are refused, and who is where."""
+    """Returns the versions of all machines, since others are refused, and one finding for each machine."""
     one = join_requests[min(join_requests)]
     packages = (("torch", one.torch), ("CUDA", one.cuda), ("NCCL", one.nccl))
     versions = [f"{name} {version}" for name, version in packages if version or name == "torch"]
@@ -47,13 +48,13 @@ def versions_and_environments(join_requests: Mapping[int, JoinRequest]) -> list[
         join_request = join_requests[rank]
         via = f" on {join_request.interface}" if join_request.interface else ""
         devices = ", ".join(dict.fromkeys(join_request.devices))
-        workers = f"{join_request.nproc} {'worker' if join_request.nproc == 1 else 'workers'} ({devices})"
+        workers = f"{counted(join_request.nproc, 'worker')} ({devices})"
         found.append(Finding(CHECK, "ok", f"node {rank} {join_request.host} is {join_request.address}{via}, {workers}"))
     return found
 
 
 def clocks(join_requests: Mapping[int, JoinRequest], ahead_s: Mapping[int, float]) -> list[Finding]:
-    """Machines whose clock is not the master's."""
+    """Returns a warning for each machine whose clock is not the master's."""
     found = []
     for rank, seconds in sorted(ahead_s.items()):
         if abs(seconds) > CLOCKS_APART_S:
@@ -66,7 +67,7 @@ def clocks(join_requests: Mapping[int, JoinRequest], ahead_s: Mapping[int, float
 
 
 def backends(own: JoinRequest, plan: LaunchPlan, host: str, backend: str) -> list[Finding]:
-    """A machine that would train on other devices than the master."""
+    """Returns a failure for a machine that would train on other devices than the master."""
     if plan.backend == backend:
         return []
     kinds = {"gloo": "the CPU", "nccl": "GPUs"}
@@ -75,7 +76,7 @@ def backends(own: JoinRequest, plan: LaunchPlan, host: str, backend: str) -> lis
 
 
 def for_others(findings: Iterable[Finding], host: str) -> list[Finding]:
-    """What a machine found on itself that the others should know."""
+    """Returns what a machine found on itself and the others should know."""
     by = f"{host}: "
     return [
         found if found.seen.startswith(f"{host} ") else replace(found, seen=by + found.seen)
@@ -85,19 +86,19 @@ def for_others(findings: Iterable[Finding], host: str) -> list[Finding]:
 
 
 def for_reader(seen: Seen, rank: int) -> list[Finding]:
-    """The findings of all as one machine shows them; what it said of itself is on its screen already."""
+    """Returns the findings of all, without those on one machine itself, which its screen shows already."""
     return [found for by, found in seen if by != rank or found.check in (CHECK, "clock")]
 
 
 def has_failed(seen: Seen) -> bool:
-    """Whether some machine is not reached, or cannot take part."""
+    """Returns whether some machine is not reached, or cannot take part."""
     return any(found.level == "failure" and found.check == CHECK for _, found in seen)
 
 
 def of_workers(
     plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | None, rendezvous_port: int
 ) -> list[Finding]:
-    """What the workers found: whether machines other than the master reach one another, and the sum over all."""
+    """Returns the workers' findings: whether machines other than the master reach one another, and the sum over all."""
     blocked = answer["blocked"] if answer is not None else []
     if blocked:
         rows = [_blocked(host, other, port, rendezvous_port, problem) for host, other, port, problem in blocked]
@@ -110,7 +111,7 @@ def of_workers(
 
 
 def all_reduced(plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | None) -> Finding:
-    """What became of the sum over all workers."""
+    """Returns the result of the sum over all workers."""
     who = f"{plan.world_size} workers on {plan.nnodes} machines over {plan.backend}"
     if outcome.kind == "done" and answer is not None:
         speed = answer["bytes"] / answer["seconds"] / 1e6
@@ -126,7 +127,7 @@ def all_reduced(plan: LaunchPlan, outcome: Outcome, answer: Mapping[str, Any] | 
 
 
 def not_tried() -> Finding:
-    """The sum over all workers where a machine is not reached."""
+    """Returns the finding for a sum that was not tried because some machine is not reached."""
     return Finding("all-reduce", "warning", "not tried, because of the failures above")
 
 

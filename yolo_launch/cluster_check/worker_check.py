@@ -1,6 +1,6 @@
 """Runs in each worker of a cluster check: ``python -m yolo_launch.cluster_check.worker_check JSON``.
 
-All nodes reach the master when this starts, so they exchange their ports over its store. Then each connects to every
+All nodes reach the master when this starts, so they exchange their ports over its store. Each then connects to every
 other, and the sum over all workers is timed if all answer.
 """
 
@@ -17,16 +17,16 @@ from yolo_launch.cluster_check.connectivity import check_connection
 from yolo_launch.probes.child import all_reduce, join_store
 
 TIMEOUT_S = 45.0
-"""What one sum over all machines may take. A port that is blocked must not hold anybody longer."""
+"""What one sum over all machines may take, in seconds: how long a port that is blocked holds up the check."""
 
 
 def answer_file(folder: Path, rank: int) -> Path:
-    """Where a rank leaves what it has found."""
+    """Returns the file for a rank's findings."""
     return folder / f"answer{rank}.json"
 
 
 def read_answer(folder: Path, rank: int) -> dict[str, Any] | None:
-    """What a rank has found; None where it left nothing."""
+    """Returns what a rank has found; None if its file is missing or not valid."""
     try:
         found: dict[str, Any] = json.loads(answer_file(folder, rank).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -35,7 +35,7 @@ def read_answer(folder: Path, rank: int) -> dict[str, Any] | None:
 
 
 def check_connections(store: Any, echo_server: list[Any], node: int, nodes: int) -> list[list[Any]]:
-    """Connect from this node, ``node`` of ``nodes``, to all but the master, which the launchers have reached already.
+    """Connects this node, ``node`` of ``nodes``, to all but the master, which the launchers have reached already.
 
     ``echo_server`` is this machine's host, address and port. Returns [from, to, port, problem] of each that failed.
     """
@@ -47,7 +47,7 @@ def check_connections(store: Any, echo_server: list[Any], node: int, nodes: int)
 
 
 def blocked_anywhere(store: Any, echo_server: list[Any]) -> list[list[Any]]:
-    """The connections that failed among nodes other than the master, the same list on every rank."""
+    """Returns the connections that failed among nodes other than the master, the same list on every rank."""
     node, nodes = int(os.environ["GROUP_RANK"]), int(os.environ["GROUP_WORLD_SIZE"])
     if os.environ["LOCAL_RANK"] == "0" and node > 0:
         store.set(f"blocked{node}", json.dumps(check_connections(store, echo_server, node, nodes)))
@@ -55,7 +55,7 @@ def blocked_anywhere(store: Any, echo_server: list[Any]) -> list[list[Any]]:
 
 
 def main() -> None:
-    """Connect to the others, sum numbers over all workers of all nodes, and leave the findings behind."""
+    """Connects to the others, sums numbers over all workers of all nodes, and writes the findings to a file."""
     arguments = json.loads(sys.argv[1])
     answer: dict[str, Any] = {"blocked": blocked_anywhere(join_store(TIMEOUT_S), arguments["echo_server"])}
     if not answer["blocked"]:

@@ -1,4 +1,4 @@
-"""Known causes of failures: what an exit code means, which exceptions are only consequences, and one hint for each."""
+"""Holds known causes of failures: the meaning of exit codes, exceptions that are only consequences, and hints."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ CONSEQUENCES = re.compile(
     r"|monitoredBarrier|failed to pass monitoredBarrier|recvValueWithTimeout|wait timeout after \d+ms"
     r"|Timed out after \d+ seconds waiting for clients|SocketTimeout|client socket has timed out"
 )
-"""What a rank says when a collective ends because a peer is gone."""
+"""What a rank's exception reads when a collective ends because a peer is gone."""
 
 PORT_CLASH = re.compile(r"EADDRINUSE|[Aa]ddress already in use|failed to (?:bind|listen)")
 
 
 def is_consequence(message: str) -> bool:
-    """Whether an exception only tells that a peer is gone."""
+    """Returns whether an exception only shows that a peer is gone."""
     return CONSEQUENCES.search(message) is not None
 
 
 def describe_exit(exit_code: int) -> str:
-    """An exit code in words; negative codes are signals."""
+    """Returns the meaning of an exit code as text; negative codes are signals."""
     meanings = {
         -signal.SIGKILL: "killed by SIGKILL",
         -signal.SIGBUS: "killed by SIGBUS, a bus error: most often /dev/shm was full",
@@ -53,7 +53,7 @@ def describe_exit(exit_code: int) -> str:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was looked up on the host after a failure."""
+    """Holds what was read from the host after a failure."""
 
     oom_kills: int = 0
     """How often the kernel ran out of memory and killed a process while the job ran."""
@@ -63,20 +63,20 @@ class Facts:
     device: Device | None = None
 
 
-Hint = Callable[[RankFailure, Facts], str]
+Hint = str | Callable[[Facts], str]
 
 
 def hint_for(failure: RankFailure, facts: Facts) -> str:
-    """One sentence on what to do, for the first known cause that fits; empty for an unknown one."""
+    """Returns one sentence on what to do, for the first known cause that fits; empty for an unknown one."""
     text = f"{failure.message}\n{failure.traceback[-4000:]}"
     for pattern, exit_codes, hint in _KNOWN:
         if failure.exit_code in exit_codes or (pattern and re.search(pattern, text)):
-            return hint(failure, facts)
+            return hint if isinstance(hint, str) else hint(facts)
     return ""
 
 
 def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills_before: int) -> Facts:
-    """Ask the host what a hint needs; what cannot be read is left out."""
+    """Reads from the host what a hint needs; what cannot be read is left out."""
     device = plan.devices[failure.local_rank] if 0 <= failure.local_rank < len(plan.devices) else None
     processes: Sequence[GpuProcess] = ()
     if device is not None and device.kind == "cuda" and "out of memory" in failure.message:
@@ -93,7 +93,7 @@ def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills_before: int)
 
 
 def count_oom_kills(root: Path = Path("/")) -> int:
-    """Processes that the kernel has killed for memory: in this control group where it is counted, else on the host."""
+    """Counts processes that the kernel killed for memory: in this control group if counted there, else on the host."""
     counts = []
     group = "".join(line[3:] for line in _lines(root / "proc/self/cgroup") if line.startswith("0::")).lstrip("/")
     mount = root / "sys/fs/cgroup"
@@ -111,7 +111,7 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _killed(failure: RankFailure, facts: Facts) -> str:
+def _killed(facts: Facts) -> str:
     if facts.oom_kills:
         return (
             "the host ran out of memory and the kernel killed the worker: fewer --workers, no --cache ram, "
@@ -123,12 +123,12 @@ def _killed(failure: RankFailure, facts: Facts) -> str:
     )
 
 
-def _shm(failure: RankFailure, facts: Facts) -> str:
+def _shm(facts: Facts) -> str:
     free = "" if facts.shm_free_bytes is None else f" ({facts.shm_free_bytes / 2**20:.0f} MB are free now)"
     return f"/dev/shm is too small for the loaders{free}: docker run --shm-size=8g or --ipc=host, or fewer --workers"
 
 
-def _gpu_memory(failure: RankFailure, facts: Facts) -> str:
+def _gpu_memory(facts: Facts) -> str:
     name = facts.device.name if facts.device is not None and facts.device.name else "this GPU"
     others = ", ".join(
         f"PID {one.pid} ({one.user}: {one.command[:60]}, {one.memory_bytes / 2**30:.1f} GB)"
@@ -138,72 +138,68 @@ def _gpu_memory(failure: RankFailure, facts: Facts) -> str:
     return f"{name} is full{shared}: a smaller --batch or --imgsz, or --batch auto"
 
 
-def _fixed(text: str) -> Hint:
-    return lambda failure, facts: text
-
-
 _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (
     (r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory", (), _gpu_memory),
     (r"Bus error|unable to (?:open|mmap|allocate) shared memory|/torch_\d+_\d+.*No space left", (-7,), _shm),
     (r"DataLoader worker \(pid.*killed by signal: Killed", (), _killed),
     (r"MemoryError|Cannot allocate memory|DefaultCPUAllocator: can't allocate", (), _killed),
-    (r"No space left on device|Disk quota exceeded", (), _fixed("the disk is full: free some space, or --project DIR")),
-    (r"Too many open files|received 0 items of ancdata", (), _fixed("raise the limit first: ulimit -n 65536")),
+    (r"No space left on device|Disk quota exceeded", (), "the disk is full: free some space, or --project DIR"),
+    (r"Too many open files|received 0 items of ancdata", (), "raise the limit first: ulimit -n 65536"),
     (
         r"device-side assert",
         (),
-        _fixed("an index was out of range on the GPU, often a class id: CUDA_LAUNCH_BLOCKING=1 shows where"),
+        "an index was out of range on the GPU, often a class id: CUDA_LAUNCH_BLOCKING=1 shows where",
     ),
     (
         r"uncorrectable ECC|GPU is lost|fallen off the bus|CUDA error: (?:unknown|unspecified launch|misaligned)",
         (),
-        _fixed("the GPU or its driver failed: see `dmesg | grep Xid`, then yolo-launch doctor --deep"),
+        "the GPU or its driver failed: see `dmesg | grep Xid`, then yolo-launch doctor --deep",
     ),
     (
         r"driver version is insufficient|no kernel image is available",
         (),
-        _fixed("this torch was built for another driver or GPU: yolo-launch doctor names the versions"),
+        "this torch was built for another driver or GPU: yolo-launch doctor names the versions",
     ),
-    (r"invalid device ordinal", (), _fixed("there are more workers than visible GPUs: see yolo-launch plan")),
+    (r"invalid device ordinal", (), "there are more workers than visible GPUs: see yolo-launch plan"),
     (
         r"NCCL|ncclSystemError|ncclUnhandledCudaError",
         (),
-        _fixed(
+        (
             "the GPUs cannot talk to one another: yolo-launch doctor times an all-reduce with and without "
             "peer-to-peer; NCCL_DEBUG=INFO says more, NCCL_P2P_DISABLE=1 is the usual way out"
         ),
     ),
-    (PORT_CLASH.pattern, (), _fixed("another process took the port: leave --port out, or name a free one")),
+    (PORT_CLASH.pattern, (), "another process took the port: leave --port out, or name a free one"),
     (
         r"FileNotFoundError|No such file or directory|(?:[Ff]ile|[Dd]ataset) not found",
         (),
-        _fixed("the path is looked for from the folder where the launcher was started"),
+        "the path is looked for from the folder where the launcher was started",
     ),
-    (r"PermissionError|Permission denied", (), _fixed("this user may not read or write that path")),
+    (r"PermissionError|Permission denied", (), "this user may not read or write that path"),
     (
         r"ModuleNotFoundError|No module named",
         (),
-        _fixed("the package is missing from the environment that runs the launcher; nothing is installed for you"),
+        "the package is missing from the environment that runs the launcher; nothing is installed for you",
     ),
     (
         r"[Nn]on-?finite|\bNaN\b|\bnan\b.*loss|loss.*\bnan\b",
         (),
-        _fixed("the loss is not a number: a lower --set lr0=..., or --amp off on older GPUs"),
+        "the loss is not a number: a lower --set lr0=..., or --amp off on older GPUs",
     ),
     (
         r"unrecognized arguments: --local[-_]rank",
         (),
-        _fixed("the script predates torchrun: let it read LOCAL_RANK from the environment"),
+        "the script predates torchrun: let it read LOCAL_RANK from the environment",
     ),
     (
         r"error: (?:unrecognized arguments|the following arguments are required|argument \S+:|ambiguous option)",
         (),
-        _fixed("the script refused its own arguments, which come after --"),
+        "the script refused its own arguments, which come after --",
     ),
     (
         r"insufficient CUDA devices|Invalid CUDA '--device",
         (),
-        _fixed(
+        (
             "the script looks for other GPUs than it was given: leave its own --device out, and start no more workers "
             "than there are GPUs (--nproc 1 on a CPU)"
         ),
@@ -211,12 +207,12 @@ _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (
     (
         r"urlopen error|URLError|Failed to resolve|NameResolutionError|Temporary failure in name resolution",
         (),
-        _fixed("the worker wanted to download something and this machine cannot reach it: put the file in place first"),
+        "the worker wanted to download something and this machine cannot reach it: put the file in place first",
     ),
-    (CONSEQUENCES.pattern, (), _fixed("a peer went away without a word of its own: look at the logs of the others")),
+    (CONSEQUENCES.pattern, (), "a peer went away without a word of its own: look at the logs of the others"),
     ("", (-9,), _killed),
-    ("", (-6,), _fixed("the lines above the abort in the log name it; with NCCL it is a peer that failed first")),
-    ("", (-11, -8), _fixed("the log shows the Python line; a defect in a compiled library, or damaged memory")),
-    ("", (-4,), _fixed("a package was built for a newer CPU: install its generic build")),
-    ("", (-15, -2), _fixed("the scheduler or a user sent it to the worker itself; send it to the launcher to save")),
+    ("", (-6,), "the lines above the abort in the log name it; with NCCL it is a peer that failed first"),
+    ("", (-11, -8), "the log shows the Python line; a defect in a compiled library, or damaged memory"),
+    ("", (-4,), "a package was built for a newer CPU: install its generic build"),
+    ("", (-15, -2), "the scheduler or a user sent it to the worker itself; send it to the launcher to save"),
 )

@@ -1,4 +1,4 @@
-"""How each worker of an attempt ended, and which end came first."""
+"""Finds how each worker of an attempt ended, and which failure caused the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import Worker
 
 FailureKey = tuple[float, float, float, float, float]
-"""Whether the launcher ended it, whether a peer did, whether it aborted without a word, the time, the rank."""
+"""Whether the launcher ended it, whether a peer did, whether it aborted without a message, the time, the rank."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class WorkerEnd:
 def worker_ends(
     workers: Mapping[int, Worker], agent_exit_codes: Mapping[int, int], ranks: Iterable[int]
 ) -> list[WorkerEnd]:
-    """The end of each of this machine's ranks.
+    """Returns the end of each of this machine's ranks.
 
-    The watcher's exit codes go first, then the agent's; a rank nobody saw failing ended well.
+    The monitor's exit codes go first, then the agent's; a rank without either ended well.
     """
     ends = []
     for rank in ranks:
@@ -41,25 +41,27 @@ def worker_ends(
         code = worker.exit_code if worker is not None else None
         if code is None:
             code = agent_exit_codes.get(rank, 0)
-        told = worker is not None and -code in worker.told
+        signaled = worker is not None and -code in worker.signals_sent
         killed = worker is not None and worker.killed_by_us and code == -signal.SIGKILL
-        ends.append(WorkerEnd(rank, code, worker.ended_at if worker is not None else 0.0, killed or told))
+        ends.append(WorkerEnd(rank, code, worker.ended_at if worker is not None else 0.0, killed or signaled))
     return ends
 
 
 def failure_of(end: WorkerEnd, record: FailureRecord | None, files: WorkerFiles, beat: Heartbeat | None) -> RankFailure:
-    """All that is known of one rank that did not end well."""
-    told = record or FailureRecord(end.rank, "")
-    epoch, step = (told.epoch, told.step) if beat is None else (_or(told.epoch, beat.epoch), _or(told.step, beat.step))
-    times = [moment for moment in (told.written_at, end.ended_at) if moment]
+    """Returns all that is known of one rank that did not end well."""
+    known = record or FailureRecord(end.rank, "")
+    epoch, step = (
+        (known.epoch, known.step) if beat is None else (_or(known.epoch, beat.epoch), _or(known.step, beat.step))
+    )
+    times = [moment for moment in (known.written_at, end.ended_at) if moment]
     return RankFailure(
         rank=end.rank,
         local_rank=end.rank,
-        # A worker that had failed by its own account and was then ended is no victim of SIGKILL.
+        # A worker that wrote its error and was then killed did not fail because of SIGKILL.
         exit_code=int(ExitCode.WORKER_FAILED) if end.by_us and record else end.exit_code,
-        message=told.message or describe_exit(end.exit_code),
-        traceback=told.traceback if told.message else files.log_tail(end.rank),
-        user_error=told.user_error,
+        message=known.message or describe_exit(end.exit_code),
+        traceback=known.traceback if known.message else files.log_tail(end.rank),
+        user_error=known.user_error,
         epoch=epoch,
         step=step,
         phase=beat.phase if beat else "",
@@ -70,28 +72,28 @@ def failure_of(end: WorkerEnd, record: FailureRecord | None, files: WorkerFiles,
 
 
 def first_of(failures: Sequence[tuple[FailureKey, RankFailure]]) -> RankFailure | None:
-    """The failure that the others follow from, or None where every rank ended well."""
+    """Returns the failure that caused the others, or None if every rank ended well."""
     return min(failures, key=lambda pair: pair[0])[1] if failures else None
 
 
 def rank_failures(
     ends: list[WorkerEnd], files: WorkerFiles, heartbeats: Mapping[int, Heartbeat]
 ) -> list[tuple[FailureKey, RankFailure]]:
-    """Every failure with a key, the smallest of which is the cause: an own exception before a lost peer, then time.
+    """Returns each failure with a key, smallest for the cause: an own exception before a lost peer, then time.
 
     Times are file times, far finer than the whole seconds that torch's agent compares. A rank that the launcher or
-    the agent ended is no cause, unless nothing else is left to name. The keys of several machines compare where their
+    the agent ended is no cause, unless nothing else is left to name. The keys of several machines compare if their
     clocks agree.
     """
     failed = [end for end in ends if end.exit_code not in (ExitCode.DONE, ExitCode.SAVED_AND_STOPPED)]
     found = [(end, read_failure(files, end.rank)) for end in failed]
     failures = [(end, record, failure_of(end, record, files, heartbeats.get(end.rank))) for end, record in found]
-    told_something = any(_is_own(end, failure) for end, _, failure in failures)
+    has_own_failure = any(_is_own(end, failure) for end, _, failure in failures)
 
     def order(end: WorkerEnd, record: FailureRecord | None, failure: RankFailure) -> FailureKey:
         # When one worker fails, the agent sends SIGTERM to the others.
-        by_agent = told_something and end.exit_code == -signal.SIGTERM
-        silent_abort = told_something and end.exit_code == -signal.SIGABRT and record is None
+        by_agent = has_own_failure and end.exit_code == -signal.SIGTERM
+        silent_abort = has_own_failure and end.exit_code == -signal.SIGABRT and record is None
         return (
             float((end.by_us and record is None) or by_agent),
             float(is_consequence(failure.message) or (record is not None and record.relayed)),

@@ -1,4 +1,4 @@
-"""Who holds a stalled job up: the rank, its phase and stack, and what the others wait for."""
+"""Finds the rank that holds up a stalled job: its phase and stack, and what the other ranks wait for."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ class StalledRank:
 
     @property
     def phase(self) -> str:
-        """What it was doing; before the first heartbeat it is starting."""
+        """Returns the phase of the last heartbeat; 'start' before the first."""
         return self.heartbeat.phase if self.heartbeat else "start"
 
     @property
     def collective(self) -> str:
-        """The collective it waits in, or nothing."""
-        return collective_in(list(self.stack))
+        """Returns the collective in which the rank waits, or an empty text."""
+        return collective_in(self.stack)
 
     def describe(self) -> str:
-        """One line about where it is."""
+        """Returns one line about the rank's position."""
         place = f"'{self.phase}'"
         if self.heartbeat is not None:
             place += f" (epoch {self.heartbeat.epoch + 1}, step {self.heartbeat.step})"
         text = f"rank {self.rank} has been in {place} for {self.idle_s:.0f} s"
-        frame = own_frame(list(self.stack))
+        frame = own_frame(self.stack)
         if self.frozen:
             return f"{text}: the process is {self.frozen}"
         if self.collective:
             return f"{text}, waiting for the other ranks in {self.collective}" + (f" ({frame})" if frame else "")
-        if waits_for_loader(list(self.stack)):
+        if waits_for_loader(self.stack):
             text += ", waiting for its loader processes"
         return f"{text}, at {frame}" if frame else f"{text}; it did not say where"
 
 
 def examine(files: WorkerFiles, rank: int, pid: int, idle_s: float, heartbeat: Heartbeat | None) -> StalledRank:
-    """Gather what is known of one rank after it was asked for its stacks."""
+    """Gathers what is known of one rank after it was asked for its stacks."""
     text = ""
     with contextlib.suppress(OSError):
         text = files.stacks(rank).read_text(encoding="utf-8", errors="replace")
@@ -68,7 +68,7 @@ def examine(files: WorkerFiles, rank: int, pid: int, idle_s: float, heartbeat: H
 
 
 def blocking_rank(ranks: list[StalledRank]) -> StalledRank:
-    """The rank that the others most likely wait for.
+    """Returns the rank that the others most likely wait for.
 
     A frozen one comes first, then one that is not itself waiting in a collective, then the one that is furthest
     behind. Heartbeats are up to a second old, so steps decide last.
@@ -83,7 +83,7 @@ def blocking_rank(ranks: list[StalledRank]) -> StalledRank:
 
 
 def describe_stall(ranks: list[StalledRank]) -> str:
-    """One line for the blocking rank, then one for each other rank."""
+    """Returns one line for the blocking rank, then one for each other rank."""
     first = blocking_rank(ranks)
     lines = [first.describe()]
     if first.collective and not first.frozen and len(ranks) > 1:
@@ -94,8 +94,8 @@ def describe_stall(ranks: list[StalledRank]) -> str:
 
 
 def stall_hint(first: StalledRank) -> str:
-    """One sentence on what to do about the blocking rank's state; empty where nothing is known."""
-    if waits_for_loader(list(first.stack)):
+    """Returns one sentence on what to do about the blocking rank's state; empty if nothing is known."""
+    if waits_for_loader(first.stack):
         return "a loader process is stuck, often on a slow or lost file system: --workers 0 shows its stack too"
     if first.collective:
         return "yolo-launch doctor times an all-reduce over these devices"
@@ -103,7 +103,7 @@ def stall_hint(first: StalledRank) -> str:
 
 
 def stall_failure(ranks: list[StalledRank]) -> RankFailure:
-    """The blocking rank as a failure, with the main thread of every rank for a traceback."""
+    """Returns the blocking rank as a failure, with the main thread of every rank for a traceback."""
     first = blocking_rank(ranks)
     beat = first.heartbeat
     return RankFailure(
@@ -120,7 +120,7 @@ def stall_failure(ranks: list[StalledRank]) -> RankFailure:
 
 
 def stall_traceback(ranks: list[StalledRank]) -> str:
-    """The main thread of every rank, the blocking rank's first."""
+    """Returns the main thread of every rank, the blocking rank's first."""
     first = blocking_rank(ranks)
     stacks = []
     for stalled in sorted(ranks, key=lambda one: one is not first):

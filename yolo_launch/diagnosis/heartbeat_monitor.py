@@ -1,4 +1,4 @@
-"""What each rank says it is doing, and whether any of them still moves."""
+"""Reads the heartbeats of the ranks, and detects that none of them changes any more."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from trainer.protocol import Heartbeat, LogFiles, read_heartbeat
 
 
 class HangDetector:
-    """Notices that no rank's heartbeat changes any more.
+    """Detects that no rank's heartbeat changes any more.
 
     One rank that moves is enough: its peers may wait for it while it validates or saves. ``required`` is False for
-    foreign scripts: they are watched from their first heartbeat on, if they write any. ``elsewhere_idle_s`` tells for
-    how long no rank of another machine has moved.
+    foreign scripts: they are watched from their first heartbeat on, if they write any. ``elsewhere_idle_s`` returns for
+    how many seconds no rank of another machine has moved.
     """
 
     def __init__(
@@ -36,30 +36,30 @@ class HangDetector:
 
     @property
     def heard(self) -> bool:
-        """Whether any rank has written a heartbeat."""
+        """Returns whether any rank has written a heartbeat."""
         return bool(self._last)
 
     @property
     def finished_a_step(self) -> bool:
-        """Whether some rank has finished a step."""
+        """Returns whether some rank has finished a step."""
         return any(beat.finished_a_step for beat in self._last.values())
 
     def is_blind(self, now: float) -> bool:
-        """Whether the workers, foreign ones, have run for a while without any heartbeat."""
+        """Returns whether a foreign script has run for its start allowance without any heartbeat."""
         began_at = now if self._began_at is None else self._began_at
         blind = not self._required and not self.heard and self._timeout_s < math.inf
         return blind and now - began_at >= self._start_allowance_s
 
     def latest(self) -> dict[int, Heartbeat]:
-        """The last heartbeat of each rank that wrote one."""
+        """Returns the last heartbeat of each rank that wrote one."""
         return dict(self._last)
 
     def idle_s(self, rank: int, now: float) -> float:
-        """Seconds since the rank's heartbeat changed, or since the workers started."""
+        """Returns the seconds since the rank's heartbeat changed, or since the workers started."""
         return now - self._moved_at.get(rank, self._began_at if self._began_at is not None else now)
 
     def look(self, ranks: Iterable[int], now: float) -> bool:
-        """Read the heartbeats of the living ``ranks`` at monotonic time ``now``; True when the job has stalled."""
+        """Reads the heartbeats of the living ``ranks`` at monotonic time ``now``; True if the job has stalled."""
         if self._began_at is None:
             self._began_at = now
         alive = list(ranks)

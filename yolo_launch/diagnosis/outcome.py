@@ -1,4 +1,4 @@
-"""Decides what becomes of a job when a round has ended on all its nodes, one or several. Pure."""
+"""Decides what becomes of a job when a round has ended on all its nodes, one or several."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from yolo_launch.diagnosis.hangs import StalledRank, blocking_rank, stall_failur
 from yolo_launch.diagnosis.restart_policy import Progress, decide, stopped_by
 from yolo_launch.errors import ExitCode
 from yolo_launch.spec import Outcome, RankFailure
+from yolo_launch.words import counted
 from yolo_launch.workers.signals import signal_name
 
 MOST_STALLED = 64
@@ -24,7 +25,7 @@ _UNKNOWN: FailureKey = (1.0, 1.0, 1.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class JobRules:
-    """How many nodes a job takes and how often it may start again."""
+    """Holds how many nodes a job takes and how often it may start again."""
 
     min_nodes: int = 1
     max_nodes: int = 1
@@ -38,13 +39,13 @@ class JobRules:
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the job may go on with fewer nodes than it would take."""
+        """Returns whether the job may go on with fewer nodes than it would take."""
         return self.min_nodes < self.max_nodes
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """How a round ended on one node."""
+    """Holds how a round ended on one node."""
 
     kind: ReportKind
     failure: RankFailure | None = None
@@ -62,14 +63,14 @@ class NodeReport:
     ran_s: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a number that is no signal. Raises ValueError."""
+        """Refuses a number that is no signal. Raises ValueError."""
         if self.signal is not None:
             signal.Signals(self.signal)
 
 
 @dataclass(frozen=True)
 class NodeEnd:
-    """A node's report, and who it is; the only node of a job needs no name."""
+    """Holds a node's report and its name; the only node of a job needs no name."""
 
     report: NodeReport
     label: str = ""
@@ -104,9 +105,9 @@ def decide_outcome(
     completed: bool = False,
     paused: bool = False,
 ) -> RoundDecision:
-    """Decide from every node's report, nodes that were lost, and what the job has done so far.
+    """Decides from every node's report, nodes that were lost, and what the job has done so far.
 
-    ``source`` says from where a restarted job goes on. ``completed`` is a round whose rank 0 is done, ``paused`` one
+    ``source`` returns what a restarted job goes on from. ``completed`` is a round whose rank 0 is done, ``paused`` one
     that was stopped to let another node in.
     """
     reports = [end.report for end in ends.values()]
@@ -123,7 +124,7 @@ def decide_outcome(
 
 @dataclass(frozen=True)
 class _Round:
-    """What is known of a round that ended."""
+    """Holds what is known of a round that ended."""
 
     ends: Ends
     lost: Lost
@@ -134,11 +135,11 @@ class _Round:
     paused: bool
 
     def end(self, outcome: Outcome, note: str = "") -> RoundDecision:
-        """The job is over."""
+        """Returns the end of the job."""
         return RoundDecision(self.progress, outcome, note)
 
     def can_go_on_with(self, ranks: Sequence[int]) -> bool:
-        """Whether these nodes are enough for the next round."""
+        """Returns whether these nodes are enough for the next round."""
         return self.rules.is_elastic and 0 in ranks and len(ranks) >= self.rules.min_nodes
 
 
@@ -170,7 +171,7 @@ def _decide(ended: _Round) -> RoundDecision:
 
 
 def _comparable_key(end: NodeEnd) -> FailureKey:
-    """A failure's key with its time as the deciding node's clock would have shown it."""
+    """Returns a failure's key with its time as the deciding node's clock would have shown it."""
     caused, consequence, silent, time_s, rank = end.report.key or _UNKNOWN
     return (caused, consequence, silent, time_s - end.clock_ahead_s, rank)
 
@@ -190,7 +191,7 @@ def _stalled(ends: Ends) -> Outcome:
 
 
 def _stopped(ended: _Round) -> RoundDecision:
-    """Someone signaled one launcher, or all of them: the job ends; a job that may shrink goes on without those."""
+    """Ends the job, since one launcher or all were signaled; a job that may shrink goes on without those."""
     signaled = {rank: end for rank, end in ended.ends.items() if end.report.signal is not None}
     saved = any(end.report.saved for end in ended.ends.values())
     end = signaled[min(signaled)]
@@ -219,7 +220,7 @@ def _lost(ended: _Round) -> RoundDecision:
             detail += f". All {rules.max_restarts} restarts are used up"
         return ended.end(Outcome("worker_failed", ExitCode.WORKER_FAILED, detail=detail))
     if ended.can_go_on_with(left):
-        how = f"with the {len(left)} {'machine' if len(left) == 1 else 'machines'} left"
+        how = f"with the {counted(len(left), 'machine')} left"
     else:
         how = f"when it is back (within {rules.rejoin_timeout_s:g} s)"
     progress = replace(progress, restarts=progress.restarts + 1)
@@ -252,6 +253,6 @@ def _on(end: NodeEnd) -> str:
 
 
 def refused_outcome(error: UserError) -> Outcome:
-    """The end of a job that a node refused before it had workers."""
+    """Returns the end of a job that a node refused before it had workers."""
     code = int(getattr(error, "exit_code", ExitCode.USAGE))
     return Outcome("worker_failed", code, failure=RankFailure(-1, 0, code, error.what, user_error=error.to_dict()))

@@ -1,4 +1,4 @@
-"""Decides whether a failed job is started again. Pure."""
+"""Decides whether a failed job is started again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PORT_TRIES = 3
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known of the job so far, over all attempts."""
+    """Holds what is known of the job so far, over all attempts."""
 
     restarts: int = 0
     port_clashes: int = 0
@@ -37,7 +37,7 @@ class Decision:
 def decide(
     failure: RankFailure, progress: Progress, *, max_restarts: int, attempt_s: float, port_is_fixed: bool, foreign: bool
 ) -> Decision:
-    """Restart a job that worked before it failed, at most ``max_restarts`` times in all, and explain a refusal.
+    """Restarts a job that worked before it failed, at most ``max_restarts`` times in all, and explains a refusal.
 
     ``attempt_s`` is how long the failed attempt ran.
     """
@@ -69,7 +69,7 @@ def decide(
 def stopped_by(
     by: signal.Signals, saved: bool, failure: RankFailure | None = None, *, foreign: bool = False
 ) -> Outcome:
-    """The outcome of a job that a signal to a launcher ended."""
+    """Returns the outcome of a job that a signal to a launcher ended."""
     if saved and by != signal.SIGINT:
         return Outcome("saved_and_stopped", ExitCode.SAVED_AND_STOPPED, signal=by)
     # 75 would make a scheduler start the job again, which is not what Ctrl-C asks for.

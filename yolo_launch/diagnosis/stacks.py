@@ -1,8 +1,9 @@
-"""Python stacks of stalled workers: read from faulthandler's text, and what they say about who waits for whom."""
+"""Reads Python stacks of stalled workers from faulthandler's text, and finds what the code waits for."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _FRAME = re.compile(r'File "(?P<path>[^"]*)", line (?P<line>\S+) in (?P<function>.+)$')
@@ -33,7 +34,7 @@ _COLLECTIVES = frozenset(
     }
 )
 _OUTSIDE_SCRIPT = ("runpy>", "/runpy.py", "/yolo_launch/workers/script_entrypoint.py")
-"""Where files end that started a script and are no part of it."""
+"""Endings of files that start a script and are no part of it."""
 _BACKWARD = frozenset({"_engine_run_backward"})
 
 
@@ -50,7 +51,7 @@ class Frame:
 
 
 def main_stack(text: str) -> list[Frame]:
-    """The main thread's frames, innermost first, up to the script; faulthandler lists the main thread last."""
+    """Returns the main thread's frames, which faulthandler lists last, innermost first, up to the script."""
     threads = re.split(r"^(?:Current thread|Thread) .*$", text, flags=re.MULTILINE)
     frames = [match for match in (_FRAME.search(line) for line in threads[-1].splitlines()) if match]
     found = [Frame(match["path"], match["line"], match["function"]) for match in frames]
@@ -59,8 +60,8 @@ def main_stack(text: str) -> list[Frame]:
     return found
 
 
-def collective_in(frames: list[Frame]) -> str:
-    """The collective that the code called and waits in, or nothing. A backward pass waits for gradients in C++."""
+def collective_in(frames: Sequence[Frame]) -> str:
+    """Returns the collective that the code waits in, or ''. A backward pass waits for gradients in C++."""
     for frame in reversed(frames):
         if "/torch/distributed/" in frame.path and frame.function in _COLLECTIVES:
             return frame.function
@@ -69,13 +70,13 @@ def collective_in(frames: list[Frame]) -> str:
     return ""
 
 
-def waits_for_loader(frames: list[Frame]) -> bool:
-    """Whether the code waits for a batch of a DataLoader's processes."""
+def waits_for_loader(frames: Sequence[Frame]) -> bool:
+    """Returns whether the code waits for a batch of a DataLoader's processes."""
     return any(frame.path.endswith("torch/utils/data/dataloader.py") for frame in frames)
 
 
-def own_frame(frames: list[Frame]) -> Frame | None:
-    """The innermost frame outside installed packages and the standard library, else the innermost one."""
+def own_frame(frames: Sequence[Frame]) -> Frame | None:
+    """Returns the innermost frame outside installed packages and the standard library, else the innermost one."""
     for frame in frames:
         if "site-packages" not in frame.path and "/lib/python" not in frame.path and not frame.path.startswith("<"):
             return frame

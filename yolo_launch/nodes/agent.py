@@ -65,14 +65,14 @@ class NodeAgent:
         self._store: Any = None
 
     def run(self) -> Outcome:
-        """Take part until the job is over. Call it in the main thread. Raises what the work raises."""
+        """Takes part until the job is over. Call it in the main thread. Raises what the work raises."""
         with monitoring(self._status_line.over, foreign=self._work.foreign, events=self._events) as monitor:
             outcome = self.follow(monitor)
         self._client.close()
         return outcome
 
     def follow(self, monitor: WorkerMonitor) -> Outcome:
-        """Answer the master's messages with a monitor that runs."""
+        """Answers the master's messages with a monitor that runs."""
         self._events.monitor = monitor
         try:
             while True:
@@ -113,7 +113,7 @@ class NodeAgent:
             self._status_line.roster(message.text, message.left_s)
 
     def _leave(self, number: signal.Signals) -> Outcome:
-        """A signal, and no workers run here any more. The job's own end may already be on its way."""
+        """Leaves the job after a signal when no workers run; first waits for the job's end, which may come soon."""
         last = self._last_report
         is_reported = last is not None and last.signal is not None
         wait_s = END_REPORTED_S if is_reported and number != signal.SIGINT else END_UNREPORTED_S
@@ -150,7 +150,7 @@ class NodeAgent:
         self._status_line.waiting()
 
     def _store_address(self, start: Round, monitor: WorkerMonitor) -> StoreAddress | None:
-        """Where this round's workers find one another; None if the round is over before they could."""
+        """Returns the address at which this round's workers meet; None if the round is over before they could."""
         address = self._session.endpoint.address
         if self._context.identity.rank == 0:
             os.environ.update(quiet_variables(os.environ))
@@ -184,7 +184,7 @@ class NodeAgent:
 
 
 def _located(failure: RankFailure, runner: AttemptRunner) -> RankFailure:
-    """A failure with what only this node knows: the device and the node's name."""
+    """Returns a failure with the device and the host name, which the master does not know."""
     return replace(
         failure,
         message=clipped(failure.message),
@@ -195,7 +195,7 @@ def _located(failure: RankFailure, runner: AttemptRunner) -> RankFailure:
 
 
 def refuse_job(client: RendezvousClient, error: UserError) -> None:
-    """Tell the rendezvous that this node cannot do the job; the error itself is the caller's to raise."""
+    """Tells the rendezvous that this node cannot do the job; the caller has to raise the error."""
     exit_code = int(getattr(error, "exit_code", EXIT_USAGE))
     parts = {name: clipped(value) for name, value in error.to_dict().items() if name != "kind"}
     client.send(JoinRefused(**parts, exit_code=exit_code))

@@ -1,6 +1,6 @@
-"""Who this machine is among others, from Slurm, the training operator (PET_*) and MASTER_ADDR-style variables.
+"""Reads a machine's part in a job from the variables of Slurm, the training operator (PET_*) and MASTER_ADDR.
 
-Pure functions of the environment. Options that a user types win over what is found here; that is the caller's part.
+Nothing but the mapping passed in is read. Options that a user types win over it; that is the caller's part.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _A_NODELIST = "host names as Slurm writes them, such as gpu[01-03,7],login"
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """A node among others as its environment describes it; None and '' for what it does not say."""
+    """Holds a node's part in a job as its environment describes it; None and '' for what is not set."""
 
     source: str = ""
-    """Who said it: 'Slurm job 42', 'the training operator (PET_*)', 'MASTER_ADDR', ...; empty for nobody."""
+    """Origin of the values: 'Slurm job 42', 'the training operator (PET_*)', 'MASTER_ADDR', ...; may be empty."""
     node_rank: int | None = None
     min_nodes: int | None = None
     max_nodes: int | None = None
@@ -41,11 +41,11 @@ class ClusterFacts:
     """Name or address of the first machine, as written."""
     port: int | None = None
     job_id: str = ""
-    """The same on every machine of a job and on no other job; empty where the source has no such thing."""
+    """The same on every machine of a job and on no other job; empty if the source has no such thing."""
 
 
 def read_cluster(environ: Mapping[str, str]) -> ClusterFacts:
-    """What the environment says: a Slurm step, else PET_*, else MASTER_ADDR, else the index of an Indexed Job.
+    """Returns the facts of a Slurm step, else of PET_*, else of MASTER_ADDR, else of the index of an Indexed Job.
 
     Raises LaunchError for a value that cannot be read, naming its variable, and for several launchers on one machine.
     """
@@ -66,7 +66,7 @@ def read_cluster(environ: Mapping[str, str]) -> ClusterFacts:
 
 
 def srun_line(environ: Mapping[str, str]) -> str:
-    """The command that starts one launcher on each machine of this Slurm job; empty outside Slurm jobs."""
+    """Returns the command that starts one launcher on each machine of this Slurm job; empty outside Slurm jobs."""
     if not _slurm_job(environ):
         return ""
     nodes = _first(environ, "SLURM_JOB_NUM_NODES", "SLURM_NNODES")[1] or "N"
@@ -75,7 +75,7 @@ def srun_line(environ: Mapping[str, str]) -> str:
 
 
 def expand_nodelist(text: str, name: str = "the node list") -> list[str]:
-    """Host names from Slurm's short form, in its order: 'r[1-2]n[01-02],login' gives r1n01, r1n02, r2n01, ..., login.
+    """Returns host names from Slurm's short form, in order: 'r[1-2]n[01-02],login' as r1n01, r1n02, r2n01, ..., login.
 
     Raises LaunchError, which calls the text ``name``.
     """
@@ -93,7 +93,7 @@ def expand_nodelist(text: str, name: str = "the node list") -> list[str]:
 
 
 def _expand_part(part: str, name: str, text: str) -> list[str]:
-    """'[01-03,7]' as 01, 02, 03, 7; a part without brackets as itself."""
+    """Returns 01, 02, 03, 7 for '[01-03,7]'; a part without brackets as it is."""
     if not part.startswith("["):
         return [part]
     numbers: list[str] = []
@@ -113,7 +113,7 @@ def _slurm_job(environ: Mapping[str, str]) -> str:
 
 
 def _is_in_slurm_step(environ: Mapping[str, str]) -> bool:
-    """Whether srun started this process; batch scripts and shells of an allocation have the job's variables too."""
+    """Returns whether srun started this process; a job's variables alone are set in its batch script and shells too."""
     step = _first(environ, "SLURM_STEP_ID", "SLURM_STEPID")[1]
     return bool(_slurm_job(environ)) and step.isdecimal() and int(step) < _FIRST_RESERVED_STEP
 
@@ -143,7 +143,7 @@ def _read_slurm(environ: Mapping[str, str]) -> ClusterFacts:
 
 
 def _refuse_several_launchers(environ: Mapping[str, str], nodes: int | None) -> None:
-    """Raise LaunchError where the step starts more than one launcher on some machine."""
+    """Raises LaunchError if the step starts more than one launcher on some machine."""
     name, tasks = _first(environ, "SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
     is_several = False
     for item in tasks.split(",") if tasks else []:
@@ -163,7 +163,7 @@ def _refuse_several_launchers(environ: Mapping[str, str], nodes: int | None) -> 
 
 
 def _gpus_on_node(environ: Mapping[str, str]) -> int | None:
-    """GPUs that Slurm gave here: '4', or by type, 'a100:2,v100:1'; None for none."""
+    """Returns the number of GPUs that Slurm gave here: '4', or by type, 'a100:2,v100:1'; None for none."""
     text = environ.get("SLURM_GPUS_ON_NODE", "").strip()
     if not text:
         return None
@@ -216,7 +216,7 @@ def _node_rank(environ: Mapping[str, str], names: tuple[str, ...]) -> int | None
 
 
 def _nodes_of_process_variables(environ: Mapping[str, str]) -> int | None:
-    """GROUP_WORLD_SIZE; else WORLD_SIZE where RANK is what numbers the machines, as PyTorchJob v1 sets them."""
+    """Returns GROUP_WORLD_SIZE; else WORLD_SIZE if RANK numbers the machines, as PyTorchJob v1 sets both."""
     names = ["GROUP_WORLD_SIZE"]
     if not _first(environ, "PET_NODE_RANK", "NODE_RANK", "GROUP_RANK")[1] and environ.get("RANK"):
         names.append("WORLD_SIZE")
@@ -224,7 +224,7 @@ def _nodes_of_process_variables(environ: Mapping[str, str]) -> int | None:
 
 
 def _pod_ordinal(environ: Mapping[str, str], master: str) -> int | None:
-    """A pod's number where pods are called NAME-0, NAME-1, ... and NAME-0 is the master (StatefulSet, elastic job)."""
+    """Returns a pod's number if pods are called NAME-0, NAME-1, ... and NAME-0 is the master; else None."""
     own = re.fullmatch(r"(.+)-([0-9]{1,6})", environ.get("HOSTNAME", "").split(".")[0])
     if own and environ.get("KUBERNETES_SERVICE_HOST") and master.split(".")[0] == f"{own[1]}-0":
         return int(own[2])
@@ -238,7 +238,7 @@ def _pet_nproc(environ: Mapping[str, str]) -> int | None:
 
 
 def _read_endpoint(environ: Mapping[str, str]) -> tuple[str, int | None]:
-    """Host and port of PET_RDZV_ENDPOINT: 'host:port', 'host', '[::1]:port' or '::1'."""
+    """Returns host and port of PET_RDZV_ENDPOINT: 'host:port', 'host', '[::1]:port' or '::1'."""
     text = environ.get("PET_RDZV_ENDPOINT", "").strip()
     if re.fullmatch(r"[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", text):
         return text, None
@@ -254,7 +254,7 @@ def _read_endpoint(environ: Mapping[str, str]) -> tuple[str, int | None]:
 
 
 def _read_range(environ: Mapping[str, str], name: str) -> tuple[int | None, int | None]:
-    """'2' as (2, 2) and '1:4' as (1, 4)."""
+    """Returns (2, 2) for '2' and (1, 4) for '1:4'; Nones if the variable is not set."""
     text = environ.get(name, "").strip()
     if not text:
         return None, None
@@ -267,7 +267,7 @@ def _read_range(environ: Mapping[str, str], name: str) -> tuple[int | None, int 
 
 
 def _first(environ: Mapping[str, str], *names: str) -> tuple[str, str]:
-    """Name and value of the first variable that is set to something; the last name and '' where none is."""
+    """Returns name and value of the first variable that is set to something; the last name and '' if none is."""
     for name in names:
         if environ.get(name, "").strip():
             return name, environ[name].strip()
@@ -277,7 +277,7 @@ def _first(environ: Mapping[str, str], *names: str) -> tuple[str, str]:
 def _number(
     environ: Mapping[str, str], *names: str, expected: str, smallest: int = 0, largest: int = 0xFFFFFFFF
 ) -> int | None:
-    """The first of the variables that is set, as a number; None where none is. Raises LaunchError that names it."""
+    """Returns the first variable that is set, as a number; None if none is. Raises LaunchError that names it."""
     name, text = _first(environ, *names)
     if not text:
         return None

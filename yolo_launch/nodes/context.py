@@ -1,4 +1,4 @@
-"""Holds what every node of a job starts from."""
+"""Holds the values from which a node takes part in a job."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NodeContext:
     """Whether stdout is kept for one JSON object."""
 
     def runner(self, work: NodeWork, start: Round) -> AttemptRunner:
-        """The workers of a round, planned and prepared; who trains on what is shown if it has changed.
+        """Plans and prepares the workers of a round; shows the lines of its ranks if they have changed.
 
         Raises LaunchError for a round that this node cannot run.
         """
@@ -50,7 +50,7 @@ def make_context(
     *,
     console_json: bool,
 ) -> NodeContext:
-    """The node with its rank and addresses, which go to ``say`` in one line."""
+    """Returns the node with its rank and addresses, which go to ``say`` in one line."""
     variables = socket_variables(identity, os.environ)
     say(describe_identity(identity, variables))
     status_line = StatusLine(shows_progress=identity.rank > 0)
@@ -58,7 +58,7 @@ def make_context(
 
 
 def round_request(request: LaunchRequest, start: Round, rank: int) -> LaunchRequest:
-    """A node's request for one round, with the workers of all nodes in it."""
+    """Returns a node's request for one round, with the workers of all nodes of the round."""
     ranks = [member for member, _ in start.members]
     return replace(
         request,

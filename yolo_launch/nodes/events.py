@@ -18,7 +18,7 @@ LINGER_S = 1.0
 
 
 class NodeEvents(ConnectionEvents, AttemptEvents):
-    """Answers the connection's and the monitor's threads. The main thread sets what they meet."""
+    """Answers the calls of the connection's and the monitor's threads. The main thread sets the attributes."""
 
     def __init__(self, status_line: StatusLine, on_findings: Callable[[Seen], None] = lambda message: None) -> None:
         self.status_line = status_line
@@ -30,7 +30,7 @@ class NodeEvents(ConnectionEvents, AttemptEvents):
         self._round = 0
 
     def begin_round(self, start: Round, client: RendezvousClient) -> None:
-        """A round begins in the main thread; what came for it before it was known counts now."""
+        """Begins a round in the main thread; a stop or a loss that came before is answered now."""
         self._round = start.number
         if client.stop is not None:
             self.on_stop(client.stop)
@@ -40,7 +40,7 @@ class NodeEvents(ConnectionEvents, AttemptEvents):
     # ---- from the connection's threads
 
     def heartbeat(self) -> NodeHeartbeat:
-        """Where this node's first rank is, from its heartbeat file."""
+        """Returns phase, epoch and step of this node's first rank, from its heartbeat file."""
         if self.runner is None:
             return NodeHeartbeat()
         heartbeat = read_heartbeat(self.runner.files, self.runner.plan.first_rank)
@@ -50,7 +50,7 @@ class NodeEvents(ConnectionEvents, AttemptEvents):
         return NodeHeartbeat(phase=heartbeat.phase[:100], epoch=heartbeat.epoch, step=heartbeat.step)
 
     def on_stop(self, message: Stop) -> None:
-        """End this round's workers as the reason asks."""
+        """Ends this round's workers as the reason asks."""
         monitor = self.monitor
         if monitor is None or message.round != self._round:
             return
@@ -64,21 +64,21 @@ class NodeEvents(ConnectionEvents, AttemptEvents):
             monitor.end_round(LINGER_S if message.kind == "failed" else 0.0)
 
     def on_master_lost(self) -> None:
-        """End the workers at once: their peers are ending too."""
+        """Ends the workers at once: their peers are ending too."""
         if self.monitor is not None:
             self.monitor.end_round(0.0)
 
     def on_findings(self, message: Seen) -> None:
-        """Pass on what all nodes have found in a cluster check."""
+        """Passes on what all nodes have found in a cluster check."""
         self._on_findings(message)
 
     # ---- from the monitor's thread
 
     def on_failure(self, kind: Literal["failed", "stalled"]) -> None:
-        """Tell the master before the workers here are gone."""
+        """Informs the master before the workers here are gone."""
         if self.client is not None:
             self.client.send(FailureNotice(round=self._round, kind=kind))
 
     def elsewhere_idle_s(self) -> float:
-        """For how long no rank of the job has moved, as far as the master knows."""
+        """Returns for how many seconds no rank of the job has moved, as far as the master knows."""
         return super().elsewhere_idle_s() if self.client is None else self.client.idle_s()

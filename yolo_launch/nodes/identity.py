@@ -1,4 +1,4 @@
-"""Decides who a node is in a job of several: from options, else from the scheduler's environment."""
+"""Decides a node's rank and addresses in a job of several: from options, else from the scheduler's environment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class NodeIdentity:
 
     rank: int
     nodes: tuple[int, int] | None
-    """Fewest and most machines; None where only the master knows."""
+    """Fewest and most machines; None if only the master knows."""
     master: str
     """As typed or as the scheduler names it."""
     address: str
@@ -47,14 +47,14 @@ class NodeIdentity:
     interface: str
     token: str | None = None
     source: str = ""
-    """The scheduler that named them, or nothing."""
+    """The scheduler whose variables were used, or nothing."""
     job_id: str = ""
     nproc: int | None = None
     """Workers that the scheduler wants here."""
 
     @property
     def endpoint(self) -> RendezvousEndpoint:
-        """What to dial."""
+        """Returns the master's address, port and token, for dialing."""
         return RendezvousEndpoint(self.address, self.port, self.token)
 
 
@@ -65,7 +65,7 @@ def find_identity(
     environ: Mapping[str, str],
     say: Callable[[str], None],
 ) -> NodeIdentity:
-    """The node that options and environment name; options win. Raises LaunchError for what is missing or wrong."""
+    """Returns the node that options, else the environment name. Raises LaunchError for what is missing or wrong."""
     named = options.rank is not None and options.master is not None
     facts = ClusterFacts() if named else read_cluster(environ)
     rank = facts.node_rank if options.rank is None else options.rank
@@ -108,7 +108,7 @@ def find_identity(
 
 
 def with_scheduled_devices(options: Asked, identity: NodeIdentity, host: Host) -> Asked:
-    """The options with as many GPUs as the scheduler names, if the user chose none and there are that many.
+    """Returns the options with the scheduler's number of GPUs, if the user chose none and there are more.
 
     On a machine without GPUs the scheduler's number is that of its cores, which is no number of workers.
     """
@@ -120,7 +120,7 @@ def with_scheduled_devices(options: Asked, identity: NodeIdentity, host: Host) -
 
 
 def listening_address(identity: NodeIdentity, host: Host) -> str:
-    """Where the master's rendezvous listens: at the address that the others dial, if it is one of its own."""
+    """Returns the address to listen at: the one that others dial if it is the master's own, else all addresses."""
     is_own = network.is_local_address(identity.address, host.addresses)
     # A name of one's own that leads to loopback is no address for others.
     is_misled = identity.address.startswith("127.") and identity.master != identity.address
@@ -130,7 +130,7 @@ def listening_address(identity: NodeIdentity, host: Host) -> str:
 
 
 def make_join_request(identity: NodeIdentity, plan: LaunchPlan, host: Host) -> JoinRequest:
-    """What this machine says of itself."""
+    """Describes this machine for the rendezvous."""
     low, high = identity.nodes or (0, 0)
     nodes = "" if identity.nodes is None else str(high) if low == high else f"{low}:{high}"
     return JoinRequest(
@@ -153,7 +153,7 @@ def make_join_request(identity: NodeIdentity, plan: LaunchPlan, host: Host) -> J
 
 
 def nccl_version() -> str:
-    """The NCCL beside torch, from its package; empty where there is none."""
+    """Returns the version of the NCCL package beside torch; empty if there is none."""
     for name in _NCCL_PACKAGES:
         try:
             return importlib.metadata.version(name)
@@ -163,7 +163,7 @@ def nccl_version() -> str:
 
 
 def code_version() -> str:
-    """A hash of this program's own source, which has to be the same on every machine."""
+    """Returns a hash of this program's own source, which has to be the same on every machine."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[2]
     for package in ("trainer", "yolo_launch"):
@@ -173,12 +173,12 @@ def code_version() -> str:
 
 
 def socket_variables(identity: NodeIdentity, environ: Mapping[str, str]) -> dict[str, str]:
-    """What keeps gloo and NCCL on the interface toward the master, where the user has set nothing else."""
+    """Returns variables for gloo and NCCL to use the interface toward the master, except those the user has set."""
     return network.socket_environment(identity.interface, environ, has_infiniband=network.has_infiniband())
 
 
 def quiet_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Keeps torch from warning of each connection whose name it cannot look up, which is nothing to act on."""
+    """Returns a variable against torch's warnings about names it cannot look up, on which nobody can act."""
     return {} if QUIET_VARIABLE in environ else {QUIET_VARIABLE: "ERROR"}
 
 
@@ -193,7 +193,7 @@ def _incomplete(rank: int | None, master: str, environ: Mapping[str, str]) -> La
 
 
 def _resolved(master: str, timeout_s: float, say: Callable[[str], None]) -> str:
-    """A scheduler may name a master whose address is not known yet; a name that was typed is refused at once."""
+    """Returns the master's address; waits ``timeout_s`` for it: a scheduler may name a master that has none yet."""
     deadline = time.monotonic() + timeout_s
     said = False
     while True:
@@ -209,7 +209,7 @@ def _resolved(master: str, timeout_s: float, say: Callable[[str], None]) -> str:
 
 
 def _interface(own: str, master: str, host: Host) -> str:
-    """The interface of the route to the master; for a master whose name leads to loopback, its first real one."""
+    """Returns the interface of the route to the master; for a name that leads to loopback, the first real one."""
     found = network.interface_of(own, host.addresses)
     if own.startswith("127.") and master != own:
         real = [name for name, each in host.addresses.items() if any(not one.startswith("127.") for one in each)]
@@ -232,7 +232,7 @@ def _token(options: ClusterOptions, environ: Mapping[str, str]) -> str | None:
 
 
 def describe_identity(identity: NodeIdentity, variables: Mapping[str, str]) -> str:
-    """One line: rank, addresses and the variables of the workers' networks."""
+    """Returns one line with rank, addresses and the variables of the workers' networks."""
     shown = ", ".join(f"{name}={value}" for name, value in variables.items())
     source = f"{identity.source}: " if identity.source else ""
     via = f" via {identity.interface}" if identity.interface else ""

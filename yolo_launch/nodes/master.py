@@ -1,4 +1,4 @@
-"""Runs the node with rank 0: it offers the job, opens the rendezvous, and takes part like any other."""
+"""Runs the node with rank 0, which offers the job, opens the rendezvous, and takes part like any other."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class NodeMaster:
         self._settings = settings
 
     def refuse_second(self) -> None:
-        """Raise LaunchError if another master answers at the address that the others dial."""
+        """Raises LaunchError if another master answers at the address that the others dial."""
         identity = self._context.identity
         if not is_local_address(identity.address, self._context.host.addresses):
             refuse_second_master(self._join_request, identity.endpoint)
 
     def run(self, work: MasterWork) -> Outcome:
-        """Offer the job and take part to its end. Call it in the main thread.
+        """Offers the job and takes part to its end. Call it in the main thread.
 
         Raises LaunchError for a busy port, and what this node's own part raises.
         """
@@ -74,7 +74,7 @@ def make_settings(
     rejoin_timeout: float = RendezvousSettings.rejoin_timeout_s,
     join_grace: float = RendezvousSettings.join_grace_s,
 ) -> RendezvousSettings:
-    """What the options say about waiting, in seconds. Raises LaunchError for a time below zero."""
+    """Returns settings from the options, with times in seconds. Raises LaunchError for a time below zero."""
     for flag, value in (
         ("--join-timeout", join_timeout),
         ("--rejoin-timeout", rejoin_timeout),
@@ -97,7 +97,7 @@ def make_settings(
 def open_rendezvous(
     offer: JobOffer, identity: NodeIdentity, host: Host, settings: RendezvousSettings, say: Callable[[str], None]
 ) -> Iterator[RendezvousServer]:
-    """A rendezvous; it closes when all nodes have received the end. Raises LaunchError for a busy port."""
+    """Opens a rendezvous, closed when all nodes have received the end. Raises LaunchError for a busy port."""
     coordinator = Coordinator(settings, offer, time.monotonic())
     server = RendezvousServer(coordinator, uuid.uuid4().hex, identity.token, say)
     address = listening_address(identity, host)

@@ -1,4 +1,4 @@
-"""Runs any node but the master: it takes the job from the rendezvous, checks it, and takes part."""
+"""Runs a node other than the master, which takes the job from the rendezvous, checks it, and takes part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NodeMember:
         self._join_timeout_s = join_timeout_s
 
     def run(self, work: MemberWork) -> Outcome:
-        """Take part in the master's job to its end. Call it in the main thread.
+        """Takes part in the master's job to its end. Call it in the main thread.
 
         Raises UserError if this node does not get in or cannot do the job, and KeyboardInterrupt for a Ctrl-C before
         its rank was ready.

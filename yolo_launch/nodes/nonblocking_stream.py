@@ -1,4 +1,4 @@
-"""A stream that never makes its writer wait: a terminal that is held with Ctrl-S must not silence a machine."""
+"""Writes to a stream in a thread, so that a terminal that is held with Ctrl-S does not block the program."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from typing import TextIO
 
 MOST_WAITING = 1000
-"""Texts that wait for a stream that takes none; later ones are dropped."""
+"""Texts that wait for a stream that takes none; further texts are dropped."""
 DRAIN_S = 1.0
 
 
@@ -21,23 +21,23 @@ class NonblockingStream:
         threading.Thread(target=self._write_on, name="terminal", daemon=True).start()
 
     def write(self, text: str) -> None:
-        """Write soon."""
+        """Queues a text for the thread; drops it if the queue is full."""
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(text)
 
     def flush(self) -> None:
-        """The thread flushes each text."""
+        """Does nothing: the thread flushes each text."""
 
     def isatty(self) -> bool:
-        """Whether a person reads it."""
+        """Returns whether the stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """The stream's own descriptor."""
+        """Returns the stream's own descriptor."""
         return self._stream.fileno()
 
     def drain(self, timeout_s: float = DRAIN_S) -> None:
-        """Wait until everything is written, but not for ever."""
+        """Waits until all texts are written, for about twice ``timeout_s`` at most."""
         written = threading.Event()
         with contextlib.suppress(queue.Full):
             self._waiting.put(written, timeout=timeout_s)

@@ -1,4 +1,4 @@
-"""Holds a node's rank at the rendezvous: requested, and kept over a connection that breaks."""
+"""Holds a node's rank at the rendezvous, over a connection that may break."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class NodeSession:
 
     @property
     def client(self) -> RendezvousClient:
-        """The connection over which the rank was accepted."""
+        """Returns the connection over which the rank was accepted."""
         assert self._events.client is not None, "no rank was accepted yet"
         return self._events.client
 
     def join(self, timeout_s: float) -> dict[str, Any]:
-        """Find the rendezvous and request the rank; the job's description. Raises LaunchError if that fails."""
+        """Finds the rendezvous and requests the rank; returns the job's description. Raises LaunchError."""
         began_at = time.monotonic()
 
         def left_s() -> float:
@@ -84,20 +84,20 @@ class NodeSession:
         self._events.client.start()
 
     def introduce(self, introduction: Introduction) -> None:
-        """Say that this node can do the job."""
+        """Reports to the master that this node can do the job."""
         self._fingerprint = introduction.fingerprint
         if introduction.findings:
             self.client.send(Seen(findings=introduction.findings))
         self.client.send(Ready(fingerprint=introduction.fingerprint))
 
     def leave(self, reason: str) -> None:
-        """Give the rank back."""
+        """Gives the rank back."""
         if self._events.client is not None:
             self.client.send(Leave(reason=reason))
             self.client.close()
 
     def reconnect(self, reason: str) -> bool:
-        """Take the same rank over a new connection. False if the same rendezvous does not answer any more."""
+        """Requests the same rank over a new connection. False if the same rendezvous does not answer any more."""
         lost = self.client
         lost.close()
         self._events.status_line.over(f"{reason}; looking for it")
@@ -108,7 +108,7 @@ class NodeSession:
             return max(0.5, deadline - time.monotonic())
 
         try:
-            channel = dial(self.endpoint, left_s(), lambda problem: None, patient=False)
+            channel = dial(self.endpoint, left_s(), lambda problem: None, retry_refused=False)
             with closing_on_failure(channel):
                 if greet(channel, self.endpoint, left_s()) != self._rendezvous_id:
                     channel.close()
@@ -123,12 +123,12 @@ class NodeSession:
 
 
 def refuse_second_master(join_request: JoinRequest, endpoint: RendezvousEndpoint) -> None:
-    """Request rank 0 at the master's address. Raises LaunchError, on both sides, if a master answers there.
+    """Requests rank 0 at the master's address. Raises LaunchError, on both sides, if a master answers there.
 
-    A master behind an address that is not its own finds nobody there, and goes on.
+    A master behind an address that is not its own finds no other there, and goes on.
     """
     try:
-        channel = dial(endpoint, LOOK_S, lambda problem: None, patient=False)
+        channel = dial(endpoint, LOOK_S, lambda problem: None, retry_refused=False)
         with closing_on_failure(channel):
             greet(channel, endpoint)
             request_rank(channel, endpoint, stamped(join_request))
@@ -138,5 +138,5 @@ def refuse_second_master(join_request: JoinRequest, endpoint: RendezvousEndpoint
 
 
 def stamped(join_request: JoinRequest) -> JoinRequest:
-    """The request with this node's clock at its sending."""
+    """Returns the request with this node's clock at its sending."""
     return join_request.model_copy(update={"clock": time.time()})

@@ -1,4 +1,4 @@
-"""Keeps one line of a terminal current: who is there, or how far the training is."""
+"""Keeps one line of a terminal current: the machines that have joined, or the progress of the training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from yolo_launch.spec import LaunchPlan
 from yolo_launch.workers.files import WorkerFiles
 
 REPEAT_S = 30.0
-"""How often an unchanged roster is printed where lines cannot be rewritten."""
+"""How often an unchanged roster is printed if lines cannot be rewritten."""
 PROGRESS_S = 60.0
 SPEED_SPAN_S = 20.0
 
 
 class StatusLine:
-    """Rewrites its line on a terminal; elsewhere prints what changed, now and then. Safe from several threads.
+    """Rewrites its line on a terminal; otherwise prints changes at intervals. Safe from several threads.
 
-    ``shows_progress`` is False on the master, where rank 0 itself writes to the terminal.
+    ``shows_progress`` is False on the master, whose rank 0 itself writes to the terminal.
     """
 
     def __init__(self, stream: TextIO | None = None, *, shows_progress: bool = True) -> None:
@@ -40,7 +40,7 @@ class StatusLine:
         self._shown, self._shown_at, self._drawn = "", -REPEAT_S, False
 
     def roster(self, text: str, left_s: float, *, counts_down: bool = False) -> None:
-        """Who is there, and how long the others are waited for, which is shown where somebody is missing."""
+        """Shows the machines that have joined, and, if one is missing, for how long the others wait for it."""
         with self._lock:
             self._roster, self._until = text, time.monotonic() + left_s
             self._counts_down = counts_down or " - waiting for" in text
@@ -48,7 +48,7 @@ class StatusLine:
         self.tick()
 
     def round(self, plan: LaunchPlan, files: WorkerFiles) -> None:
-        """Workers start."""
+        """Starts a round: progress is shown instead of the roster."""
         with self._lock:
             self._plan, self._in_round = plan, True
             self._roster = ""
@@ -57,19 +57,19 @@ class StatusLine:
             self._clear()
 
     def ranks(self, texts: list[str]) -> None:
-        """Who trains where here, unless that was said before."""
+        """Shows the lines of the ranks here unless they were shown before."""
         if texts != self._ranks:
             self._ranks = texts
             for text in texts:
                 self.over(text)
 
     def waiting(self) -> None:
-        """The round is over here."""
+        """Ends the round here."""
         with self._lock:
             self._in_round = False
 
     def progress(self, heartbeat: Heartbeat | None) -> None:
-        """Show how far the first rank of this node is."""
+        """Shows phase, epoch and speed of this node's first rank."""
         with self._lock:
             now = time.monotonic()
             self._heartbeat = heartbeat
@@ -80,13 +80,13 @@ class StatusLine:
         self.tick()
 
     def over(self, text: str) -> None:
-        """A line that stays, above the one that changes."""
+        """Writes a line that stays, above the one that changes."""
         with self._lock:
             self._clear()
             self._write(text + "\n")
 
     def tick(self) -> None:
-        """Draw what is current."""
+        """Draws the current roster or progress."""
         with self._lock:
             if self._in_round:
                 if self._shows_progress:
@@ -101,7 +101,7 @@ class StatusLine:
                     self._shown, self._shown_at = self._roster, time.monotonic()
 
     def close(self) -> None:
-        """Leave the terminal clean."""
+        """Clears the line and writes what is queued."""
         with self._lock:
             self._clear()
         if isinstance(self._stream, NonblockingStream):
@@ -157,7 +157,7 @@ class StatusLine:
 
 
 def fitted(text: str, columns: int) -> str:
-    """The text on one line of a terminal, shortened in its middle: a line that wraps cannot be drawn over."""
+    """Returns the text on one line of a terminal, its middle cut out: a line that wraps cannot be drawn over."""
     room = max(10, columns - 1)
     if len(text) <= room:
         return text

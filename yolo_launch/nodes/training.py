@@ -38,7 +38,7 @@ PATH_FIELDS = frozenset({"weights", "cfg", "hyp"})
 
 
 def make_master_job(options: NodeOptions, context: NodeContext) -> TrainingJob:
-    """The job that the master's options describe; its plan is a draft for the master. Raises LaunchError."""
+    """Returns the job that the master's options describe; its plan is a draft. Raises LaunchError."""
     low_and_most = context.identity.nodes or (1, 1)
     job = make_job(replace(options, port=None), context.typed, context.host, nnodes=low_and_most[1])
     if job.plan.batch_is_auto:
@@ -58,7 +58,7 @@ class MasterTraining:
         self._fingerprint = fingerprint_of(job.config)
 
     def offer(self, own: JoinRequest) -> JobOffer:
-        """The job's configuration, and what the coordinator asks of it."""
+        """Describes the job: its configuration, and the functions that the coordinator calls."""
         run_id = str(run_directory.read_plan(self.run_dir).get("run_id") or uuid.uuid4().hex)
         return JobOffer(
             own=own,
@@ -70,11 +70,11 @@ class MasterTraining:
         )
 
     def introduce(self, server: RendezvousServer) -> Introduction:
-        """The master's own data set is the one that counts."""
+        """Returns the fingerprint of the master's data set, with which those of the others are compared."""
         return Introduction(self._fingerprint)
 
     def command(self, start: Round, plan: LaunchPlan) -> WorkerCommand:
-        """Keep what a round settled in the run's own configuration; only the first one changes it."""
+        """Writes what a round settled to the run's own configuration; only the first round changes it."""
         self.plan = plan
         config = settled_config(self.job.config, start, plan)
         if config != self.job.config:
@@ -84,10 +84,10 @@ class MasterTraining:
         return self.job.command
 
     def receive_findings(self, message: Seen) -> None:
-        """A training has none."""
+        """Does nothing: a training has no findings."""
 
     def _settle(self, by_node: tuple[int, ...]) -> int:
-        """The global batch for these nodes, shown if it is not the one typed. Raises LaunchError with totals."""
+        """Returns the global batch for these nodes; warns if it was not typed so. Raises LaunchError with totals."""
         request = replace(self.request, nnodes=len(by_node), node_rank=0, nproc_by_node=by_node)
         batch, findings = settle_batch(
             replace(request, uneven_batch_ok=self.job.is_resume), self.job.host, self.plan.devices
@@ -99,7 +99,7 @@ class MasterTraining:
 
 
 def describe_job(job: TrainingJob, run_id: str) -> dict[str, Any]:
-    """What the other nodes need to know of the job: plain values."""
+    """Returns what the other nodes need to know of the job, as plain values."""
     config = job.config.model_copy(update={"workers": job.wanted_workers})
     return {
         "config": config.model_dump(mode="json"),
@@ -124,7 +124,7 @@ class MemberTraining:
         self._config: TrainConfig | None = None
 
     def accept(self, description: Mapping[str, Any]) -> Introduction:
-        """Check the job on this node and show the warnings. Raises UserError if this node cannot do it."""
+        """Checks the job on this node and shows the warnings. Raises UserError if this node cannot do it."""
         rank = self._context.identity.rank
         self._config = config = job_config(description, self._options)
         self.request = member_request(self.request, config, description)
@@ -135,16 +135,16 @@ class MemberTraining:
         return introduction
 
     def command(self, start: Round, plan: LaunchPlan) -> WorkerCommand:
-        """Write this node's configuration of the round."""
+        """Writes this node's configuration of the round."""
         assert self._config is not None, "the job was accepted"
         self.plan = plan
         return member_command(settled_config(self._config, start, plan), self.run_dir, self._context.identity.rank)
 
     def receive_findings(self, message: Seen) -> None:
-        """A training has none."""
+        """Does nothing: a training has no findings."""
 
     def _check(self, config: TrainConfig) -> list[Finding]:
-        """The checks before a start, on this node: its warnings. Raises LaunchError for a failure."""
+        """Runs the checks before a start on this node; returns their warnings. Raises LaunchError for a failure."""
         host, chosen = self._context.host, [one for one in self.plan.findings if one.check == "devices"]
         self.plan = make_plan(self.request, host, self.plan.devices)
         # Model and weights are read on the master, which sends them; the batch is the master's affair.
@@ -156,18 +156,18 @@ class MemberTraining:
 
 
 def draft_request(options: NodeOptions, typed: tuple[str, ...]) -> LaunchRequest:
-    """What can be said before the job is known: the devices."""
+    """Returns the request for the devices, which is known before the job is."""
     local = replace(options, port=None, max_restarts=0, stall_timeout=LaunchRequest.stall_timeout_s)
     return launch_request(local, typed, workers=options.given.get("workers"), uneven_batch_ok=True, nnodes=2)
 
 
 def settled_config(config: TrainConfig, start: Round, plan: LaunchPlan) -> TrainConfig:
-    """The configuration of a round."""
+    """Returns the configuration of a round, with its batch and its loader processes for each worker."""
     return config.model_copy(update={"batch_size": start.batch_size, "workers": plan.workers_per_rank})
 
 
 def fingerprint_of(config: TrainConfig) -> str:
-    """Of the data set, equal if classes, images and labels are."""
+    """Returns a fingerprint of the data set, equal if classes, images and labels are."""
     from trainer.data.dataset import load_dataset_file
     from trainer.data.split_files import fingerprint
 
@@ -175,7 +175,7 @@ def fingerprint_of(config: TrainConfig) -> str:
 
 
 def job_config(description: Mapping[str, Any], options: NodeOptions) -> TrainConfig:
-    """The job's configuration with this node's own paths. Raises LaunchError for options that differ, by name."""
+    """Returns the job's configuration with this node's own paths. Raises LaunchError that names options that differ."""
     config, given = make_config(dict(description["config"])), options.given
     refuse_other_options(config, options)
     if description.get("is_demo") and given.get("data"):
@@ -193,7 +193,7 @@ def job_config(description: Mapping[str, Any], options: NodeOptions) -> TrainCon
 
 
 def refuse_other_options(config: TrainConfig, options: NodeOptions) -> None:
-    """Raise LaunchError if options of training that were typed here are not the job's."""
+    """Raises LaunchError if options of training that were typed here are not the job's."""
     flags = {option.name: option.flags[0].split("/")[0] for option in config_field_options(TrainConfig)}
     rows = []
     for name, typed in options.given.items():
@@ -216,7 +216,7 @@ def refuse_other_options(config: TrainConfig, options: NodeOptions) -> None:
 
 
 def member_request(draft: LaunchRequest, config: TrainConfig, description: Mapping[str, Any]) -> LaunchRequest:
-    """This node's request with what the job says."""
+    """Returns this node's request with the values of the job."""
     return replace(
         draft,
         global_batch_size=config.batch_size,
@@ -229,12 +229,12 @@ def member_request(draft: LaunchRequest, config: TrainConfig, description: Mappi
 
 
 def warnings_of(findings: Iterable[Finding]) -> list[Finding]:
-    """What is shown before a start. Names of machines are not: literal addresses are used."""
+    """Returns the warnings to show before a start, without those about host names: literal addresses are used."""
     return [found for found in findings if found.level == "warning" and found.check != "host name"]
 
 
 def own_run_dir(description: Mapping[str, Any], rank: int, project: str | None = None) -> Path:
-    """Where this node's logs go: the master's folder if both see it, else one of its own with that name.
+    """Returns the folder of this node's logs: the master's if both see it, else one of its own with that name.
 
     ``project`` is another folder for it on this node. Raises LaunchError if it cannot be written.
     """
@@ -259,7 +259,7 @@ def own_run_dir(description: Mapping[str, Any], rank: int, project: str | None =
 
 
 def member_command(config: TrainConfig, run_dir: Path, rank: int) -> WorkerCommand:
-    """Write this node's configuration beside its logs; returns what its workers run."""
+    """Writes this node's configuration beside its logs; returns the command of its workers."""
     path = RunFiles(run_dir).logs.folder / f"machine{rank}.yaml"
     with run_directory.writing_to(run_dir):
         path.parent.mkdir(parents=True, exist_ok=True)

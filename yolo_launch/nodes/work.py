@@ -1,4 +1,4 @@
-"""Describes what runs on a node: one value, whether it trains, runs a script or checks connections."""
+"""Describes the work on a node: training, running a script or checking connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolo_launch.spec import Finding, LaunchPlan, LaunchRequest, Outcome, Worker
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a node says once it can do the job."""
+    """Holds what a node reports once it can do the job."""
 
     fingerprint: str = ""
     """Of its data set; empty for a job without one."""
@@ -32,7 +32,7 @@ class JobEnded(Exception):
 
 
 class NodeWork(Protocol):
-    """What runs on one node of a job."""
+    """Describes the work on one node of a job."""
 
     request: LaunchRequest
     """What the node is asked: its devices, and the batch as soon as the job is known."""
@@ -44,29 +44,29 @@ class NodeWork(Protocol):
     """Whether the workers run a script instead of the built-in trainer."""
 
     def command(self, start: Round, plan: LaunchPlan) -> WorkerCommand:
-        """Prepare a round, keep its plan, and return what each worker runs. Raises LaunchError, or JobEnded."""
+        """Prepares a round, keeps its plan, and returns the command of each worker. Raises LaunchError, or JobEnded."""
         ...
 
     def receive_findings(self, message: Seen) -> None:
-        """Take what all nodes have found; called from the connection's thread."""
+        """Takes what all nodes have found; called from the connection's thread."""
         ...
 
 
 class MasterWork(NodeWork, Protocol):
-    """What runs on the node that offers the job."""
+    """Describes the work on the node that offers the job."""
 
     def offer(self, own: JoinRequest) -> JobOffer:
-        """Describe the job to the others."""
+        """Describes the job to the others."""
         ...
 
     def introduce(self, server: RendezvousServer) -> Introduction:
-        """Say that this node can do the job, now that its rendezvous is open."""
+        """Returns what this node reports once its rendezvous is open and it can do the job."""
         ...
 
 
 class MemberWork(NodeWork, Protocol):
-    """What runs on any other node."""
+    """Describes the work on any other node."""
 
     def accept(self, description: Mapping[str, Any]) -> Introduction:
-        """Check on this node the job that the master describes. Raises UserError if this node cannot do it."""
+        """Checks on this node the job that the master describes. Raises UserError if this node cannot do it."""
         ...

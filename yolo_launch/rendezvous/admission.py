@@ -1,4 +1,4 @@
-"""Decides which nodes a job takes, and says why a node is refused."""
+"""Decides which nodes a job takes, and describes why a node is refused."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from yolo_launch.rendezvous.messages import MOST_NODES, JoinRefused, JoinRequest
 
 @dataclass(frozen=True)
 class RendezvousSettings(JobRules):
-    """How many nodes a job takes, and how long they are waited for. Seconds throughout."""
+    """Holds how many nodes a job takes, and for how many seconds it waits for them."""
 
     join_timeout_s: float = JOIN_TIMEOUT_S
     join_grace_s: float = JOIN_GRACE_S
     """How long a job that may run with fewer waits for the others once it could start."""
     silent_s: float = 8.0
-    """A machine that says nothing for so long is lost."""
+    """A machine that sends nothing for so long is lost."""
     stop_s: float = 20.0
     """From the end of a round to the last machine's report about it."""
     save_s: float = 45.0
-    """The same where the workers save first."""
+    """The same if the workers save first."""
 
     @property
     def nodes(self) -> str:
-        """As typed: '2' or '1:4'."""
+        """Returns the number of nodes as typed: '2' or '1:4'."""
         return f"{self.min_nodes}:{self.max_nodes}" if self.is_elastic else str(self.max_nodes)
 
 
 Settle = Callable[[tuple[int, ...]], int]
-"""The global batch for so many workers on each machine. Raises LaunchError where it does not divide."""
+"""The global batch for so many workers on each machine. Raises LaunchError if it does not divide."""
 
 
 @dataclass(frozen=True)
 class JobOffer:
-    """What the master knows of the job it offers."""
+    """Holds what the master knows of the job it offers."""
 
     own: JoinRequest
     description: dict[str, Any]
@@ -50,7 +50,7 @@ class JobOffer:
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
-    """Fewest and most machines of '4' or '1:4'. Raises LaunchError."""
+    """Returns fewest and most machines of '4' or '1:4'. Raises LaunchError."""
     low, colon, high = text.partition(":")
     high = high if colon else low
     if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= MOST_NODES):
@@ -62,20 +62,27 @@ def parse_nodes(text: str) -> tuple[int, int]:
 def refusal_of(
     join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
 ) -> JoinRefused | None:
-    """Why a machine is not taken, or None. ``own`` is the master's request, ``taken`` that of the rank's holder."""
+    """Returns why a machine is refused, or None. ``own`` is the master's request, ``taken`` the rank holder's."""
+    case = _Case(join_request, own, settings, taken)
     for rule in _RULES:
-        found = rule(join_request, own, settings, taken)
+        found = rule(case)
         if found is not None:
             return found
     return None
 
 
-Rule = Callable[[JoinRequest, JoinRequest, RendezvousSettings, JoinRequest | None], JoinRefused | None]
+@dataclass(frozen=True)
+class _Case:
+    """Holds what a rule compares."""
+
+    join_request: JoinRequest
+    own: JoinRequest
+    settings: RendezvousSettings
+    taken: JoinRequest | None
 
 
-def _same_purpose(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _same_purpose(case: _Case) -> JoinRefused | None:
+    join_request, own = case.join_request, case.own
     if bool(join_request.check_port) == bool(own.check_port):
         return None
     train, check = "train (yolo-launch node)", "make a cluster check (yolo-launch doctor)"
@@ -87,9 +94,8 @@ def _same_purpose(
     )
 
 
-def _in_range(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _in_range(case: _Case) -> JoinRefused | None:
+    join_request, own, settings = case.join_request, case.own, case.settings
     if join_request.rank < settings.max_nodes:
         return None
     ranks = f"--rank 1 to {settings.max_nodes - 1}, or " if settings.max_nodes > 1 else ""
@@ -101,9 +107,8 @@ def _in_range(
     )
 
 
-def _same_nodes(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _same_nodes(case: _Case) -> JoinRefused | None:
+    join_request, own, settings = case.join_request, case.own, case.settings
     if not join_request.nodes or join_request.nodes == settings.nodes:
         return None
     return JoinRefused(
@@ -113,9 +118,8 @@ def _same_nodes(
     )
 
 
-def _same_job(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _same_job(case: _Case) -> JoinRefused | None:
+    join_request, own = case.join_request, case.own
     if not join_request.job_id or not own.job_id or join_request.job_id == own.job_id:
         return None
     return JoinRefused(
@@ -125,9 +129,8 @@ def _same_job(
     )
 
 
-def _same_versions(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _same_versions(case: _Case) -> JoinRefused | None:
+    join_request, own = case.join_request, case.own
     for name, mine, theirs in (
         ("torch", own.torch, join_request.torch),
         ("CUDA", own.cuda, join_request.cuda),
@@ -144,10 +147,9 @@ def _same_versions(
     return None
 
 
-def _same_backend(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
-    # A cluster check tells of this itself, beside what else it finds.
+def _same_backend(case: _Case) -> JoinRefused | None:
+    join_request, own = case.join_request, case.own
+    # A cluster check reports this itself, beside its other findings.
     if join_request.backend == own.backend or join_request.check_port:
         return None
     return JoinRefused(
@@ -157,9 +159,8 @@ def _same_backend(
     )
 
 
-def _rank_is_free(
-    join_request: JoinRequest, own: JoinRequest, settings: RendezvousSettings, taken: JoinRequest | None
-) -> JoinRefused | None:
+def _rank_is_free(case: _Case) -> JoinRefused | None:
+    join_request, taken = case.join_request, case.taken
     if taken is None or taken.session == join_request.session:
         return None
     return JoinRefused(
@@ -169,7 +170,7 @@ def _rank_is_free(
     )
 
 
-_RULES: tuple[Rule, ...] = (
+_RULES: tuple[Callable[[_Case], JoinRefused | None], ...] = (
     _same_purpose,
     _same_job,
     _same_nodes,
@@ -181,7 +182,7 @@ _RULES: tuple[Rule, ...] = (
 
 
 def other_data(join_request: JoinRequest, fingerprint: str, job: JobOffer) -> JoinRefused:
-    """Why a machine with another data set is not taken."""
+    """Returns the refusal of a machine with another data set."""
     return JoinRefused(
         what=f"The data set of {join_request.host} is not that of {job.own.host}.",
         seen=f"fingerprint {fingerprint[:12]} on {join_request.host}, {job.fingerprint[:12]} on {job.own.host}",

@@ -1,4 +1,4 @@
-"""Tells every node who is there, and that the coordinator lives: at most so often, whatever happens."""
+"""Sends the roster and the coordinator's heartbeat to every node, each at a limited rate."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ class Announcements:
         self._roster_changed, self._last_roster = False, now - ROSTER_S
 
     def note_progress(self, now: float) -> None:
-        """A rank of some node has moved."""
+        """Records that a rank of some node has moved."""
         self._moved_at = now
 
     def note_change(self) -> None:
-        """The roster is another one."""
+        """Records that the roster has changed."""
         self._roster_changed = True
 
     def send_heartbeat(self, now: float) -> None:
-        """Queue a heartbeat for every node if it is time for one."""
+        """Queues a heartbeat for every node if it is time for one."""
         if now - self._last_heartbeat >= HEARTBEAT_S:
             self._last_heartbeat = now
             self._participants.send_all(CoordinatorHeartbeat(idle_s=now - self._moved_at))
 
     def send_changed_roster(self, now: float, deadline: float) -> None:
-        """Queue a roster that has changed, if it is time for one."""
+        """Queues a roster that has changed, if it is time for one."""
         if self._roster_changed and now - self._last_roster >= ROSTER_S:
             self.send_roster(now, deadline)
 
     def send_roster(self, now: float, deadline: float) -> None:
-        """Queue the roster for every node, with the time that is left for the others."""
+        """Queues the roster for every node, with the time that is left for the others."""
         self._roster_changed, self._last_roster = False, now
         text = roster_text(self._participants.by_rank, self._settings)
         self._participants.send_all(Roster(text=text, left_s=max(0.0, deadline - now)))
 
 
 def roster_text(participants: Mapping[int, Participant], settings: RendezvousSettings) -> str:
-    """'1/2 machines: 0 gpu-a (192.168.1.1, 2x A100) - waiting for 1'."""
+    """Returns a line such as '1/2 machines: 0 gpu-a (192.168.1.1, 2x A100) - waiting for 1'."""
     labels = [one.label if one.ready else f"{one.label}, checking" for _, one in sorted(participants.items())]
     missing = [rank for rank in range(settings.max_nodes) if rank not in participants]
     waiting = f" - waiting for {_first_few(map(str, missing))}" if missing else ""
@@ -57,7 +57,7 @@ def roster_text(participants: Mapping[int, Participant], settings: RendezvousSet
 
 
 def missing_text(participants: Mapping[int, Participant], settings: RendezvousSettings, *, first_round: bool) -> str:
-    """Why no round starts any more: 'machine 1 did not join within 600 s'."""
+    """Returns why no round starts any more: 'machine 1 did not join within 600 s'."""
     absent = [rank for rank in range(settings.max_nodes) if rank not in participants]
     again, limit_s = ("join", settings.join_timeout_s) if first_round else ("come back", settings.rejoin_timeout_s)
     facts = []
@@ -71,7 +71,7 @@ def missing_text(participants: Mapping[int, Participant], settings: RendezvousSe
 
 
 def _first_few(texts: Iterable[str]) -> str:
-    """At most MOST_LABELS of them: '1, 2, 3, 4 and 5 others'."""
+    """Joins at most MOST_LABELS texts and counts the others: '1, 2, 3, 4 and 5 others'."""
     shown = list(texts)
     others = len(shown) - MOST_LABELS
     return ", ".join(shown[:MOST_LABELS]) + (f" and {others} others" if others > 0 else "")

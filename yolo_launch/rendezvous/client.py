@@ -1,4 +1,4 @@
-"""Keeps a node connected to the rendezvous: heartbeats go out, the master's messages come into a queue."""
+"""Keeps a node connected to the rendezvous: sends heartbeats, and queues the master's messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 SILENT_S = 7.0
-"""A master that says nothing for so long is lost."""
+"""A master that sends nothing for so long is lost."""
 SUSPENDED_S = 2.0
 """A gap of so much between two looks was this process's own: the master is not silent."""
 
@@ -38,20 +38,20 @@ class MasterGone(Message):
 
 
 class ConnectionEvents:
-    """What a connection tells and asks of its node while the main thread may be in C++; here nothing comes of it."""
+    """Holds what a connection calls on its node while the main thread may be in C++; here the calls do nothing."""
 
     def heartbeat(self) -> NodeHeartbeat:
-        """Where this node's first rank is; called from the sending thread."""
+        """Returns the position of this node's first rank; called from the sending thread."""
         return NodeHeartbeat()
 
     def on_stop(self, message: Stop) -> None:
-        """A round is to end; called from the receiving thread."""
+        """Ends a round; called from the receiving thread."""
 
     def on_master_lost(self) -> None:
-        """The connection is gone; called from the receiving thread."""
+        """Reacts to a lost connection; called from the receiving thread."""
 
     def on_findings(self, message: Seen) -> None:
-        """All nodes have found this in a cluster check; called from the receiving thread."""
+        """Takes what all nodes have found in a cluster check; called from the receiving thread."""
 
 
 @dataclass
@@ -69,28 +69,28 @@ class RendezvousClient:
     _closed: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Begin to receive and to send heartbeats."""
+        """Starts to receive and to send heartbeats."""
         for target, name in ((self._receive, "rendezvous_receive"), (self._send_heartbeats, "rendezvous_heartbeat")):
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def send(self, message: Message) -> None:
-        """Send a message; that the connection is gone is noticed by the receiving thread."""
+        """Sends a message; the receiving thread notices if the connection is gone."""
         with contextlib.suppress(OSError):
             self.channel.send(message.pack())
 
     def next(self, timeout_s: float) -> Message | None:
-        """The master's next message other than heartbeats, stops and findings; None after ``timeout_s``."""
+        """Returns the master's next message other than heartbeats, stops and findings; None after ``timeout_s``."""
         with contextlib.suppress(queue.Empty):
             return self.inbox.get(timeout=timeout_s)
         return None
 
     def idle_s(self) -> float:
-        """Seconds for which no rank of the job has moved, as far as the master knows."""
+        """Returns the seconds for which no rank of the job has moved, as far as the master knows."""
         heard_at, idle_s = self._idle
         return idle_s + time.monotonic() - heard_at
 
     def close(self) -> None:
-        """Close the connection."""
+        """Closes the connection."""
         self._closed.set()
         self.channel.close()
 

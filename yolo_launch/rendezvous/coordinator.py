@@ -1,4 +1,4 @@
-"""Decides who takes part, when a round starts, why it stops and what comes next. Pure but for the time given.
+"""Decides which nodes take part, when a round starts, why it stops and what follows. Its time is passed in.
 
 Events come in (``on_...``, ``tick``); messages to send collect in ``participants``.
 
@@ -38,13 +38,13 @@ from yolo_launch.rendezvous.messages import (
 from yolo_launch.spec import Outcome
 
 SUSPENDED_S = 2.0
-"""A gap of so much between two ticks was this process's own: no node is to blame for the silence."""
+"""A gap of so much between two ticks was this process's own: no node was silent for it."""
 END_S = 10.0
 """How long the nodes may take to leave once the job has ended."""
 
 
 class Coordinator:
-    """One job's rendezvous."""
+    """Holds one job's rendezvous."""
 
     def __init__(self, settings: RendezvousSettings, job: JobOffer, now: float) -> None:
         self.settings = settings
@@ -62,7 +62,7 @@ class Coordinator:
         self._last_tick = now
 
     def on_join_request(self, connection: int, join_request: JoinRequest, now: float, wall: float) -> None:
-        """A node asks for a rank. ``wall`` is the master's clock."""
+        """Accepts or refuses a node that requests a rank. ``wall`` is the master's clock."""
         self._discount_suspension(now)
         participant = self.participants.by_rank.get(join_request.rank)
         holder = participant.join_request if participant else None
@@ -88,7 +88,7 @@ class Coordinator:
         self._announcements.note_change()
 
     def on_message(self, connection: int, message: Message, now: float) -> None:
-        """A node whose rank was accepted sends something."""
+        """Handles a message of a node whose rank was accepted."""
         self._discount_suspension(now)
         participant = self.participants.participant_of(connection)
         if participant is None:
@@ -112,7 +112,7 @@ class Coordinator:
             self._on_round(participant, message, now)
 
     def on_gone(self, connection: int, reason: str, now: float) -> None:
-        """A connection ended."""
+        """Handles the end of a connection."""
         self._discount_suspension(now)
         participant = self.participants.participant_of(connection)
         if participant is None:
@@ -134,7 +134,7 @@ class Coordinator:
         return self.phase in ("running", "stopping") and participant.in_round and number == self.round
 
     def tick(self, now: float) -> None:
-        """Time has passed: heartbeats, silence, deadlines."""
+        """Sends heartbeats, and handles silent nodes and deadlines."""
         self._discount_suspension(now)
         self._last_tick = now
         self._announcements.send_heartbeat(now)
@@ -149,7 +149,7 @@ class Coordinator:
             self._announcements.send_changed_roster(now, self._deadline)
 
     def _discount_suspension(self, now: float) -> None:
-        """Leave out the time in which this process was suspended, before anything is decided by the clock."""
+        """Leaves out the time in which this process was suspended, before anything is decided by the clock."""
         suspended_s = now - self._last_tick
         if suspended_s > SUSPENDED_S:
             self.participants.discount_silence(suspended_s, now)
@@ -157,7 +157,7 @@ class Coordinator:
             self._last_tick = now
 
     def end(self, outcome: Outcome, now: float) -> None:
-        """The job is over, for every machine."""
+        """Ends the job for every machine."""
         if self.phase == "ended":
             return
         self.phase, self.outcome = "ended", outcome
@@ -166,7 +166,7 @@ class Coordinator:
 
     @property
     def is_over(self) -> bool:
-        """Whether the job has ended, and the other nodes have left or had their time to."""
+        """Returns whether the job has ended, and the other nodes have left or had their time to."""
         return self.phase == "ended" and (set(self.participants.by_rank) <= {0} or self._last_tick > self._deadline)
 
     def _on_ready(self, participant: Participant, message: Ready, now: float) -> None:
@@ -183,7 +183,7 @@ class Coordinator:
         self._maybe_start(now)
 
     def _dismiss(self, participant: Participant, why: JoinRefused, now: float) -> None:
-        """Let a machine go that cannot do the job, with its reason on both sides."""
+        """Dismisses a machine that cannot do the job, with its reason on both sides."""
         self.participants.dismiss(participant.connection, why)
         if participant.in_round:
             self.on_gone(participant.connection, why.what[:300], now)

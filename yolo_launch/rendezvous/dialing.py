@@ -1,4 +1,4 @@
-"""Connects a node to the rendezvous: dialing, greeting, and the request for its rank."""
+"""Connects a node to the rendezvous: dials, greets, and requests its rank."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class NoRendezvous(Exception):
     """No rendezvous answered in time; the text is the last problem."""
 
 
-def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, patient: bool = True) -> Channel:
-    """Connect, again and again until the time is up, saying why it did not work yet. Raises NoRendezvous.
+def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, retry_refused: bool = True) -> Channel:
+    """Connects, again and again until the time is up, and explains each failure. Raises NoRendezvous.
 
-    Not ``patient``, a machine that answers that nobody listens is believed at once.
+    Unless ``retry_refused``, a connection that the machine refuses ends this at once.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -61,14 +61,14 @@ def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, pa
             return Channel(socket.create_connection((endpoint.address, endpoint.port), min(DIAL_S, max(0.2, left_s))))
         except OSError as error:
             problem = dial_problem(error, endpoint.address, endpoint.port)
-            if time.monotonic() >= deadline or (isinstance(error, ConnectionRefusedError) and not patient):
+            if time.monotonic() >= deadline or (isinstance(error, ConnectionRefusedError) and not retry_refused):
                 raise NoRendezvous(problem) from None
         explain(problem)
         time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
 
 
 def greet(channel: Channel, endpoint: RendezvousEndpoint, timeout_s: float = ANSWER_S) -> str:
-    """Exchange nonces and, where a token is set, proofs; the rendezvous's id.
+    """Exchanges nonces and, if a token is set, proofs; returns the rendezvous's id.
 
     Raises LaunchError for another program or token, and NoRendezvous if the connection ends without an answer.
     """
@@ -103,7 +103,7 @@ def greet(channel: Channel, endpoint: RendezvousEndpoint, timeout_s: float = ANS
 
 @contextlib.contextmanager
 def closing_on_failure(channel: Channel) -> Iterator[None]:
-    """Close the connection if the block raises."""
+    """Closes the connection if the block raises."""
     try:
         yield
     except BaseException:
@@ -114,7 +114,7 @@ def closing_on_failure(channel: Channel) -> Iterator[None]:
 def request_rank(
     channel: Channel, endpoint: RendezvousEndpoint, join_request: JoinRequest, timeout_s: float = ANSWER_S
 ) -> dict[str, Any]:
-    """Ask for the rank; the job's description.
+    """Requests the rank; returns the job's description.
 
     Raises LaunchError with the refusal, and NoRendezvous if the connection is cut, as happens under many connections.
     """
@@ -137,7 +137,7 @@ def request_rank(
 
 
 def refusal_error(message: JoinRefused) -> LaunchError:
-    """A refusal as an error of this machine."""
+    """Returns a refusal as an error of this machine."""
     return LaunchError(
         message.what,
         seen=message.seen,

@@ -1,4 +1,4 @@
-"""Frames between a node and the rendezvous: length-limited JSON, authenticated with HMAC-SHA256 if a token is set.
+"""Frames JSON between a node and the rendezvous, length-limited, and with HMAC-SHA256 if a token is set.
 
 A frame is a length (4 bytes, big endian), an authentication code (32 bytes, only with a token) and the JSON of one
 object. The code covers direction, a counter and the JSON, so that nobody without the token can alter, replay or invent
@@ -33,18 +33,18 @@ class FramingError(Exception):
 
 
 def new_nonce() -> str:
-    """A number that was never used before, as hex."""
+    """Returns 128 random bits as hex, which practically never repeat."""
     return secrets.token_hex(16)
 
 
 def proof(token: str, who: str, server_nonce: str, client_nonce: str) -> str:
-    """What only a holder of the token can say about both nonces."""
+    """Returns a code over both nonces that cannot be computed without the token."""
     return _hmac(token.encode(), f"{who} {server_nonce} {client_nonce}".encode()).hex()
 
 
 def is_proof(stated: object, token: str, who: str, server_nonce: str, client_nonce: str) -> bool:
-    """Whether ``stated`` is that proof, compared in constant time."""
-    # An unauthenticated connection's text may hold what no encoding has: it is compared where it is ASCII alone.
+    """Returns whether ``stated`` is that proof, compared in constant time."""
+    # An unauthenticated connection's text may hold what no encoding has: it is compared if it is ASCII alone.
     wanted = proof(token, who, server_nonce, client_nonce)
     return isinstance(stated, str) and stated.isascii() and hmac.compare_digest(stated, wanted)
 
@@ -62,26 +62,26 @@ class MessageAuthenticator:
 
     @classmethod
     def of(cls, token: str | None, direction: str, server_nonce: str, client_nonce: str) -> MessageAuthenticator:
-        """The authenticator of a connection whose two ends have agreed on nonces."""
+        """Returns the authenticator of one direction of a connection whose two ends have exchanged nonces."""
         if not token:
             return cls()
         return cls(_hmac(token.encode(), f"key {direction} {server_nonce} {client_nonce}".encode()))
 
     @property
     def overhead(self) -> int:
-        """Bytes between length and JSON."""
+        """Returns the number of bytes between length and JSON."""
         return _CODE_BYTES if self.key is not None else 0
 
     def pack(self, message: dict[str, Any]) -> bytes:
-        """One frame."""
+        """Returns the frame of a message."""
         return self.pack_text(text_of(message))
 
     def pack_text(self, text: bytes) -> bytes:
-        """One frame around a JSON that was made before."""
+        """Returns the frame of a JSON that was made before."""
         return _LENGTH.pack(len(text) + self.overhead) + self._mark(text) + text
 
     def unpack(self, body: bytes) -> dict[str, Any]:
-        """The object of a frame whose length was read. Raises WireError."""
+        """Returns the object of a frame whose length was read. Raises FramingError."""
         text = body[self.overhead :]
         if self.key is not None and not hmac.compare_digest(body[: self.overhead], self._mark(text)):
             raise FramingError("a frame without the right authentication code")
@@ -101,12 +101,12 @@ class MessageAuthenticator:
 
 
 def text_of(message: dict[str, Any]) -> bytes:
-    """The JSON of a frame."""
+    """Returns the JSON of a frame."""
     return json.dumps(message, separators=(",", ":")).encode()
 
 
 def frame_length(head: bytes, limit: int) -> int:
-    """The length that four bytes announce. Raises WireError where it cannot be one of ours."""
+    """Returns the length in a frame's first four bytes. Raises FramingError unless it is from 1 to ``limit``."""
     (length,) = _LENGTH.unpack(head)
     if not 0 < length <= limit:
         raise FramingError(f"a frame of {length} bytes, at most {limit} are taken")
@@ -126,7 +126,7 @@ class Channel:
         self._buffer = b""
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one frame. Raises OSError where the connection is gone or takes nothing, and ends it then."""
+        """Sends one frame. Raises OSError if the connection is gone or takes nothing, and ends it then."""
         with self._sending:
             try:
                 self._sender.sendall(self.outgoing.pack(message))
@@ -136,7 +136,7 @@ class Channel:
                 raise
 
     def receive(self, timeout_s: float, limit: int = MAX_FRAME_BYTES) -> dict[str, Any] | None:
-        """The next frame, or None where none is complete in time. Raises WireError, and EOFError at the end."""
+        """Returns the next frame, or None if none is complete in time. Raises FramingError, and EOFError at the end."""
         self.connection.settimeout(timeout_s)
         while True:
             if len(self._buffer) >= _LENGTH.size:
@@ -153,7 +153,7 @@ class Channel:
             self._buffer += received
 
     def close(self) -> None:
-        """End the connection."""
+        """Ends the connection."""
         with contextlib.suppress(OSError):
             self._sender.shutdown(socket.SHUT_RDWR)
         self._sender.close()

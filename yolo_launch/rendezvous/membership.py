@@ -28,12 +28,12 @@ class Participant:
 
     @property
     def label(self) -> str:
-        """The node as it is shown."""
+        """Returns the node as it is shown."""
         return self.join_request.label
 
     @property
     def end(self) -> NodeEnd | None:
-        """How the round ended on this node; None before its report."""
+        """Returns how the round ended on this node; None before its report."""
         if self.report is None:
             return None
         return NodeEnd(self.report, self.label, self.join_request.host, self.clock_ahead_s)
@@ -54,43 +54,43 @@ class Participants:
     """Lines for the master's console."""
 
     def participant_of(self, connection: int) -> Participant | None:
-        """The node that a connection belongs to."""
+        """Returns the node that a connection belongs to."""
         return next((one for one in self.by_rank.values() if one.connection == connection), None)
 
     def in_round(self) -> list[int]:
-        """The ranks of the current round's nodes, in order."""
+        """Returns the ranks of the current round's nodes, in order."""
         return sorted(rank for rank, participant in self.by_rank.items() if participant.in_round)
 
     def ends(self) -> dict[int, NodeEnd]:
-        """How the round ended on each node that has reported."""
+        """Returns how the round ended on each node that has reported."""
         present = {rank: one.end for rank, one in self.by_rank.items() if one.in_round and one.end is not None}
         return {**self.departed, **present}
 
     def send(self, ranks: Iterable[int], message: Message) -> None:
-        """Queue a message for some nodes."""
+        """Queues a message for some nodes."""
         self.outbox += [(self.by_rank[rank].connection, message) for rank in ranks if rank in self.by_rank]
 
     def send_all(self, message: Message) -> None:
-        """Queue a message for every node."""
+        """Queues a message for every node."""
         self.send(list(self.by_rank), message)
 
     def say(self, text: str) -> None:
-        """Queue a line for every console."""
+        """Queues a line for every console."""
         text = clipped(text)
         self.said.append(text)
         self.send([rank for rank in self.by_rank if rank != 0], LogLine(text=text))
 
     def dismiss(self, connection: int, message: Message) -> None:
-        """Send a last message, then close the connection."""
+        """Queues a last message, after which the connection is closed."""
         self.outbox.append((connection, message))
         self.closing.append(connection)
 
     def silent(self, limit_s: float, now: float) -> list[Participant]:
-        """The nodes that have sent nothing for longer than ``limit_s``."""
+        """Returns the nodes that have sent nothing for longer than ``limit_s``."""
         return [one for one in self.by_rank.values() if now - one.heard_at > limit_s]
 
     def discount_silence(self, seconds: float, now: float) -> None:
-        """Take seconds in which this process was suspended from every node's silence."""
+        """Takes the seconds in which this process was suspended from every node's silence."""
         for participant in self.by_rank.values():
             participant.heard_at = min(now, participant.heard_at + seconds)
 
@@ -110,7 +110,7 @@ class LastCall:
         is_late: bool,
         is_first: bool,
     ) -> list[int]:
-        """The ranks to start with now, or none yet. After a loss nobody waits for more than the fewest."""
+        """Returns the ranks to start with now, or none yet. After a loss nobody waits for more than the fewest."""
         ready = sorted(rank for rank, participant in participants.items() if participant.ready)
         enough = 0 in ready and len(ready) >= settings.min_nodes
         if not enough or len(ready) < len(participants):

@@ -27,13 +27,13 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=MOST_TEXT)
 
     def pack(self) -> dict[str, Any]:
-        """As JSON values, with texts that the other end takes: values of dataclasses are not checked when made."""
+        """Returns JSON values, with texts cut to what the receiver takes: dataclasses do not check theirs when made."""
         values: dict[str, Any] = _fitting(self.model_dump(mode="json"))
         return values
 
 
 class JoinRequest(Message):
-    """A node requests its rank and says what it is."""
+    """Requests a node's rank and describes the node."""
 
     type: Literal["JoinRequest"] = "JoinRequest"
     session: Short
@@ -45,7 +45,7 @@ class JoinRequest(Message):
     devices: tuple[Short, ...] = Field((), max_length=MOST_DEVICES)
     nproc: int = Field(ge=1, le=MOST_DEVICES)
     backend: Short = ""
-    """'nccl' or 'gloo': what its workers would speak."""
+    """'nccl' or 'gloo', as its workers would use."""
     torch: Short = ""
     cuda: Short = ""
     nccl: Short = ""
@@ -58,11 +58,11 @@ class JoinRequest(Message):
     clock: float = 0.0
     """Seconds since the epoch when it was sent."""
     check_port: int = Field(0, ge=0, le=65535)
-    """In a cluster check, the port where it answers the master; 0 where it came to train."""
+    """In a cluster check, the port at which it answers the master; 0 if it came to train."""
 
     @property
     def label(self) -> str:
-        """'1 gpu-b (10.0.0.2, 2x A100)'."""
+        """Returns a text such as '1 gpu-b (10.0.0.2, 2x A100)'."""
         kinds = Counter(self.devices).most_common(MOST_KINDS)
         facts = [fact for fact in (self.address, *(f"{count}x {name}" for name, count in kinds)) if fact]
         label = f"{self.rank} {self.host}" + (f" ({', '.join(facts)})" if facts else "")
@@ -89,7 +89,7 @@ class JoinRefused(Message):
 
 
 class Seen(Message):
-    """What a machine has found in a cluster check; from the master, what all have found."""
+    """Holds what a machine has found in a cluster check; from the master, what all have found."""
 
     type: Literal["Seen"] = "Seen"
     findings: tuple[tuple[int, Finding], ...] = Field((), max_length=MOST_NODES)
@@ -122,7 +122,7 @@ class FailureNotice(Message):
 
 
 class Report(Message):
-    """How a round ended on one node."""
+    """Holds how a round ended on one node."""
 
     type: Literal["Report"] = "Report"
     round: int
@@ -144,7 +144,7 @@ class JoinAccepted(Message):
 
 
 class Roster(Message):
-    """Who is there and who is waited for."""
+    """Holds the machines that have joined and those that are missing, as text."""
 
     type: Literal["Roster"] = "Roster"
     text: str
@@ -164,7 +164,7 @@ class Round(Message):
 
 
 class Store(Message):
-    """Where the workers of a round meet, on the master."""
+    """Holds the port at which the workers of a round meet, on the master."""
 
     type: Literal["Store"] = "Store"
     round: int
@@ -208,7 +208,7 @@ _ANY: TypeAdapter[Message] = TypeAdapter(Annotated[_FromNode | _FromCoordinator,
 
 
 def parse(frame: dict[str, Any]) -> Message:
-    """The message in a frame. Raises FramingError for anything else."""
+    """Returns the message in a frame. Raises FramingError for anything else."""
     try:
         return _ANY.validate_python(frame)
     except ValidationError as error:
@@ -219,7 +219,7 @@ def parse(frame: dict[str, Any]) -> Message:
 
 
 def clipped(text: str) -> str:
-    """The end of a long text, which is where an exception is."""
+    """Returns the end of a long text, which is where an exception is."""
     return text if len(text) <= MOST_TEXT else "..." + text[-MOST_TEXT + 3 :]
 
 

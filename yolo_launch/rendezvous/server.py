@@ -1,4 +1,4 @@
-"""Listens on the master in a thread of its own and hands authenticated messages to the Coordinator."""
+"""Listens on the master in a thread of its own and passes authenticated messages to the Coordinator."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from yolo_launch.spec import Outcome
 logger = logging.getLogger(__name__)
 
 HELLO_S = 5.0
-"""How long an unauthenticated connection may take to say who it is."""
+"""How long an unauthenticated connection may take to authenticate."""
 MOST_UNAUTHENTICATED = 256
-"""Connections that have not said who they are; one more replaces the oldest, or has to come again."""
+"""Connections that are not authenticated yet; one more replaces the oldest, or has to come again."""
 YOUNG_S = 2.0
 """Time that an unauthenticated connection is kept: many machines that come at once must not evict one another."""
 MOST_UNSENT_BYTES = 4 << 20
@@ -47,7 +47,7 @@ WRONG_TOKEN = "the token is wrong or missing"
 
 
 class RendezvousServer:
-    """A listening rendezvous. ``say`` gets lines for the master's console, from the rendezvous's thread."""
+    """A listening rendezvous; ``say`` is called in its thread with lines for the master's console."""
 
     def __init__(
         self, coordinator: Coordinator, rendezvous_id: str, token: str | None, say: Callable[[str], None]
@@ -55,7 +55,7 @@ class RendezvousServer:
         self.coordinator = coordinator
         self.port = 0
         self.own_address = ""
-        """Where this machine itself reaches the rendezvous."""
+        """The address at which this machine itself reaches the rendezvous."""
         self._id = rendezvous_id
         self._token = token
         self._say = say
@@ -69,7 +69,7 @@ class RendezvousServer:
         self._rejected_said_at = -60.0
 
     def open(self, address: str, port: int, next_command: str = "") -> None:
-        """Listen. Raises LaunchError that names whoever holds the port."""
+        """Starts to listen. Raises LaunchError that names the process that holds the port."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -92,18 +92,18 @@ class RendezvousServer:
         self._thread.start()
 
     def end(self, outcome: Outcome) -> None:
-        """End the job for every machine, from any thread."""
+        """Ends the job for every machine, from any thread."""
         with contextlib.suppress(RuntimeError):  # closed already: every node has received it, or none is left
             self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.coordinator.end(outcome, now)))
 
     def send(self, message: Message) -> None:
-        """Send every node a message, from any thread; one that is sent before the end arrives before it."""
+        """Sends a message to every node, from any thread; one that is sent before the end arrives before it."""
         self._loop.call_soon_threadsafe(
             lambda: self._after(lambda now: self.coordinator.participants.send_all(message))
         )
 
     def close(self, timeout_s: float = 15.0) -> None:
-        """Wait until every node has received the end, then stop listening."""
+        """Waits until every node has received the end, then stops listening."""
         if self._thread.is_alive():
             deadline = time.monotonic() + timeout_s
             while not self.coordinator.is_over and time.monotonic() < deadline:
@@ -142,7 +142,7 @@ class RendezvousServer:
                 self._after(lambda now: self.coordinator.end(_BROKEN, now))
 
     def _after(self, action: Callable[[float], None]) -> bool:
-        """Let the coordinator act, then send its messages; True if it could act."""
+        """Calls the coordinator, then sends its messages; returns False if the coordinator failed."""
         could = True
         try:
             action(time.monotonic())
@@ -217,7 +217,7 @@ class RendezvousServer:
     async def _authenticate(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
     ) -> tuple[JoinRequest, MessageAuthenticator]:
-        """Nonces, proofs where a token is set, then the join request."""
+        """Exchanges nonces and, if a token is set, proofs, then reads the join request."""
         plain, nonce = MessageAuthenticator(), new_nonce()
         greeting = {"rendezvous": self._id, "protocol": PROTOCOL, "nonce": nonce}
         writer.write(plain.pack({**greeting, "token": bool(self._token)}))

@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Attempt:
-    """What one start of the workers left behind."""
+    """Holds what is known of one start of the workers."""
 
     workers: Workers
     hang_detector: HangDetector
@@ -42,17 +42,17 @@ class Attempt:
 
     @property
     def failure(self) -> RankFailure | None:
-        """The rank that the others followed, or None."""
+        """Returns the failure that caused the others, or None."""
         return first_of(self.failures)
 
     @property
     def saved(self) -> bool:
-        """Whether a worker ended with its state saved because it was asked to stop."""
+        """Returns whether a worker ended with its state saved because it was asked to stop."""
         return any(end.exit_code == ExitCode.SAVED_AND_STOPPED for end in self.ends)
 
     @property
     def all_done(self) -> bool:
-        """Whether every worker was started and ended well."""
+        """Returns whether every worker was started and ended well."""
         return bool(self.workers.by_rank) and all(end.exit_code == 0 for end in self.ends)
 
 
@@ -67,12 +67,12 @@ class AttemptRunner:
         self._oom_kills_before = count_oom_kills()
 
     def environment(self, mark: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        """What the workers inherit."""
+        """Returns the environment that the workers inherit."""
         inherited = {**os.environ, **(more or {}), **({} if self.command.foreign else INSTALLED_ONLY)}
         return child_environment(self.plan, self.files, mark, inherited, console_json=self._console_json)
 
     def run(self, monitor: WorkerMonitor, number: int, meeting: StoreAddress) -> Attempt:
-        """Start the workers and wait until all have ended. Call it in the main thread."""
+        """Starts the workers and waits until all have ended. Call it in the main thread."""
         plan, files = self.plan, self.files
         files.begin_attempt(number, plan.ranks)
         mark = f"{uuid.uuid4().hex}.{number}"
@@ -106,10 +106,10 @@ class AttemptRunner:
         return attempt
 
     def report(self, attempt: Attempt, monitor: WorkerMonitor) -> NodeReport:
-        """How an attempt ended on this node. Raises LaunchError if torch's agent itself failed."""
+        """Returns how an attempt ended on this node. Raises LaunchError if torch's agent itself failed."""
         detector, failure = attempt.hang_detector, attempt.failure
         report = NodeReport(
-            # A rank that nobody saw failing ended well, unless it was told to end.
+            # A rank that nobody saw failing ended well, unless it was ordered to end.
             "done" if attempt.all_done or not monitor.round_ended else "ended",
             saved=attempt.saved,
             heard=detector.heard,
@@ -159,7 +159,7 @@ class AttemptRunner:
         return read_failure(self.files, failure.rank) is not None
 
     def with_hint(self, failure: RankFailure) -> RankFailure:
-        """The failure with one sentence on what to do, from what this machine knows."""
+        """Returns the failure with one sentence on what to do, from what this machine knows."""
         if failure.user_error is not None or failure.hint:
             return failure
         return replace(failure, hint=hint_for(failure, look_up_facts(failure, self.plan, self._oom_kills_before)))

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """How long things may take, in seconds."""
+    """Holds time limits, in seconds."""
 
     save_s: float = 30.0
     """From SIGTERM or SIGHUP to SIGKILL: time to finish the step and write a checkpoint."""
     early_warning_s: float = 120.0
     """The same for SIGUSR1, which schedulers send well ahead of SIGTERM."""
     interrupt_s: float = 3.0
-    """The same for Ctrl-C, but for workers that write their state by then; a second one kills at once."""
+    """The same for Ctrl-C, except for workers that are writing their state; a second Ctrl-C kills at once."""
     linger_s: float = 3.0
     """How long the peers of a failed worker may go on."""
     start_allowance_s: float = 60.0
@@ -29,7 +29,7 @@ class Limits:
     tick_s: float = 0.05
 
     def grace_s(self, signum: int) -> float:
-        """How long workers have after a first signal."""
+        """Returns the seconds that workers have after a first signal."""
         return {signal.SIGINT: self.interrupt_s, signal.SIGQUIT: 0.0, signal.SIGUSR1: self.early_warning_s}.get(
             signal.Signals(signum), self.save_s
         )

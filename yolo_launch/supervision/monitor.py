@@ -1,4 +1,4 @@
-"""Watches the workers of a node in a thread: signals, deaths, deadlines, stalls. The main thread may be inside C++."""
+"""Watches the workers of a node for signals, ends, deadlines and stalls, in a thread: the main one may be in C++."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ logger = logging.getLogger(__name__)
 
 
 class AttemptEvents:
-    """What the monitor tells and asks of whoever knows the job's other nodes; here nobody does.
+    """Holds the calls of a monitor to the code that knows the job's other nodes; here there are none.
 
     Its methods are called from the monitor's thread.
     """
 
     def on_failure(self, kind: Literal["failed", "stalled"]) -> None:
-        """An attempt is coming to its end here; its workers are not gone yet."""
+        """Reacts to an attempt that is about to end here; its workers are not gone yet."""
 
     def elsewhere_idle_s(self) -> float:
-        """For how long no rank of another node has moved."""
+        """Returns for how many seconds no rank of another node has moved."""
         return math.inf
 
 
 class WorkerMonitor:
-    """Runs from ``with`` to its end; one attempt after another is put under watch with ``begin`` and ``end``."""
+    """Runs while it is entered, over several attempts: ``begin`` starts to watch one and ``end`` ends it."""
 
     def __init__(
         self,
@@ -89,30 +89,30 @@ class WorkerMonitor:
 
     @property
     def stopping(self) -> bool:
-        """Whether no new worker may start."""
+        """Returns whether no new worker may start."""
         return self.stop_signal is not None or self._problem is not None
 
     @property
     def round_ended(self) -> bool:
-        """Whether ``end_round`` was called since the round began."""
+        """Returns whether ``end_round`` was called since the round began."""
         return self._ended
 
     def begin_round(self) -> None:
-        """Workers may start again after ``end_round``."""
+        """Permits workers to start again after ``end_round``."""
         with self._lock:
             self._ended = False
             if not self.stopping:
                 self._kill_at = self._forward = None
 
     def end_round(self, grace_s: float, *, send: int | None = None) -> None:
-        """End the workers within so many seconds, after a signal if one is given, and start none; from any thread."""
+        """Ends the workers within so many seconds, after a signal if one is given, and starts none; from any thread."""
         with self._lock:
             self._ended = True
             self._forward = self._forward or send
             self._end_within(grace_s)
 
     def ask_where_workers_are(self) -> None:
-        """Ask the workers here for their stacks, because another node has stalled, then end them; from any thread."""
+        """Asks the workers for their stacks, since another node has stalled, then ends them; from any thread."""
         with self._lock:
             if self._workers is None:
                 self._ended = True  # they were just to be started
@@ -120,7 +120,7 @@ class WorkerMonitor:
                 self._ask_for_stacks(time.monotonic())
 
     def begin(self, workers: Workers, files: WorkerFiles, hang_detector: HangDetector) -> None:
-        """Put the workers of a new attempt under watch, before they are started."""
+        """Watches the workers of a new attempt, before they are started."""
         with self._lock:
             self._workers, self._files, self._stall_watch = workers, files, hang_detector
             self._stacks_at = None
@@ -129,20 +129,20 @@ class WorkerMonitor:
                 self._kill_at = None
 
     def workers_start(self, count: int) -> bool:
-        """Called right before the agent starts workers; False when the job is to stop instead."""
+        """Expects ``count`` workers, right before the agent starts them; returns False if the job is to stop."""
         with self._lock:
             if self._workers is not None:
                 self._workers.expect(count)
             return not self.stopping and not self._ended
 
     def worker_started(self, rank: int, pid: int) -> None:
-        """Name a worker that the caller started itself."""
+        """Adds a worker that the caller started itself."""
         with self._lock:
             if self._workers is not None:
                 self._workers.add(rank, pid)
 
     def end(self) -> None:
-        """The attempt is over: kill and collect whatever is left of it. Raises what stopped the monitor itself."""
+        """Ends an attempt: kills and collects whatever is left of it. Raises what stopped the monitor itself."""
         with self._lock:
             workers, self._workers = self._workers, None
             if workers is not None:
@@ -170,7 +170,7 @@ class WorkerMonitor:
                     if self._workers is not None:
                         self._tick(self._workers)
             except BaseException as error:
-                # Nobody else would look after the workers: end them, and let the main thread raise this.
+                # No other code would end the workers: end them here, and let the main thread raise this.
                 self._problem = error
                 with self._lock:
                     if self._workers is not None:
@@ -206,11 +206,11 @@ class WorkerMonitor:
             self._look_for_stall(workers, now)
 
     def _lets_them_save(self, workers: Workers, now: float) -> bool:
-        """Whether the time of a Ctrl-C is over while a worker writes its state; it may finish that, once."""
+        """Gives a worker that writes its state after a Ctrl-C more time, once; returns whether it did."""
         if self.stop_signal != signal.SIGINT or not self._saving_allowed or self._files is None:
             return False
         beats = [(worker.pid, read_heartbeat(self._files, worker.rank)) for worker in workers.living()]
-        # The file of an earlier run may still lie there.
+        # The file of an earlier run may still exist.
         if not any(beat is not None and beat.phase == "save" and beat.pid == pid for pid, beat in beats):
             return False
         self._saving_allowed = False
@@ -219,7 +219,7 @@ class WorkerMonitor:
         return True
 
     def _on_death(self, worker: Worker) -> None:
-        # Where someone else took the exit code, the error file tells; see _notice_failing.
+        # If other code collected the exit code, the error file decides; see _notice_failing.
         if worker.exit_code not in (0, None):
             saved = worker.exit_code == ExitCode.SAVED_AND_STOPPED
             # Rank 0 may still be writing the checkpoint that its peers have agreed on.
@@ -228,7 +228,7 @@ class WorkerMonitor:
                 self._report_failure("failed")
 
     def _notice_failing(self, workers: Workers) -> None:
-        """A worker that wrote its error file has failed, though it may still wait for a loader process or a peer."""
+        """Ends an attempt once an error file exists: its worker may still wait for a loader process or a peer."""
         files = self._files
         if not self._failing and files is not None and any(files.error(rank).exists() for rank in workers.by_rank):
             self._end_within(self.limits.linger_s)

@@ -1,4 +1,4 @@
-"""Runs a plan on one node from its first worker to its outcome: attempts, restarts, signals, nothing left behind."""
+"""Runs a plan on one node from its first worker to its outcome, with restarts and signals."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def launch(
     say: Say,
     limits: Limits | None = None,
 ) -> Outcome:
-    """Run the plan's workers until they are done, failed or stopped. Call it in the main thread.
+    """Runs the plan's workers until they are done, failed or stopped. Call it in the main thread.
 
     Rank 0 writes to the terminal (to stderr with ``console_json``), the others to ``run_dir/logs``. ``inline`` runs
-    the one worker in this process, unwatched, and lets its exceptions through. ``say`` gets one-line messages.
+    the one worker in this process, unwatched, and passes on its exceptions. ``say`` gets one-line messages.
     Raises LaunchError for what cannot be started at all.
     """
     if plan.port is not None and plan.nproc_per_node > 1:
@@ -58,7 +58,7 @@ def launch(
 def monitoring(
     say: Say, limits: Limits | None = None, *, foreign: bool = False, events: AttemptEvents | None = None
 ) -> Iterator[WorkerMonitor]:
-    """Watch workers and take signals, for as long as the block runs. ``foreign`` workers run a script."""
+    """Watches workers and takes signals, for as long as the block runs. ``foreign`` workers run a script."""
     adopt_orphans()
     # The built-in trainer saves on SIGTERM; a script gets the signal that the user sent.
     interrupt_as = signal.SIGINT if foreign else signal.SIGTERM
@@ -84,7 +84,7 @@ class Supervisor:
         )
 
     def run(self, monitor: WorkerMonitor) -> Outcome:
-        """All attempts. Raises LaunchError if torch's agent itself failed."""
+        """Runs all attempts. Raises LaunchError if torch's agent itself failed."""
         number = 0
         while not monitor.stopping:
             attempt = self.runner.run(monitor, number, StoreAddress(port=self.plan.port))
@@ -104,7 +104,7 @@ class Supervisor:
 
 
 def run_inline(runner: AttemptRunner) -> Outcome:
-    """Run the one worker in this process, unwatched."""
+    """Runs the one worker in this process, unwatched."""
     if runner.plan.nproc_per_node != 1:
         raise LaunchError(
             "--inline runs one worker",
@@ -118,7 +118,7 @@ def run_inline(runner: AttemptRunner) -> Outcome:
 
 
 def source_of_restart(run_dir: Path, *, foreign: bool = False) -> str:
-    """What a restarted job goes on from, as it is shown."""
+    """Returns what a restarted job goes on from, as it is shown."""
     if foreign:
         return "the script starts again"
     weights = RunFiles(run_dir).weights

@@ -1,7 +1,7 @@
 """Runs a plan of several workers in torch's elastic agent.
 
 One code path serves torch 1.11 to 2.15: LaunchConfig takes the fields that it has. Each attempt is an agent of its own
-that never restarts workers: a second round inside one agent meets the first one's keys in the store. On several
+that never restarts workers: a second round inside one agent would find the first one's keys in the store. On several
 machines each has its own agent; ranks and store address come from the plan and the rendezvous, so that no agent ever
 waits for another inside torch.
 """
@@ -34,7 +34,7 @@ from yolo_launch.workers.signals import note_signal
 
 SHUTDOWN_S = 30
 MONITOR_INTERVAL_S = 0.2
-"""Slower than the watcher, so that the watcher sees exit codes first."""
+"""Slower than the monitor, so that the monitor sees exit codes first."""
 ELASTIC_LOGGER = "torch.distributed.elastic"
 
 _LogsSpecs: Any = getattr(multiprocessing_api, "LogsSpecs", object)
@@ -46,7 +46,7 @@ class StartCanceled(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class AgentResult:
-    """How the agent ended: exit codes of the ranks that it saw fail, or its own error."""
+    """Holds how the agent ended: exit codes of the ranks that it saw fail, or its own error."""
 
     exit_codes: dict[int, int] = dataclasses.field(default_factory=dict)
     error: Exception | None = None
@@ -77,11 +77,11 @@ class RankLogs(_LogsSpecs):  # type: ignore[misc]
 
     @property
     def root_log_dir(self) -> str:
-        """The folder that the agent mentions."""
+        """Returns the folder that the agent mentions."""
         return str(self._files.folder)
 
     def reify(self, envs: dict[int, dict[str, str]]) -> Any:
-        """Called by the agent right before it starts the workers, with each local rank's environment."""
+        """Prepares the logs of the local ranks; the agent calls this right before it starts the workers."""
         self._before()
         stdouts: dict[int, Any] = {}
         stderrs: dict[int, Any] = {}
@@ -97,7 +97,7 @@ class RankLogs(_LogsSpecs):  # type: ignore[misc]
         return multiprocessing_api.LogsDest(stdouts, stderrs, {}, {}, errors)
 
     def _place_of(self, rank: int) -> dict[str, str]:
-        """What the agent, which knows one machine, cannot tell a rank."""
+        """Returns the rank's variables that the agent does not set as the plan wants: it knows one machine."""
         plan, meeting = self._plan, self._meeting
         world = {"RANK": rank, "ROLE_RANK": rank, "WORLD_SIZE": plan.world_size, "ROLE_WORLD_SIZE": plan.world_size}
         place = {name: str(value) for name, value in world.items()}
@@ -120,9 +120,9 @@ def run_agent(
     rank0_to_stderr: bool,
     before: Callable[[], None],
 ) -> AgentResult:
-    """Start the workers of one attempt and return when all have ended. Call it in the main thread.
+    """Starts the workers of one attempt and returns when all have ended. Call it in the main thread.
 
-    ``before`` runs right before the workers start and may raise StartCancelled, which passes through.
+    ``before`` runs right before the workers start and may raise StartCanceled, which passes through.
     """
     config = make_config(plan, files, meeting, rank0_to_stderr=rank0_to_stderr, before=before)
     if _LogsSpecs is object:
@@ -135,7 +135,7 @@ def run_agent(
             return AgentResult({plan.first_rank + local: one.exitcode for local, one in failed.failures.items()})
         except StartCanceled:
             raise
-        except Exception as error:  # a damaged error file, or the rendezvous itself; the watcher knows the exit codes
+        except Exception as error:  # a damaged error file, or the rendezvous itself; the monitor knows the exit codes
             return AgentResult(error=error)
         finally:
             if _LogsSpecs is object:
@@ -144,7 +144,7 @@ def run_agent(
 
 
 def serve_store() -> tuple[Any, int]:
-    """A store for the workers of one attempt and its port. It is served from this process while it is referenced."""
+    """Returns a store for the workers of one attempt and its port; this process serves it while it is referenced."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     return store, int(store.port)
 
@@ -152,7 +152,7 @@ def serve_store() -> tuple[Any, int]:
 def make_config(
     plan: LaunchPlan, files: WorkerFiles, meeting: StoreAddress, *, rank0_to_stderr: bool, before: Callable[[], None]
 ) -> LaunchConfig:
-    """Every field that this torch's LaunchConfig has, for one machine."""
+    """Returns a LaunchConfig for one machine, with every field of ours that this version of torch has."""
     count = plan.nproc_per_node
     rendezvous.register()
     values: dict[str, Any] = {
@@ -173,7 +173,7 @@ def make_config(
         "log_line_prefix_template": None,
         "event_log_handler": "null",
         "numa_options": None,
-        # The launcher's own watcher handles signals. Nobody sends this one, and an empty list is logged as a mistake.
+        # The launcher's own monitor handles signals. Nobody sends this one, and an empty list is logged as a mistake.
         "signals_to_handle": "SIGURG",
         "duplicate_stdout_filters": None,
         "duplicate_stderr_filters": None,
@@ -192,7 +192,7 @@ def make_config(
 
 @contextlib.contextmanager
 def _quiet_agent(files: WorkerFiles) -> Iterator[None]:
-    """The agent's own messages go to a file: a failure is reported once, by the launcher."""
+    """Writes the agent's own messages to a file: the launcher reports a failure, once."""
     logger = logging.getLogger(ELASTIC_LOGGER)
     handler = logging.FileHandler(files.agent_log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -209,7 +209,7 @@ def _quiet_agent(files: WorkerFiles) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _agent_ignores_signals() -> Iterator[None]:
-    """Before torch 2.10 the agent takes no list of signals: give it a handler that leaves them to the watcher."""
+    """Leaves signals to the monitor; before torch 2.10 the agent takes no list of signals, but a handler."""
     name = "_terminate_process_handler"
     listed = "signals_to_handle" in {field.name for field in dataclasses.fields(LaunchConfig)}
     original = getattr(multiprocessing_api, name, None)
@@ -232,7 +232,7 @@ def _old_log_dir(files: WorkerFiles) -> Path:
 
 
 def _collect_old_logs(files: WorkerFiles) -> None:
-    """Before torch 2.3 the agent names the files; add their content to those of the ranks, on one machine alike."""
+    """Adds the content of the agent's files to those of the ranks: before torch 2.3 the agent names its files."""
     folder = _old_log_dir(files)
     for path in sorted(folder.glob("*/attempt_*/*/*")):
         rank = int(path.parent.name)

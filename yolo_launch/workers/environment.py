@@ -1,4 +1,4 @@
-"""The environment that workers inherit: the plan's variables set, another launcher's leftovers removed."""
+"""Builds the environment that workers inherit: sets the plan's variables, removes those of other launchers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yolo_launch.workers.processes import JOB_VARIABLE
 def child_environment(
     plan: LaunchPlan, files: WorkerFiles, mark: str, inherited: Mapping[str, str], *, console_json: bool = False
 ) -> dict[str, str]:
-    """What each worker of one attempt sees, apart from the ranks that the agent adds.
+    """Returns the environment of each worker of one attempt, without the ranks that the agent adds.
 
     Raises nothing; a variable that the plan sets wins over one that it removes.
     """
@@ -34,7 +34,7 @@ def child_environment(
 
 @contextlib.contextmanager
 def applied(environment: Mapping[str, str]) -> Iterator[None]:
-    """Make ``environment`` this process's own for a while: the elastic agent's children inherit nothing else."""
+    """Makes ``environment`` this process's own for a while: the elastic agent's children inherit nothing else."""
     saved = dict(os.environ)
     _replace_environment(environment)
     try:

@@ -1,4 +1,4 @@
-"""What the launcher does with the files of a job's workers: a section for each attempt, and the end of a log."""
+"""Handles the files of a job's workers: starts a section for each attempt, and reads the end of a log."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class WorkerFiles(LogFiles):
 
     @property
     def agent_log(self) -> Path:
-        """What torch's elastic agent has to say."""
+        """Returns the file of the messages of torch's elastic agent."""
         return self.folder / "agent.log"
 
     def begin_attempt(self, attempt: int, ranks: range) -> None:
-        """Remove what the last attempt said of itself, and begin a new section in each log but rank 0's.
+        """Removes the last attempt's files, and begins a new section in each log but rank 0's.
 
-        Logs only ever grow: what the attempts before had printed is what explains a restart.
+        Logs are appended to, since the output of earlier attempts explains a restart.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for rank in ranks:
@@ -35,11 +35,11 @@ class WorkerFiles(LogFiles):
                     stream.write(f"=== attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
 
     def open_log(self, rank: int) -> int:
-        """A descriptor that appends to the rank's log."""
+        """Returns a descriptor that appends to the rank's log."""
         return os.open(self.log(rank), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def log_tail(self, rank: int, lines: int = 8, span_bytes: int = 16384) -> str:
-        """The last lines of this attempt in a rank's log, or nothing."""
+        """Returns the last lines of this attempt in a rank's log, or an empty text."""
         try:
             with self.log(rank).open("rb") as stream:
                 stream.seek(max(0, os.fstat(stream.fileno()).st_size - span_bytes))

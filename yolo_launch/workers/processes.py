@@ -1,7 +1,7 @@
-"""The worker processes of one attempt: found, watched for their end, signaled, and swept with all their children.
+"""Finds, watches, signals and sweeps the worker processes of one attempt, with all their children.
 
 A worker leads a session of its own. What is left in that session when the worker is dead, such as a loader process
-stuck in an item, is killed. Processes that left the session on purpose (daemons) are not the launcher's.
+stuck in an item, is killed. Processes that left the session on purpose (daemons) are left alone.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import psutil
 from trainer.protocol import rank_in
 
 JOB_VARIABLE = "YOLO_LAUNCH_JOB"
-"""Marks the environment of an attempt's workers, so that they are told apart from any other child."""
+"""Marks the environment of an attempt's workers, so that they can be distinguished from other children."""
 SEARCH_S = 20.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
-    """Become the parent of processes whose worker died, so that they can be waited for."""
+    """Makes this process the parent of processes whose worker died, so that it can wait for them."""
     if sys.platform == "linux":
         import ctypes
 
@@ -41,15 +41,15 @@ class Worker:
     ended_at: float = 0.0
     """Wall-clock seconds."""
     reaped_unseen: bool = False
-    """True where someone else collected the exit code first."""
+    """True if other code collected the exit code first."""
     killed_by_us: bool = False
-    told: set[int] = field(default_factory=set)
+    signals_sent: set[int] = field(default_factory=set)
     """Signals that were passed on to it."""
     swept: bool = False
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs."""
+        """Returns whether the process still runs."""
         return self.exit_code is None and not self.reaped_unseen
 
 
@@ -63,16 +63,16 @@ class Workers:
         self._search_until = 0.0
 
     def expect(self, count: int) -> None:
-        """From now on ``find`` looks for so many workers; one that dies before it is seen is not looked for long."""
+        """Sets the number of workers that ``find`` looks for, for at most SEARCH_S: one may die before it is seen."""
         self._expected = count
         self._search_until = time.monotonic() + SEARCH_S
 
     def add(self, rank: int, pid: int) -> None:
-        """Watch a process that the caller started as leader of a new session."""
+        """Adds a process that the caller started as leader of a new session."""
         self.by_rank[rank] = Worker(rank, pid)
 
     def find(self) -> None:
-        """Look for workers that the elastic agent started, until all are known."""
+        """Looks for workers that the elastic agent started, until all are known."""
         if len(self.by_rank) >= self._expected or time.monotonic() > self._search_until:
             return
         known = {worker.pid for worker in self.by_rank.values()}
@@ -86,11 +86,11 @@ class Workers:
                     self.add(rank_in(environment), child.pid)
 
     def living(self) -> list[Worker]:
-        """Workers that still run, by rank."""
+        """Returns the workers that still run, by rank."""
         return [self.by_rank[rank] for rank in sorted(self.by_rank) if self.by_rank[rank].alive]
 
     def notice_deaths(self) -> list[Worker]:
-        """Workers that ended since the last call. Their exit codes are left for whoever waits for them."""
+        """Returns workers that ended since the last call; leaves their exit codes for the code that waits for them."""
         ended = []
         for worker in self.living():
             try:
@@ -107,22 +107,22 @@ class Workers:
         return ended
 
     def send(self, signum: int) -> None:
-        """Pass a signal on, once, to each worker itself and not to its loader processes."""
+        """Sends a signal, once, to each worker itself and not to its loader processes."""
         for worker in self.living():
-            if signum not in worker.told:
-                worker.told.add(signum)
+            if signum not in worker.signals_sent:
+                worker.signals_sent.add(signum)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.pid, signum)
 
     def kill(self) -> None:
-        """SIGKILL every worker that runs, with its process group."""
+        """Kills every worker that runs, with its process group."""
         for worker in self.living():
             worker.killed_by_us = True
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(worker.pid, signal.SIGKILL)
 
     def sweep(self) -> bool:
-        """Kill what dead workers left in their sessions; True when nothing of them is left."""
+        """Kills what dead workers left in their sessions; returns True if nothing of them is left."""
         open_sessions = {w.pid: w for w in self.by_rank.values() if not w.alive and not w.swept}
         if not open_sessions:
             return True
@@ -133,7 +133,7 @@ class Workers:
                 if session not in open_sessions or pid == session:
                     continue
                 os.kill(pid, signal.SIGKILL)
-                # Its parent is dead, so it is ours: collect it where it has ended, else look again.
+                # Its parent is dead, so it is ours: collect it if it has ended, else look again.
                 with contextlib.suppress(ChildProcessError):
                     if os.waitpid(pid, os.WNOHANG)[0] == pid:
                         continue

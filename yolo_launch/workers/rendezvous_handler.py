@@ -1,7 +1,7 @@
-"""Answers the elastic agent's rendezvous at once: each agent looks after one machine and meets no other.
+"""Answers the elastic agent's rendezvous at once: each agent runs the workers of one machine and meets no other.
 
 Ranks are assigned by the launcher, on several machines by the coordinator, so the agent's store lives in memory.
-torch's own c10d handler would open a server on every interface, and unpickle what anybody writes into it.
+torch's own c10d handler would open a server on every interface, and unpickle what any client writes into it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BACKEND = "yolo-launch"
 
 
 class OneNode(RendezvousHandler):
-    """Answers at once: one agent, rank 0 of 1. ``address`` is where rank 0 serves the workers' store."""
+    """Answers at once: one agent, rank 0 of 1. ``address`` is that at which rank 0 serves the workers' store."""
 
     def __init__(self, run_id: str, address: str, port: int | None) -> None:
         self._run_id = run_id
@@ -26,16 +26,16 @@ class OneNode(RendezvousHandler):
         self._closed = False
 
     def get_backend(self) -> str:
-        """The name that it is registered under."""
+        """Returns the name under which torch finds the handler."""
         return BACKEND
 
     @property
     def use_agent_store(self) -> bool:
-        """Workers do not share the agent's store: it is in memory."""
+        """Returns False: the agent's store is in memory, so workers cannot share it."""
         return False
 
     def next_rendezvous(self) -> Any:
-        """The store, rank 0 and size 1; from torch 2.4 on with the address where workers meet."""
+        """Returns the store, rank 0 and size 1; from torch 2.4 on with the address at which workers meet."""
         store = dist.HashStore()
         if not hasattr(rendezvous, "RendezvousInfo"):
             return store, 0, 1
@@ -43,23 +43,23 @@ class OneNode(RendezvousHandler):
         return rendezvous.RendezvousInfo(store, 0, 1, meeting)
 
     def is_closed(self) -> bool:
-        """Whether the agent has ended."""
+        """Returns whether the agent has ended."""
         return self._closed
 
     def set_closed(self) -> None:
-        """The agent has ended."""
+        """Marks the agent as ended."""
         self._closed = True
 
     def num_nodes_waiting(self) -> int:
-        """Nobody else ever joins."""
+        """Returns 0: no other agent ever joins."""
         return 0
 
     def get_run_id(self) -> str:
-        """The name of the attempt."""
+        """Returns the name of the attempt."""
         return self._run_id
 
     def shutdown(self) -> bool:
-        """There is nothing to shut down."""
+        """Returns True: nothing has to be shut down."""
         return True
 
 
@@ -69,6 +69,6 @@ def _create(parameters: RendezvousParameters) -> RendezvousHandler:
 
 
 def register() -> None:
-    """Make the handler known to torch, once."""
+    """Registers the handler with torch, once."""
     if BACKEND not in rendezvous_handler_registry._registry:
         rendezvous_handler_registry.register(BACKEND, _create)

@@ -1,7 +1,7 @@
 """Runs a foreign script as a worker: `python -u -m yolo_launch.workers.script_entrypoint [-m] SCRIPT ...`.
 
-It gives a script what the built-in trainer does by itself: it dies with the launcher, and its loader processes with
-it; it leaves its exception in the error file and writes stacks on SIGUSR2; rank 0's output, which goes to the terminal,
+It adds to a script what the built-in trainer does by itself: it ends with the launcher, and its loader processes with
+it; it writes its exception to the error file and its stacks on SIGUSR2; rank 0's output, which goes to the terminal,
 is kept in a log as well.
 The script sees the interpreter as `python SCRIPT ...` would leave it.
 """
@@ -25,7 +25,7 @@ _MAIN_THREAD = type(threading.main_thread())
 
 
 def main() -> None:
-    """Run the script that the command line names, in this process."""
+    """Runs the script that the command line names, in this process."""
     protocol, guard = _import_ours("trainer.protocol", "trainer.runtime.process_guard")
     guard.guard_worker()
     _tie_loaders(guard)
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _import_ours(*names: str) -> list[ModuleType]:
-    """Modules of our trainer, from beside this package; a script's own package ``trainer`` keeps its name."""
+    """Returns modules of our trainer, from beside this package; a script's own package ``trainer`` keeps its name."""
     root = str(Path(__file__).resolve().parents[2])
     sys.path.insert(0, root)
     try:
@@ -69,10 +69,10 @@ def _import_ours(*names: str) -> list[ModuleType]:
 
 
 def _tie_loaders(guard: ModuleType) -> None:
-    """Let the script's loader processes die with this worker, also in the middle of an item.
+    """Ends the script's loader processes with this worker, also in the middle of an item.
 
     They are daemonic children of multiprocessing, which are meant to end with their parent. The kernel watches the
-    thread that forked; those of a thread that may end before look after their parent themselves.
+    thread that forked; those of a thread that may end before watch their parent themselves.
     """
 
     def tie(_: object) -> None:
@@ -88,7 +88,7 @@ def _tie_loaders(guard: ModuleType) -> None:
 
 
 def _begin_traceback_in_script(error: BaseException) -> None:
-    """Leave this file's and runpy's frames out of what is shown: they have no bearing on the script."""
+    """Removes this file's and runpy's frames from what is shown: they have no bearing on the script."""
     own_files = {main.__code__.co_filename, runpy.run_path.__code__.co_filename}
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename in own_files:
@@ -106,7 +106,7 @@ def _begin_traceback_in_script(error: BaseException) -> None:
 
 
 def _write_error(error: BaseException, protocol: ModuleType) -> None:
-    """Leave the exception where the launcher looks; torch's own @record may have been there first."""
+    """Writes the exception to the error file unless torch's own @record has written one already."""
     name = os.environ.get(protocol.ERROR_FILE_VARIABLE)
     if not name or (Path(name).exists() and Path(name).stat().st_size > 0):
         return
@@ -135,7 +135,7 @@ class _Tee:
         self._line = ""
 
     def write(self, text: str) -> int:
-        """Write to the stream, and to the log what has become a whole line."""
+        """Writes to the stream, and to the log what has become a whole line."""
         written = self._stream.write(text)
         *finished, self._line = (self._line + text).split("\n")
         self._line = self._line[self._line.rfind("\r") + 1 :]

@@ -1,4 +1,4 @@
-"""Signals of the launcher, readable in a thread while the main thread is inside C++."""
+"""Collects the launcher's signals, readable in a thread while the main thread is inside C++."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _KEEP_IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SI
 
 
 def signal_name(number: int) -> str:
-    """As a person knows it."""
+    """Returns 'Ctrl-C' for SIGINT, else the signal's name."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def note_signal(signum: int, frame: FrameType | None) -> None:
-    """A handler that does nothing: Python has written the number to the inbox already."""
+    """Does nothing as a handler: Python has written the number to the inbox already."""
 
 
 class SignalInbox:
@@ -62,7 +62,7 @@ class SignalInbox:
         os.close(self._write_fd)
 
     def wait(self, timeout_s: float) -> list[signal.Signals]:
-        """Stop signals since the last call, in order; returns early for one of them or for a child's death."""
+        """Returns stop signals since the last call, in order; returns early for one of them or for a child's death."""
         poller = select.poll()  # select() would refuse a descriptor above 1023
         poller.register(self._read_fd, select.POLLIN)
         poller.poll(timeout_s * 1000)

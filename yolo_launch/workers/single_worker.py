@@ -1,4 +1,4 @@
-"""One worker without an agent: a child that is watched like any other, or this process itself."""
+"""Runs one worker without an agent: in a child that is watched like any other, or in this process itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yolo_launch.workers.files import WorkerFiles
 def run_child(
     command: WorkerCommand, files: WorkerFiles, *, rank0_to_stderr: bool, started: Callable[[int, int], None]
 ) -> int:
-    """Run the worker to its end and return its exit code; ``started(rank, pid)`` is called at once.
+    """Runs the worker to its end and returns its exit code; ``started(rank, pid)`` is called at once.
 
     The child leads a session of its own, so the terminal's Ctrl-C reaches the launcher alone. Torch is not imported
     here. Raises LaunchError when the interpreter cannot be started.
@@ -43,7 +43,7 @@ def run_child(
 
 
 def run_inline(command: WorkerCommand) -> Outcome:
-    """Run the worker in this process, for a debugger; its exceptions pass through."""
+    """Runs the worker in this process, for a debugger; its exceptions pass through."""
     arguments = list(command.arguments)
     module = arguments[:1] == ["-m"]
     target, *rest = arguments[1:] if module else arguments

@@ -1,7 +1,7 @@
-"""torch loaded once in a child while this machine waits, so that loading it here takes no more than a moment.
+"""Loads torch in a child while this machine waits, so that loading it here takes less time.
 
-Loading its libraries holds up every thread of a process, from a cold disk for longer than a machine of a job may be
-silent. A child reads them into memory first.
+Loading its libraries blocks every thread of a process, from a cold disk for longer than a machine of a job may be
+silent. The child reads them into memory first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from yolo_launch.host.inventory import INSTALLED_ONLY
 
 WARM_S = 180.0
-"""After so long the machine goes on without."""
+"""After so many seconds the machine goes on without it."""
 _LOADED = "import torch.distributed.launcher.api"
 
 
@@ -32,7 +32,7 @@ class TorchPreload:
             )
 
     def wait(self, should_stop: Callable[[], bool]) -> None:
-        """Return when torch is warm, or the time is up, or ``should_stop``."""
+        """Returns when the child has loaded torch, or the time is up, or ``should_stop``."""
         deadline = time.monotonic() + WARM_S
         while self._child is not None and self._child.poll() is None:
             if should_stop() or time.monotonic() > deadline:
@@ -40,7 +40,7 @@ class TorchPreload:
             time.sleep(0.05)
 
     def close(self) -> None:
-        """End the child, if it is still at it."""
+        """Ends the child if it still runs."""
         if self._child is not None and self._child.poll() is None:
             self._child.kill()
             self._child.wait()

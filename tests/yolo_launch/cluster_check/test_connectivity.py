@@ -1,4 +1,4 @@
-"""Whether a free port of another node answers."""
+"""Checks whether a free port of another node answers."""
 
 from __future__ import annotations
 

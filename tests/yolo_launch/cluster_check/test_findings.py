@@ -1,4 +1,4 @@
-"""What is found when nodes are checked together, in words."""
+"""Checks the texts of what is found when nodes are checked together."""
 
 from __future__ import annotations
 

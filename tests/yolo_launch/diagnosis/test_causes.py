@@ -1,4 +1,4 @@
-"""Hints, exit codes in words, and the kernel's count of memory kills."""
+"""Checks hints, the texts of exit codes, and the kernel's count of memory kills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of several failures came first, told from files and exit codes as workers leave them."""
+"""Checks which of several failures came first, from files and exit codes as workers leave them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stacks as faulthandler writes them, and who of several ranks holds the others up."""
+"""Checks stacks as faulthandler writes them, and which of several ranks holds the others up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the reports of one node or of several to the end of a job or its next round, transition by transition."""
+"""Checks each transition from nodes' reports to the end of a job or its next round."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LABELS = ("0 gpu-a", "1 gpu-b", "2 gpu-c")
 
 
 def decide_one(report: NodeReport, rules: JobRules = ONE, progress: Progress | None = None):
-    """What becomes of a job of one node."""
+    """Returns what becomes of a job of one node."""
     return decide_outcome({0: NodeEnd(report)}, progress or Progress(), rules, lambda: "from the newest checkpoint")
 
 
 def decide_several(*reports: NodeReport | None, rules: JobRules = TWO, progress: Progress | None = None, **more):
-    """What becomes of a job of several nodes; None for a node without a report."""
+    """Returns what becomes of a job of several nodes; None for a node without a report."""
     ends = {
         rank: NodeEnd(report, LABELS[rank], LABELS[rank][2:])
         for rank, report in enumerate(reports)

@@ -1,4 +1,4 @@
-"""The restart rule, row by row."""
+"""Checks each row of the restart rule."""
 
 from __future__ import annotations
 

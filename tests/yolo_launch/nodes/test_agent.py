@@ -1,4 +1,4 @@
-"""One machine's part in a job, with a rendezvous that is played: rounds that end early, signals, a lost master."""
+"""Checks one machine's part in a job against a simulated rendezvous: rounds that end early, signals, a lost master."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DONE = End(outcome=Outcome("done", 0))
 
 
 class FakeClient:
-    """Says what was put into its inbox; keeps what was said."""
+    """Returns what was put into its inbox; keeps what was sent."""
 
     def __init__(self, *messages) -> None:
         self.inbox: queue.Queue = queue.Queue()
@@ -54,7 +54,7 @@ class FakeClient:
 
 
 class FakeMonitor:
-    """Only what a job asks of it."""
+    """Holds only what a job reads from it."""
 
     def __init__(self) -> None:
         self.limits = SimpleNamespace(save_s=30.0)
@@ -79,7 +79,7 @@ class FakeMonitor:
 
 
 class FakeRunner:
-    """Workers that come to an end at once, in the way that a test says."""
+    """Ends its workers at once, as a test specifies."""
 
     def __init__(self, **ends) -> None:
         self.plan = SimpleNamespace(first_rank=1, ranks=range(1, 2), world_size=2, global_batch_size=8)
@@ -107,7 +107,7 @@ class FakeRunner:
 
 
 class FakeSession:
-    """Holds the rank; a lost connection is replaced by what ``reconnect`` gives, if anything."""
+    """Holds the rank; a lost connection is replaced by what ``reconnect`` returns, if anything."""
 
     def __init__(self, events, reconnect) -> None:
         self.endpoint = SimpleNamespace(address="10.0.0.1")
@@ -136,7 +136,7 @@ def hasty(monkeypatch):
 
 
 def play(*messages, runner=None, reconnect=None, monitor=None):
-    """A job of machine 1, with what came of it."""
+    """Makes a job of machine 1 that receives these messages; returns it with the fakes around it."""
     member, monitor, runner = FakeClient(*messages), monitor or FakeMonitor(), runner or FakeRunner()
     shown = io.StringIO()
     events = NodeEvents(StatusLine(shown))
@@ -149,11 +149,11 @@ def play(*messages, runner=None, reconnect=None, monitor=None):
 
 
 def reports(it) -> list[NodeReport]:
-    """What was reported of each round."""
+    """Returns what was reported of each round."""
     return [message.report for message in it.member.said if isinstance(message, Report)]
 
 
-def test_a_round_is_played_where_the_lobby_says_and_reported():
+def test_a_round_is_played_where_the_rendezvous_says_and_reported():
     it = play(Roster(text="2/2 machines"), LogLine(text="hello"), ROUND, Store(round=1, port=4711), DONE)
     assert it.job.follow(it.monitor) == Outcome("done", 0)
     assert it.runner.ran == [(0, "10.0.0.1", 4711)]
@@ -254,7 +254,7 @@ def test_a_signal_in_a_round_is_reported_and_the_jobs_end_waited_for():
     assert not [message for message in it.member.said if isinstance(message, Leave)]
 
 
-def test_a_signaled_machine_whose_lobby_says_nothing_leaves_with_what_it_knows():
+def test_a_signaled_machine_whose_rendezvous_says_nothing_leaves_with_what_it_knows():
     it = play(ROUND, Store(round=1, port=4711), runner=FakeRunner(all_done=False, saved=True))
 
     def signaled():

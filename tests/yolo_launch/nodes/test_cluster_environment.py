@@ -1,4 +1,4 @@
-"""Who this machine is, as Slurm, Kubernetes and MASTER_ADDR-style environments tell it."""
+"""Checks a machine's part in a job as Slurm, Kubernetes and MASTER_ADDR-style environments describe it."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ hosts_strategy = st.lists(
 
 
 def compress(hosts):
-    """Slurm's short form, one bracket a run of names that differ in their number alone."""
+    """Returns Slurm's short form, with one bracket for each run of names that differ in their number alone."""
     elements = []
     for (prefix, suffix), group in itertools.groupby(hosts, key=lambda host: (host[0], host[2])):
         runs = []

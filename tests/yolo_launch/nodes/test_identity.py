@@ -1,4 +1,4 @@
-"""A machine's place: from options, else from the scheduler; what is missing; tokens; addresses."""
+"""Checks a machine's rank and addresses: from options, else from the scheduler; missing values; tokens."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HOST = make_host(eth0=("192.168.1.7", "fd00::7"))
 
 @pytest.fixture(autouse=True)
 def addresses(monkeypatch):
-    """Names and routes of a small network."""
+    """Sets the names and routes of a small network."""
     names = {"gpu01": "10.0.0.1", "cells-node-0": "10.1.0.1", "gpu-a": "127.0.1.1", "me": "192.168.1.7"}
 
     def resolve(name):
@@ -171,7 +171,7 @@ def test_a_master_behind_a_name_of_its_own_listens_everywhere_and_shows_its_real
         ("fd00::99", "::"),
     ],
 )
-def test_the_lobby_listens_where_the_others_dial(master, listens):
+def test_the_rendezvous_listens_where_the_others_dial(master, listens):
     said = []
     identity = find(rank=0, master=master, nodes="2", said=said)
     assert listening_address(identity, HOST) == listens

@@ -1,4 +1,4 @@
-"""A terminal that takes nothing holds nobody up."""
+"""Checks that a terminal that takes nothing does not block the program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yolo_launch.nodes.nonblocking_stream import MOST_WAITING, NonblockingStream
 
 
 class Held(io.StringIO):
-    """A terminal that is held with Ctrl-S until it is let go."""
+    """Simulates a terminal that is held with Ctrl-S until it is released."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The line that a waiting or watching machine keeps alive, on a terminal and in a file."""
+"""Checks the line that a waiting or watching machine keeps current, on a terminal and in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
         return True
 
     def shown(self) -> str:
-        """What stands in the last line."""
+        """Returns the text of the last line."""
         return self.getvalue().rpartition("\r\x1b[K")[2]
 
 

@@ -1,4 +1,4 @@
-"""What a machine makes of the job that the rendezvous hands it: options, its own paths, its own folder."""
+"""Checks what a machine makes of the master's job: options, its own paths, its own folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIG = make_config({"data": "/master/coco.yaml", "cfg": "yolov5s", "epochs": 3
 
 
 def typed(**values) -> NodeOptions:
-    """Options as Typer parses them."""
+    """Returns options as Typer parses them."""
     return options_from(NodeOptions, values)
 
 
@@ -200,7 +200,7 @@ def test_the_description_of_a_job_is_plain_json(tmp_path):
         run_dir=tmp_path,
         request=LaunchRequest(stall_timeout_s=77.0),
     )
-    told = describe_job(job, "this-run")
-    assert json.loads(json.dumps(told)) == told
-    assert told["config"]["workers"] is None, "each machine chooses by its own cores"
-    assert (told["run_id"], told["is_demo"], told["stall_timeout_s"]) == ("this-run", True, 77.0)
+    received = describe_job(job, "this-run")
+    assert json.loads(json.dumps(received)) == received
+    assert received["config"]["workers"] is None, "each machine chooses by its own cores"
+    assert (received["run_id"], received["is_demo"], received["stall_timeout_s"]) == ("this-run", True, 77.0)

@@ -1,4 +1,4 @@
-"""Open servers on loopback, and members that knock."""
+"""Opens servers on loopback, and connects members to them."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ class OpenRendezvous:
         self.rendezvous.open("127.0.0.1", port)
         self.endpoint = RendezvousEndpoint("127.0.0.1", self.rendezvous.port, token)
 
-    def sit(
+    def add_member(
         self, rank: int, *, ready: bool = True, endpoint: RendezvousEndpoint | None = None, **more
     ) -> RendezvousClient:
-        """A member that has its seat."""
+        """Returns a member whose rank was accepted."""
         member = connect_raw(endpoint or self.endpoint, rank, **more)
         if ready:
             member.send(Ready(fingerprint=DATA))
         return member
 
     def heard(self, text: str, timeout_s: float = 5.0) -> bool:
-        """Whether the master's console shows a text in time."""
+        """Returns whether the master's console shows a text in time."""
         return soon(lambda: any(text in line for line in self.said), timeout_s)
 
 
 def connect_raw(endpoint: RendezvousEndpoint, rank: int, timeout_s: float = 10.0, **more) -> RendezvousClient:
-    """Dial, greet, claim, and again where the connection is cut without a word. Raises as these do."""
+    """Dials, greets and requests a rank, again if the connection is cut without an answer. Raises as these do."""
     deadline = time.monotonic() + timeout_s
     while True:
         channel = dial(endpoint, deadline - time.monotonic(), lambda problem: None)
@@ -72,7 +72,7 @@ def connect_raw(endpoint: RendezvousEndpoint, rank: int, timeout_s: float = 10.0
 
 @contextlib.contextmanager
 def opened(nodes: int, min_nodes: int | None = None, **more):
-    """An open rendezvous that ends with the block."""
+    """Opens a rendezvous that ends with the block."""
     rendezvous = OpenRendezvous(nodes, min_nodes, **more)
     try:
         yield rendezvous
@@ -82,7 +82,7 @@ def opened(nodes: int, min_nodes: int | None = None, **more):
 
 
 def soon(is_so, timeout_s: float = 5.0) -> bool:
-    """Whether something comes true in time."""
+    """Returns whether something becomes true in time."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if is_so():
@@ -92,7 +92,7 @@ def soon(is_so, timeout_s: float = 5.0) -> bool:
 
 
 def wait_for(member: RendezvousClient, kind: type, timeout_s: float = 5.0):
-    """The next message of a kind; AssertionError where none comes."""
+    """Returns the next message of a kind; AssertionError if none comes."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         message = member.next(0.1)
@@ -102,5 +102,5 @@ def wait_for(member: RendezvousClient, kind: type, timeout_s: float = 5.0):
 
 
 def unauthenticated(endpoint: RendezvousEndpoint) -> socket.socket:
-    """A connection that says nothing yet."""
+    """Returns a connection that has sent nothing yet."""
     return socket.create_connection((endpoint.address, endpoint.port), 5)

@@ -1,4 +1,4 @@
-"""Many members in one process, and how long they take to be seated and to be told to start."""
+"""Runs many members in one process, and measures how long they take to join and to receive a round."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from yolo_launch.rendezvous.messages import End, Ready, Round
 
 
 def take_part(endpoint: RendezvousEndpoint, rank: int, found: dict[int, tuple[float, float]]) -> None:
-    """Join, be ready, hear the round, leave at the end; the instants of the seat and of the round."""
+    """Joins, becomes ready, receives the round, leaves at the end; ``found`` gets the instants of joining and round."""
     member = connect_raw(endpoint, rank, timeout_s=60)
-    seated_at = time.monotonic()
+    joined_at = time.monotonic()
     member.send(Ready(fingerprint=DATA))
     while True:
         message = member.next(60)
         if isinstance(message, Round):
-            found[rank] = (seated_at, time.monotonic())
+            found[rank] = (joined_at, time.monotonic())
         if message is None or isinstance(message, End):
             break
     member.close()
 
 
 def main(port: int, first: int, count: int) -> None:
-    """Members ``first`` to ``first + count - 1``, a thread each; one JSON line when all are told to start."""
+    """Runs members ``first`` to ``first + count - 1``, a thread each; prints one JSON line when all have the round."""
     found: dict[int, tuple[float, float]] = {}
     endpoint = RendezvousEndpoint("127.0.0.1", port)
     threads = [threading.Thread(target=take_part, args=(endpoint, first + n, found), daemon=True) for n in range(count)]

@@ -1,4 +1,4 @@
-"""A rendezvous without sockets and with a clock of its own, and the machines that speak to it."""
+"""Simulates a rendezvous without sockets and with a clock of its own, and the machines that connect to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OWN = {0.0: "cause", 1.0: "consequence"}
 
 
 def make_join_request(rank: int, **more) -> JoinRequest:
-    """A machine with two GPUs that agrees with the master in everything."""
+    """Returns the request of a machine with two GPUs that agrees with the master in everything."""
     facts = {
         "session": f"session-{rank}",
         "rank": rank,
@@ -32,7 +32,7 @@ def make_join_request(rank: int, **more) -> JoinRequest:
 
 
 def even_batch(by_node: tuple[int, ...]) -> int:
-    """64 images, refused like the plan refuses them where they do not divide."""
+    """Returns 64 images; refuses workers by which they do not divide, as the plan does."""
     shares = sum(by_node)
     if 64 % shares:
         below = 64 // shares * shares
@@ -43,7 +43,7 @@ def even_batch(by_node: tuple[int, ...]) -> int:
 
 
 def job_facts(**more) -> JobOffer:
-    """A job whose master is gpu-a."""
+    """Returns a job whose master is gpu-a."""
     facts = {
         "own": make_join_request(0),
         "description": {"config": {"epochs": 3}},
@@ -55,14 +55,14 @@ def job_facts(**more) -> JobOffer:
 
 
 def report(number: int, kind: str = "done", **facts) -> Report:
-    """How a round ended on a node."""
+    """Returns how a round ended on a node."""
     return Report(round=number, report=NodeReport(kind, **facts))
 
 
 def failed(
     number: int, rank: int, *, at_s: float = 5.0, own: bool = True, text: str = "ValueError: bad", **more
 ) -> Report:
-    """A machine whose worker ended by an exception of its own, or because of another one."""
+    """Returns the report of a machine whose worker ended by its own exception, or because of another one."""
     failure = RankFailure(rank, 0, 1, message=text, timestamp_s=at_s, epoch=1, step=4)
     key = (0.0 if own else 1.0, 0.0, 0.0, at_s, float(rank))
     facts = {"kind": "failed" if own else "ended", "finished_a_step": True, "ran_s": 60.0}
@@ -70,7 +70,7 @@ def failed(
 
 
 class Stage:
-    """Control under a clock that moves only when told. Machines that sit give signs of life unless they are silent."""
+    """Runs a coordinator under a clock that a test moves. Joined machines send heartbeats unless they are silent."""
 
     def __init__(
         self, nodes: int = 2, min_nodes: int | None = None, *, job: JobOffer | None = None, **settings
@@ -80,7 +80,7 @@ class Stage:
             RendezvousSettings(min_nodes or nodes, nodes, **settings), job or job_facts(), self.now
         )
         self.heard: dict[int, list[Message]] = defaultdict(list)
-        """Connection -> what it was told."""
+        """Connection -> messages sent over it."""
         self.closed: set[int] = set()
         self.said: list[str] = []
         self.silent: set[int] = set()
@@ -90,7 +90,7 @@ class Stage:
     # ---- events
 
     def join_request(self, join_request: JoinRequest, ahead_s: float = 0.0) -> int:
-        """A machine asks for its rank over a new connection, whose number comes back."""
+        """Requests a machine's rank over a new connection; returns the connection's number."""
         self._numbered += 1
         join_request = join_request.model_copy(update={"clock": 1e9 + self.now + ahead_s})
         self.coordinator.on_join_request(self._numbered, join_request, self.now, 1e9 + self.now)
@@ -98,24 +98,24 @@ class Stage:
         return self._numbered
 
     def join(self, rank: int, *, ready: bool = True, ahead_s: float = 0.0, **more) -> int:
-        """A machine takes its seat, and says that it is ready."""
+        """Joins a machine, and reports that it is ready."""
         number = self.connections[rank] = self.join_request(make_join_request(rank, **more), ahead_s)
         if ready:
             self.say(rank, Ready(fingerprint=DATA))
         return number
 
     def say(self, rank: int, message: Message) -> None:
-        """A machine says something."""
+        """Sends a machine's message."""
         self.coordinator.on_message(self.connections[rank], message, self.now)
         self._deliver()
 
     def lose(self, rank: int, reason: str = "its connection was closed") -> None:
-        """A machine's connection ends."""
+        """Ends a machine's connection."""
         self.coordinator.on_gone(self.connections[rank], reason, self.now)
         self._deliver()
 
     def wait(self, seconds: float, step_s: float = 0.5) -> None:
-        """Time passes."""
+        """Moves the clock."""
         end = self.now + seconds
         while self.now < end:
             self.now = min(end, self.now + step_s)
@@ -126,7 +126,7 @@ class Stage:
             self._deliver()
 
     def sleep(self, seconds: float) -> None:
-        """The master's process is stopped: nothing happens at all."""
+        """Stops the master's process: nothing happens at all."""
         self.now += seconds
 
     def _deliver(self) -> None:
@@ -140,13 +140,13 @@ class Stage:
 
     # ---- what came of it
 
-    def told(self, rank: int, kind: type[Message]) -> list:
-        """What a machine was told over its newest connection, of one kind."""
+    def received(self, rank: int, kind: type[Message]) -> list:
+        """Returns the messages of one kind that a machine received over its newest connection."""
         return [message for message in self.heard[self.connections[rank]] if isinstance(message, kind)]
 
     def last(self, rank: int, kind: type[Message]):
-        """The newest such message."""
-        return self.told(rank, kind)[-1]
+        """Returns the newest such message."""
+        return self.received(rank, kind)[-1]
 
     @property
     def phase(self) -> str:
@@ -157,7 +157,7 @@ class Stage:
         return self.coordinator.outcome
 
     def running(self, *ranks: int, **more) -> Stage:
-        """With these machines in the first round."""
+        """Returns a simulation with these machines in the first round."""
         for rank in ranks:
             self.join(rank, **more)
         if self.phase != "running":

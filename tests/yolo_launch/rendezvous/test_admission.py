@@ -1,4 +1,4 @@
-"""Why a machine is not taken: said on both sides at once, with both names."""
+"""Checks why machines are refused: on both sides at once, with both names."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def stage():
 @pytest.mark.parametrize(("facts", "what", "seen"), REFUSALS)
 def test_a_machine_is_refused_on_both_sides(stage, facts, what, seen):
     number = stage.join_request(make_join_request(**{**OTHER, **facts}))
-    (told,) = stage.heard[number]
-    assert isinstance(told, JoinRefused)
-    assert (told.what, told.seen) == (what, seen)
-    assert told.expected
+    (received,) = stage.heard[number]
+    assert isinstance(received, JoinRefused)
+    assert (received.what, received.seen) == (what, seen)
+    assert received.expected
     assert number in stage.closed
     assert any("gpu-x" in line and what in line for line in stage.said)
     assert sorted(stage.coordinator.participants.by_rank) == [0, 1]
@@ -111,7 +111,7 @@ def test_nobody_takes_the_seat_of_a_master_that_has_not_sat_down_yet():
     number = stage.join_request(make_join_request(0, **OTHER))
     assert "Rank 0 is taken twice" in stage.heard[number][0].what
     stage.join(0)
-    assert stage.told(0, JoinAccepted)
+    assert stage.received(0, JoinAccepted)
 
 
 def test_a_machine_of_no_scheduler_may_join_one_that_has_a_job(stage):
@@ -122,9 +122,9 @@ def test_a_machine_of_no_scheduler_may_join_one_that_has_a_job(stage):
 def test_other_data_is_refused_on_both_sides_and_the_seat_is_free_again(stage):
     number = stage.join(2, ready=False)
     stage.say(2, Ready(fingerprint="e" * 64))
-    told = stage.last(2, JoinRefused)
-    assert told.what == "The data set of gpu-c is not that of gpu-a."
-    assert told.seen == f"fingerprint {'e' * 12} on gpu-c, {DATA[:12]} on gpu-a"
+    received = stage.last(2, JoinRefused)
+    assert received.what == "The data set of gpu-c is not that of gpu-a."
+    assert received.seen == f"fingerprint {'e' * 12} on gpu-c, {DATA[:12]} on gpu-a"
     assert number in stage.closed
     assert "machine 2 gpu-c (10.0.0.3, 2x A100) cannot take part: The data set of gpu-c" in stage.said[-1]
     assert "cannot take part" in stage.last(1, LogLine).text
@@ -149,7 +149,7 @@ def test_a_batch_that_does_not_divide_ends_it_on_every_machine_with_totals_that_
         assert outcome.exit_code == ExitCode.USAGE
         assert outcome.failure.message == "--batch 64 cannot be split evenly over 3 GPUs. Use --batch 63 or 66."
         assert outcome.failure.user_error["what"] == outcome.failure.message
-        assert not stage.told(rank, Round)
+        assert not stage.received(rank, Round)
 
 
 def test_a_job_that_is_over_takes_nobody():
@@ -184,7 +184,7 @@ def test_a_roster_is_told_a_few_times_a_second_however_many_come():
     for rank in range(1, 64):
         stage.join(rank, ready=False)
         stage.wait(0.01, step_s=0.01)
-    assert len(stage.told(0, Roster)) <= 5
+    assert len(stage.received(0, Roster)) <= 5
     stage.wait(1)
     assert stage.last(0, Roster).text.startswith("64/64 machines")
 

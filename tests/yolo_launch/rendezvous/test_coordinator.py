@@ -1,4 +1,4 @@
-"""Round after round: losses, failures, joins and signals, and what the rendezvous makes of them."""
+"""Checks losses, failures, joins and signals over several rounds, and what the rendezvous makes of them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_job_from_its_start_to_its_end():
 def test_only_the_master_opens_a_store():
     stage = Stage(2).running(0, 1)
     stage.say(1, StoreReady(round=1, port=4711))
-    assert not stage.told(0, Store)
+    assert not stage.received(0, Store)
 
 
 def test_a_farewell_that_nobody_hears_ends_too():
@@ -90,16 +90,16 @@ def test_a_done_machine_that_goes_early_does_not_stop_the_others():
     stage.lose(1)
     stage.wait(5)
     assert stage.phase == "running"
-    assert not stage.told(0, Stop)
+    assert not stage.received(0, Stop)
     stage.say(0, report(1, kind="done"))
     assert stage.outcome == Outcome("done", 0)
 
 
 def test_pulses_come_every_second():
     stage = Stage(2).running(0, 1)
-    before = len(stage.told(1, CoordinatorHeartbeat))
+    before = len(stage.received(1, CoordinatorHeartbeat))
     stage.wait(10)
-    assert 9 <= len(stage.told(1, CoordinatorHeartbeat)) - before <= 11
+    assert 9 <= len(stage.received(1, CoordinatorHeartbeat)) - before <= 11
 
 
 def test_pulses_tell_for_how_long_no_machine_has_moved():
@@ -299,9 +299,9 @@ def test_the_first_failure_is_the_cause_by_the_masters_clock():
         stage = Stage(2, max_restarts=0)
         stage.join(0)
         stage.join(1, ahead_s=100.0)
-        told = {0: failed(1, 0, at_s=1007.0, text="second"), 1: failed(1, 2, at_s=1102.0, text="first")}
+        received = {0: failed(1, 0, at_s=1007.0, text="second"), 1: failed(1, 2, at_s=1102.0, text="first")}
         for rank in reports:
-            stage.say(rank, told[rank])
+            stage.say(rank, received[rank])
         assert stage.outcome.failure.message == "first"
 
 
@@ -340,7 +340,7 @@ def test_words_about_another_round_change_nothing():
         stage.say(0, late)
     stage.wait(30)
     assert stage.phase == "running"
-    assert not [stop for stop in stage.told(0, Stop) if stop.round != 1]
+    assert not [stop for stop in stage.received(0, Stop) if stop.round != 1]
 
 
 def test_nothing_changes_an_end():
@@ -353,7 +353,7 @@ def test_nothing_changes_an_end():
     stage.coordinator.end(Outcome("master_lost", 6), stage.now)
     stage.wait(1)
     assert stage.outcome is ended
-    assert len(stage.told(1, End)) == 1
+    assert len(stage.received(1, End)) == 1
 
 
 def test_a_report_after_the_end_changes_nothing():
@@ -363,14 +363,14 @@ def test_a_report_after_the_end_changes_nothing():
     stage.say(1, report(1, kind="done"))
     stage.wait(1)
     assert (stage.phase, stage.outcome.kind) == ("ended", "interrupted")
-    assert len(stage.told(1, End)) == 1
+    assert len(stage.received(1, End)) == 1
 
 
 def test_a_second_ready_does_not_pause_the_round():
     stage = Stage(2, 1).running(0, 1)
     stage.say(1, Ready(fingerprint=DATA))
     assert stage.phase == "running"
-    assert not stage.told(0, Stop)
+    assert not stage.received(0, Stop)
 
 
 def test_a_machine_of_the_round_that_gives_up_is_a_loss():
@@ -507,7 +507,7 @@ def test_a_machine_that_comes_later_pauses_the_others_and_all_go_on():
         "join",
         "machine 2 gpu-c (10.0.0.3, 2x A100) comes in: the others save and go on with it",
     )
-    assert not stage.told(2, Stop)
+    assert not stage.received(2, Stop)
     stage.say(0, report(1, **SAVED))
     stage.say(1, report(1, **SAVED))
     assert stage.phase == "running"
@@ -536,7 +536,7 @@ def test_a_newcomer_that_still_checks_pauses_nobody():
     stage = Stage(3, 1, **any_batch()).running(0, 1)
     stage.join(2, ready=False)
     stage.wait(30)
-    assert not stage.told(0, Stop)
+    assert not stage.received(0, Stop)
 
 
 def test_those_left_go_on_at_once_after_a_loss():

@@ -1,4 +1,4 @@
-"""Frames: whole, sealed, of a bounded length, and nothing but JSON."""
+"""Checks frames: whole, authenticated, of a bounded length, and nothing but JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rendezvous of 64 machines forms in seconds."""
+"""Checks that a rendezvous of 64 machines forms in seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_roster_of_64_machines_forms_in_seconds():
         for member in members:
             member.start()
         assert soon(lambda: len(found) == MACHINES, 20)
-        assert max(told for _, told in found.values()) - began_at < 10
+        assert max(received for _, received in found.values()) - began_at < 10
         assert sorted(it.coordinator.participants.in_round()) == list(range(MACHINES))
         it.rendezvous.end(Outcome("done", 0))
         assert soon(lambda: it.coordinator.is_over)

@@ -1,4 +1,4 @@
-"""Messages: every kind survives the wire, whatever it holds, and nothing else is taken."""
+"""Checks that every kind of message is parsed as it was sent, whatever it holds, and that nothing else is."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ PATH = "/" + "/".join(["a" * 200] * 150)
 def test_no_text_is_so_long_that_a_machine_is_cut_off_for_it(message):
     text = text_of(message.pack())
     assert len(text) < MAX_FRAME_BYTES
-    told = parse(json.loads(text))
-    assert type(told) is type(message)
-    assert "the end" in str(told)
+    received = parse(json.loads(text))
+    assert type(received) is type(message)
+    assert "the end" in str(received)
 
 
 def test_times_that_are_no_numbers_are_taken():

@@ -1,4 +1,4 @@
-"""Whatever machines do and in whatever order, the rendezvous is never left waiting for something that cannot come."""
+"""Checks that the rendezvous never waits for what cannot come, whatever machines do and in whatever order."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def check(stage: Stage) -> None:
     assert all(rank == participant.join_request.rank < MACHINES for rank, participant in participants.items())
     assert len({participant.connection for participant in participants.values()}) == len(participants)
     assert not {participant.connection for participant in participants.values()} & stage.closed, (
-        "a seat whose connection was closed"
+        "a rank whose connection was closed"
     )
     assert coordinator._progress.restarts <= coordinator.settings.max_restarts
     assert (coordinator.outcome is not None) == (coordinator.phase == "ended")
@@ -117,7 +117,9 @@ def check(stage: Stage) -> None:
     starts_full=st.booleans(),
     all_go_silent=st.booleans(),
 )
-def test_no_order_of_events_leaves_a_lobby_waiting_for_ever(steps, fewest, max_restarts, starts_full, all_go_silent):
+def test_no_order_of_events_leaves_a_rendezvous_waiting_for_ever(
+    steps, fewest, max_restarts, starts_full, all_go_silent
+):
     job = job_facts(settle=lambda by_node: 64)
     stage = Stage(MACHINES, fewest, job=job, max_restarts=max_restarts, **SHORT)
     if starts_full:

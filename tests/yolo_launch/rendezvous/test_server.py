@@ -1,4 +1,4 @@
-"""Members and the rendezvous over real sockets: joining, tokens, unauthenticated connections, silence, the end."""
+"""Checks members and the rendezvous over real sockets: joining, tokens, refused connections, silence, the end."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from yolo_launch.nodes.session import NodeSession
 from yolo_launch.nodes.status_line import StatusLine
 from yolo_launch.nodes.work import Introduction
 from yolo_launch.rendezvous import client as member_module
+from yolo_launch.rendezvous.admission import RendezvousSettings
 from yolo_launch.rendezvous.client import MasterGone, RendezvousClient
 from yolo_launch.rendezvous.dialing import NoRendezvous, RendezvousEndpoint, dial, greet, request_rank
 from yolo_launch.rendezvous.framing import PROTOCOL, MessageAuthenticator
@@ -51,11 +52,11 @@ def close_all(*members):
 
 
 @pytest.mark.parametrize("token", [None, "a secret"])
-def test_a_job_from_the_first_knock_to_the_end(token):
+def test_a_job_from_the_first_connection_to_the_end(token):
     with opened(2, token=token) as it:
-        first = it.sit(0)
+        first = it.add_member(0)
         assert wait_for(first, Roster).text.endswith("waiting for 1")
-        second = it.sit(1)
+        second = it.add_member(1)
         starts = [wait_for(member, Round) for member in (first, second)]
         assert starts[0] == starts[1]
         assert starts[0].members == ((0, 2), (1, 2))
@@ -79,7 +80,7 @@ def test_the_job_is_handed_out_with_the_seat():
 
 def test_a_stop_reaches_the_hearing_thread_at_once():
     with opened(2) as it:
-        first, second = it.sit(0), it.sit(1)
+        first, second = it.add_member(0), it.add_member(1)
         wait_for(first, Round)
         stops = []
         first.events.on_stop = lambda message: stops.append((threading.current_thread().name, message))
@@ -95,7 +96,7 @@ def test_a_stop_reaches_the_hearing_thread_at_once():
 
 def test_a_refusal_reaches_both_sides():
     with opened(2) as it:
-        first = it.sit(0)
+        first = it.add_member(0)
         with pytest.raises(LaunchError, match="different versions of torch") as caught:
             connect_raw(it.endpoint, 1, torch="2.13.1")
         assert caught.value.seen == "2.13.1 on gpu-b, 2.15.0 on gpu-a"
@@ -105,7 +106,7 @@ def test_a_refusal_reaches_both_sides():
 
 
 @pytest.mark.parametrize(
-    ("lobby_token", "own", "seen", "master_sees"),
+    ("rendezvous_token", "own", "seen", "master_sees"),
     [
         ("a secret", "another", "another one", "a wrong token, or none"),
         ("a secret", None, "none", "a wrong token, or none"),
@@ -113,8 +114,8 @@ def test_a_refusal_reaches_both_sides():
     ],
     ids=["wrong", "missing", "not wanted"],
 )
-def test_a_token_that_does_not_fit_is_refused_on_both_sides(lobby_token, own, seen, master_sees):
-    with opened(2, token=lobby_token) as it:
+def test_a_token_that_does_not_fit_is_refused_on_both_sides(rendezvous_token, own, seen, master_sees):
+    with opened(2, token=rendezvous_token) as it:
         with pytest.raises(LaunchError, match=WRONG) as caught:
             connect_raw(RendezvousEndpoint("127.0.0.1", it.endpoint.port, own), 1)
         assert caught.value.seen == seen
@@ -124,7 +125,7 @@ def test_a_token_that_does_not_fit_is_refused_on_both_sides(lobby_token, own, se
         assert not it.coordinator.participants.by_rank
 
 
-def test_a_lobby_that_only_pretends_to_know_the_token_is_found_out():
+def test_a_rendezvous_that_only_pretends_to_know_the_token_is_found_out():
     """It asks for a token, takes any proof, and proves nothing itself."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -144,7 +145,7 @@ def test_a_lobby_that_only_pretends_to_know_the_token_is_found_out():
 
 
 def serve_once(answer):
-    """A server that says something to its first connection and keeps it open."""
+    """Serves a message to the first connection and keeps it open."""
     server = socket.create_server(("127.0.0.1", 0))
 
     def run():
@@ -171,7 +172,7 @@ def serve_once(answer):
     ],
     ids=["ssh", "http", "another version", "no nonce", "no object"],
 )
-def test_another_program_on_the_port_is_no_lobby(answer, seen):
+def test_another_program_on_the_port_is_no_rendezvous(answer, seen):
     with serve_once(answer) as server:
         with pytest.raises(LaunchError, match="is no rendezvous of this yolo-launch") as caught:
             connect_raw(RendezvousEndpoint("127.0.0.1", server.getsockname()[1]), 1)
@@ -230,7 +231,7 @@ def test_a_busy_port_names_who_holds_it():
 
 
 class Bomb:
-    """Runs a command in whoever unpickles it."""
+    """Runs a command in the process that unpickles it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -266,11 +267,11 @@ def garbage(bomb: bytes) -> list[bytes]:
 def test_garbage_disturbs_neither_a_waiting_nor_a_running_job(token, tmp_path, capfd):
     fuse = tmp_path / "exploded"
     with opened(2, token=token) as it:
-        first = it.sit(0)
+        first = it.add_member(0)
         for text in garbage(pickle.dumps(Bomb(fuse))) * 3:
             with unauthenticated(it.endpoint) as connection:
                 connection.sendall(text)
-        second = it.sit(1)
+        second = it.add_member(1)
         wait_for(first, Round)
         for text in garbage(pickle.dumps(Bomb(fuse))) * 3:
             connection = unauthenticated(it.endpoint)
@@ -287,10 +288,10 @@ def test_garbage_disturbs_neither_a_waiting_nor_a_running_job(token, tmp_path, c
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_bomb_from_a_seated_machine_is_not_executed_either(tmp_path):
+def test_a_bomb_from_an_accepted_machine_is_not_executed_either(tmp_path):
     fuse = tmp_path / "exploded"
     with opened(2) as it:
-        first, second = it.sit(0), it.sit(1)
+        first, second = it.add_member(0), it.add_member(1)
         wait_for(first, Round)
         bomb = pickle.dumps(Bomb(fuse))
         second.channel._sender.sendall(struct.pack(">I", len(bomb)) + bomb)
@@ -302,7 +303,7 @@ def test_a_bomb_from_a_seated_machine_is_not_executed_either(tmp_path):
 def test_a_thousand_held_connections_disturb_nobody(monkeypatch):
     monkeypatch.setattr("yolo_launch.rendezvous.server.YOUNG_S", 0.5)
     with opened(3, 1, join_grace_s=0.2) as it:
-        first = it.sit(0)
+        first = it.add_member(0)
         wait_for(first, Round)
         beaten, gaps = threading.Event(), []
 
@@ -322,7 +323,7 @@ def test_a_thousand_held_connections_disturb_nobody(monkeypatch):
                 held[-1].sendall(b"\0\0")  # half a length
         assert len(it.rendezvous._unauthenticated) <= MOST_UNAUTHENTICATED
         began_at = time.monotonic()
-        second = it.sit(1)
+        second = it.add_member(1)
         assert time.monotonic() - began_at < 5
         assert soon(lambda: first.stop is not None)
         assert first.stop.kind == "join"
@@ -353,7 +354,7 @@ def test_strangers_that_say_nothing_are_sent_away(monkeypatch):
 
 def test_a_member_that_takes_nothing_does_not_hold_up_the_others():
     with opened(3, 2, join_grace_s=0.1, silent_s=1.5) as it:
-        first, second = it.sit(0), it.sit(1)
+        first, second = it.add_member(0), it.add_member(1)
         deaf = unauthenticated(it.endpoint)
         deaf.recv(4096)
         deaf.sendall(MessageAuthenticator().pack({"protocol": PROTOCOL, "nonce": "n", "proof": ""}))
@@ -365,10 +366,10 @@ def test_a_member_that_takes_nothing_does_not_hold_up_the_others():
         close_all(first, second)
 
 
-def test_a_handler_that_fails_does_not_end_the_lobby_and_one_that_always_fails_ends_the_job(monkeypatch, caplog):
+def test_a_handler_that_fails_does_not_end_the_rendezvous_and_one_that_always_fails_ends_the_job(monkeypatch, caplog):
     monkeypatch.setattr("yolo_launch.rendezvous.server.BROKEN_S", 0.5)
     with opened(2) as it:
-        first = it.sit(0)
+        first = it.add_member(0)
         monkeypatch.setattr(it.coordinator, "tick", lambda now: 1 / 0)
         assert wait_for(first, End).outcome.detail == "the rendezvous itself failed"
         assert "ZeroDivisionError" in caplog.text
@@ -380,7 +381,7 @@ def test_a_handler_that_fails_does_not_end_the_lobby_and_one_that_always_fails_e
 
 def test_leaving_is_said_with_its_reason():
     with opened(2) as it:
-        second = it.sit(1)
+        second = it.add_member(1)
         second.send(Leave(reason="it left (Ctrl-C)"))
         second.close()
         assert it.heard("machine 1 gpu-b (10.0.0.2, 2x A100) is gone: it left (Ctrl-C)")
@@ -388,7 +389,7 @@ def test_leaving_is_said_with_its_reason():
 
 def test_the_end_reaches_everybody_and_the_port_is_free_afterwards():
     with opened(3) as it:
-        members = [it.sit(rank) for rank in range(3)]
+        members = [it.add_member(rank) for rank in range(3)]
         for member in members:
             wait_for(member, Round)
         it.rendezvous.end(Outcome("interrupted", 130))
@@ -402,9 +403,9 @@ def test_the_end_reaches_everybody_and_the_port_is_free_afterwards():
         pass
 
 
-def test_a_lobby_that_closes_is_noticed_at_once():
+def test_a_rendezvous_that_closes_is_noticed_at_once():
     with opened(2) as it:
-        first = it.sit(0)
+        first = it.add_member(0)
         it.rendezvous.end(Outcome("done", 0))
         it.rendezvous.close(0.2)
         assert wait_for(first, MasterGone, 3).reason
@@ -413,7 +414,7 @@ def test_a_lobby_that_closes_is_noticed_at_once():
 
 def test_a_member_whose_threads_fail_says_so_instead_of_going_deaf():
     with opened(2) as it:
-        first, second = it.sit(0), it.sit(1)
+        first, second = it.add_member(0), it.add_member(1)
         wait_for(first, Round)
 
         def fail(message: Stop) -> None:
@@ -469,11 +470,11 @@ def test_a_master_that_is_stopped_is_given_up_within_ten_seconds(monkeypatch, sc
         server.wait()
 
 
-def test_a_seat_is_taken_again_at_the_same_lobby_and_at_no_other(monkeypatch):
+def test_a_rank_is_taken_again_at_the_same_rendezvous_and_at_no_other(monkeypatch):
     monkeypatch.setattr("yolo_launch.nodes.session.LOST_S", 1.0)
     shown = io.StringIO()
     with opened(2) as it:
-        first = it.sit(0)
+        first = it.add_member(0)
         session = NodeSession(make_join_request(1), it.endpoint, NodeEvents(StatusLine(shown)))
         session.join(5)
         session.introduce(Introduction(DATA))
@@ -496,7 +497,7 @@ def test_a_seat_is_taken_again_at_the_same_lobby_and_at_no_other(monkeypatch):
         assert not it.coordinator.participants.by_rank
 
 
-def test_a_seat_is_waited_for_at_a_port_that_cuts_connections_until_the_lobby_is_up():
+def test_a_rank_is_waited_for_at_a_port_that_cuts_connections_until_the_rendezvous_is_up():
     """A container's proxy takes connections before the container listens."""
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         port = proxy.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What a node reports of an attempt, from how its workers ended."""
+"""Checks what a node reports of an attempt, from how its workers ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEARD = {"heard": True, "finished_a_step": True, "ran_s": 7.0}
 
 @pytest.fixture
 def runner(tmp_path) -> AttemptRunner:
-    """Of the second of two nodes with two workers each."""
+    """Returns the runner of the second of two nodes with two workers each."""
     request = LaunchRequest(gpus="cpu", nproc=2, nnodes=2, node_rank=1, nproc_by_node=(2, 2))
     files = WorkerFiles(tmp_path)
     files.folder.mkdir()

@@ -1,4 +1,4 @@
-"""How long workers have after a signal, and that a job which was told to stop starts none."""
+"""Checks how long workers have after a signal, and that a job that was stopped starts none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A launch on one node up to its first worker, and what a restart goes on from."""
+"""Checks a launch on one node up to its first worker, and what a restart goes on from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers inherit: the plan's variables, and nothing of another launcher."""
+"""Checks what workers inherit: the plan's variables, and nothing of another launcher."""
 
 from __future__ import annotations
 

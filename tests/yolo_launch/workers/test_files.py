@@ -1,4 +1,4 @@
-"""The files of a job's workers from attempt to attempt."""
+"""Checks the files of a job's workers from attempt to attempt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop signals in order, for a launcher in the foreground and for one whose shell had them ignored."""
+"""Checks the order of stop signals, for a launcher in the foreground and for one whose shell had them ignored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolo_launch.workers.signals import STOP_SIGNALS, SignalInbox, signal_name
 
 @pytest.fixture
 def dispositions():
-    """Sets what a signal does before a launcher starts; as it was afterwards."""
+    """Returns a function that sets what a signal does before a launcher starts; restores it afterwards."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def put(number, action) -> None:
