@@ -172,7 +172,7 @@ def build_run(
     definition = definition_to_go_on_with(config, saved)
     model, knows_classes = make_model(config, data.names, collectives, reporter, definition)
     grid = model.size_grid
-    image_size = rounded_image_size(config.imgsz, grid)
+    image_size = image_size_on_grid(config.imgsz, grid, reporter)
     data = count_small_boxes(data, image_size, reporter)
     if config.autoanchor and definition is None:
         # Fitted once: the last digits of a fit depend on the processor, which may differ between machines.
@@ -182,8 +182,6 @@ def build_run(
             model.set_anchors(found)
             knows_classes = False  # the head's boxes were learned for the anchors that the weights came with
     freeze_layers(model, config.freeze)
-    if image_size != config.imgsz:
-        reporter.say(f"--imgsz {config.imgsz} is not a multiple of the model's stride {grid}; {image_size} is used")
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches_per_epoch = -(-len(data.train) // config.batch_size)
     recipe = settle_recipe(config, batches_per_epoch, saved, knows_classes=knows_classes)
@@ -216,6 +214,14 @@ def build_run(
     )
     warm_up_ddp(run.model, torch.zeros((1, 3, 2 * grid, 2 * grid), device=device))
     return run, data
+
+
+def image_size_on_grid(wanted: int, grid: int, reporter: Reporter) -> int:
+    """Returns the side in pixels that training uses, a multiple of ``grid``; the reporter names a change."""
+    image_size = rounded_image_size(wanted, grid)
+    if image_size != wanted:
+        reporter.say(f"--imgsz {wanted} is not a multiple of the model's stride {grid}; {image_size} is used")
+    return image_size
 
 
 def loop_settings(
