@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+import trainer
 from trainer.errors import UserError
 from trainer.protocol import EXIT_USAGE
 from yolo_launch.cli.command_table import CommandGroup
@@ -33,19 +34,19 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        Console().line(f"yolo-launch {trainer.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _program(
-    version: Annotated[bool, typer.Option("--version", help="show the version and exit", is_eager=True)] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="show the version and exit", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import PackageNotFoundError
-        from importlib.metadata import version as installed
-
-        try:
-            Console().line(f"yolo-launch {installed('yolo-launch')}")
-        except PackageNotFoundError:
-            Console().line("yolo-launch, not installed")
-        raise typer.Exit
+    """Take the program's own options; ``--version`` is answered before a command is missed."""
 
 
 def run_program(arguments: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import trainer
 from yolo_launch.cli.main import app, run_program
 from yolo_launch.errors import ExitCode
 
@@ -94,6 +95,12 @@ def test_help_planning_and_preflight_leave_torch_unloaded(tmp_path, typed):
         check=False,
     )
     assert child.returncode == 0, child.stderr
+
+
+def test_the_version_is_said_without_a_command(capsys):
+    assert run_program(["--version"]) == ExitCode.DONE
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"yolo-launch {trainer.__version__}\n", "")
 
 
 def test_a_dry_run_shows_all_and_makes_nothing(here, capsys):
