@@ -1,3 +1,3 @@
-"""One training worker: data, model, loss and loop of YOLOv5-class detectors. It knows nothing about the launcher."""
+"""Trains YOLOv5-class detectors: data, model, loss and loop of one worker, which imports nothing of the launcher."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""``python -m trainer CONFIG --run-dir DIR``: one worker, started by a launcher or by hand."""
+"""Runs ``python -m trainer CONFIG --run-dir DIR``: one worker, started by a launcher or by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAILED = (EXIT_FAILED, EXIT_USAGE)
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Parse the command line and train; the exit code."""
+    """Parses the command line and trains; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train as one worker.")
     parser.add_argument("config", type=Path, help=f"a run's {CONFIG_FILE}")
     parser.add_argument("--run-dir", type=Path, required=True, help="where the run writes, and resumes from")
@@ -41,10 +41,10 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def leave(exit_code: int, *, watched: bool) -> NoReturn:
-    """End this process. A watched worker that has written everything leaves at once.
+    """Ends this process. A watched worker that has written everything exits at once.
 
     Taking torch apart lasted up to 4 s on a busy machine: longer than the grace of a Ctrl-C, so that a launcher saw a
-    kill where there was a saved state. A failed worker ends in the usual way, and so does one inside another program.
+    kill though the state was saved. A failed worker ends in the usual way, and so does one inside another program.
     """
     if watched and exit_code not in FAILED:
         for stream in (sys.stdout, sys.stderr):

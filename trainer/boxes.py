@@ -1,4 +1,4 @@
-"""Pure box arithmetic. Formats stand in the names: ``xyxy`` corners, ``cxcywh`` center and size.
+"""Computes with boxes. Formats are in the names: ``xyxy`` corners, ``cxcywh`` center and size.
 
 Functions without a suffix take and return torch tensors of shape (..., 4) and keep dtype and device.
 Those ending in ``_numpy`` do the same for arrays.
@@ -26,13 +26,13 @@ def xyxy_from_cxcywh_numpy(boxes_cxcywh: np.ndarray) -> np.ndarray:
 
 
 def cxcywh_from_xyxy_numpy(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Center and size of boxes given by corners."""
+    """Returns center and size of boxes given by corners."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:4]
     return np.concatenate(((low + high) / 2, high - low), axis=-1)
 
 
 def pairwise_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, eps: float = 1e-7) -> Tensor:
-    """IoU of every box of the first set, (n, 4), with every box of the second, (m, 4): (n, m)."""
+    """Returns the IoU of every box of the first set, (n, 4), with every box of the second, (m, 4): (n, m)."""
     low = torch.maximum(boxes1_xyxy[:, None, :2], boxes2_xyxy[None, :, :2])
     high = torch.minimum(boxes1_xyxy[:, None, 2:4], boxes2_xyxy[None, :, 2:4])
     intersection = (high - low).clamp(min=0).prod(dim=2)
@@ -42,7 +42,7 @@ def pairwise_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, eps: float = 1e-7) ->
 
 
 def complete_iou(boxes1_cxcywh: Tensor, boxes2_cxcywh: Tensor, eps: float = 1e-7) -> Tensor:
-    """CIoU of box pairs, (n, 4) with (n, 4): (n,), 1 for equal boxes and below 0 for distant ones.
+    """Returns the CIoU of box pairs, (n, 4) with (n, 4): (n,), 1 for equal boxes and below 0 for distant ones.
 
     Zheng et al., "Distance-IoU Loss" (2020), equations 7 to 11; the trade-off factor takes no gradient.
     """

@@ -30,7 +30,7 @@ class UserError(Exception):
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, str]:
-        """The four parts and the error's kind, for a file that another process reads."""
+        """Returns the four parts and the error's kind, for a file that another process reads."""
         return {
             "kind": type(self).__name__,
             "what": self.what,

@@ -72,19 +72,19 @@ class LogFiles:
         self.folder = folder
 
     def log(self, rank: int) -> Path:
-        """A rank's output; rank 0 writes to the terminal and keeps this one by itself."""
+        """Returns the path of a rank's output; rank 0 writes to the terminal, and to this file by itself."""
         return self.folder / f"rank{rank}.log"
 
     def error(self, rank: int) -> Path:
-        """The ``FailureRecord`` that a failing worker leaves behind."""
+        """Returns the path of the ``FailureRecord`` that a failing worker writes."""
         return self.folder / f"rank{rank}.error.json"
 
     def heartbeat(self, rank: int) -> Path:
-        """The ``Heartbeat`` that a worker keeps up to date."""
+        """Returns the path of the ``Heartbeat`` that a worker keeps up to date."""
         return self.folder / HEARTBEAT_PATTERN.replace("*", str(rank))
 
     def stacks(self, rank: int) -> Path:
-        """Python stacks, written by a worker on SIGUSR2."""
+        """Returns the path of Python stacks, written by a worker on SIGUSR2."""
         return self.folder / f"rank{rank}.stacks"
 
 
@@ -102,25 +102,25 @@ class RunFiles:
         self.logs = LogFiles(run_dir / "logs")
 
     def make_folders(self) -> None:
-        """Make the folders of weights and logs, and the run directory itself. Raises OSError."""
+        """Makes the folders of weights and logs, and the run directory itself. Raises OSError."""
         for folder in (self.weights, self.logs.folder):
             folder.mkdir(parents=True, exist_ok=True)
 
 
 def rank_in(environ: Mapping[str, str]) -> int:
-    """The rank that a torchrun-style launcher gave a process; 0 for a lone one."""
+    """Returns the rank that a torchrun-style launcher gave a process; 0 for a lone process."""
     text = environ.get("RANK", "")
     return int(text) if text.isdigit() else 0
 
 
 def output_is_data(environ: Mapping[str, str]) -> bool:
-    """Whether a worker's stdout belongs to data, so that everything else goes to stderr."""
+    """Returns True if a worker's stdout belongs to data, so that everything else goes to stderr."""
     return environ.get(OUTPUT_VARIABLE) == OUTPUT_ON_STDERR
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
-    """A path to write, which takes the place of ``path`` when the block succeeds and is removed when it fails.
+    """Yields a path to write, which takes the place of ``path`` if the block succeeds and is removed if it fails.
 
     A reader sees the old content or the new one. ``beside`` is that path, in the same folder; without it the name is
     hidden, ends in .tmp and is not given twice, on this machine or on another that shares the folder.
@@ -135,7 +135,7 @@ def replacing(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str, *, sync: bool = False) -> None:
-    """Replace a file's content at once; with ``sync`` only when the disk has it. Raises OSError."""
+    """Replaces a file's content at once; with ``sync`` only after the disk has it. Raises OSError."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -156,12 +156,12 @@ class Heartbeat:
 
     @property
     def finished_a_step(self) -> bool:
-        """Whether this rank has learned something since the run began."""
+        """Returns True if this rank has learned something since the run began."""
         return self.phase in STEP_PHASES and (self.epoch, self.step) > (0, 0)
 
 
 def write_heartbeat(path: Path, heartbeat: Heartbeat) -> None:
-    """Replace a rank's heartbeat. Raises OSError."""
+    """Replaces a rank's heartbeat. Raises OSError."""
     content = {
         "rank": heartbeat.rank,
         "pid": heartbeat.pid,
@@ -174,7 +174,7 @@ def write_heartbeat(path: Path, heartbeat: Heartbeat) -> None:
 
 
 def read_heartbeat(files: LogFiles, rank: int) -> Heartbeat | None:
-    """The rank's heartbeat; None if there is none or a foreign script wrote something else."""
+    """Reads the rank's heartbeat; None if there is none or a foreign script wrote something else."""
     try:
         content = json.loads(files.heartbeat(rank).read_text(encoding="utf-8"))
         return Heartbeat(
@@ -208,7 +208,7 @@ class FailureRecord:
 
 
 def write_failure(path: Path, record: FailureRecord) -> None:
-    """Leave a record in the elastic agent's format and a little more. Raises OSError."""
+    """Writes a record in the elastic agent's format with more fields. Raises OSError."""
     now = time.time()
     content = {
         "message": {
@@ -227,7 +227,7 @@ def write_failure(path: Path, record: FailureRecord) -> None:
 
 
 def read_failure(files: LogFiles, rank: int) -> FailureRecord | None:
-    """What a rank, or torch's own @record in a script, left behind; None if it left nothing, or only half of it."""
+    """Reads the failure that a rank, or torch's @record in a script, wrote; None if nothing, or half, was written."""
     path = files.error(rank)
     try:
         written_at = path.stat().st_mtime
@@ -268,7 +268,7 @@ def affinity_cores() -> int:
 
 
 def default_loader_workers(cores: int, ranks: int, *, on_cpu: bool) -> int:
-    """Loader processes of each of a machine's ranks if nobody asked for a number.
+    """Returns the loader processes of each of a machine's ranks if nobody asked for a number.
 
     On a CPU the model wants the cores too, so loaders get a quarter of them, and none of a few.
     """

@@ -1,1 +1,1 @@
-"""The launcher: devices, machines, processes and torch's elastic agent. It knows nothing about detection."""
+"""Launches workers: devices, machines, processes and torch's elastic agent; no image, box or loss is handled here."""

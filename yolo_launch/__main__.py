@@ -1,4 +1,4 @@
-"""``python -m yolo_launch``: the program, if its console script is not on the path."""
+"""Runs the program as ``python -m yolo_launch``, if its console script is not on the path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CODE_DIR = Path(__file__).resolve().parents[1]
 
 
 def share_code() -> None:
-    """Let workers find the code that runs here if it comes from the working directory, as in a checkout.
+    """Lets workers find the code that runs here if it comes from the working directory, as in a checkout.
 
     They take nothing from the working directory by themselves, and would find no package, or an installed one.
     """

@@ -1,4 +1,4 @@
-"""Errors of the launcher that are the user's to mend, and the exit codes that the program promises."""
+"""Defines the launcher's errors that a user can correct, and the exit codes that the program promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen values that the launcher's rooms pass to one another. They convert to plain JSON and back."""
+"""Holds the frozen values that the launcher's rooms pass to one another; they convert to plain JSON and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DeviceKind = Literal["cuda", "mps", "cpu"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked: what was seen and, where it matters, what to type."""
+    """One thing that was checked: what was seen and, if it matters, what to type."""
 
     check: str
     level: Level
@@ -55,7 +55,7 @@ class Device:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """What the package metadata says about torch; versions are empty where a package is absent."""
+    """What the package metadata says about torch; versions are empty if a package is absent."""
 
     torch_version: str = ""
     torchvision_version: str = ""
@@ -66,7 +66,7 @@ class TorchFacts:
     torchvision_needs: str = ""
     """What torchvision's metadata asks of torch, for example '==2.11.0' or '>=2.14.0'."""
     torchvision_build: str = ""
-    """torchvision's local version: 'cpu', 'cu128', or empty where it names none."""
+    """torchvision's local version: 'cpu', 'cu128', or empty if it names none."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Host:
     driver_cuda_version: str = ""
     """The newest CUDA that the NVIDIA driver knows, for example 12.4."""
     visible_devices: str | None = None
-    """CUDA_VISIBLE_DEVICES as inherited; None where it is not set."""
+    """CUDA_VISIBLE_DEVICES as inherited; None if it is not set."""
     addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Network interface -> its addresses."""
     torch: TorchFacts = TorchFacts()
@@ -97,12 +97,12 @@ class Host:
     environment: dict[str, str] = field(default_factory=dict)
     """Inherited variables that matter to a launch: devices, threads, networks, and ranks of another launcher."""
     gpu_problem: str = ""
-    """Why the GPUs could not be read though a driver seems to be there; empty where nothing is wrong."""
+    """Why the GPUs could not be read though a driver seems to be there; empty if nothing is wrong."""
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What the user asked of the launcher; None where nothing was said."""
+    """What the user asked of the launcher; None if nothing was said."""
 
     gpus: str | None = None
     """'0,1', UUIDs, 'all', 'idle' or 'cpu'."""
@@ -110,7 +110,7 @@ class LaunchRequest:
     global_batch_size: int | None = DEFAULT_BATCH_SIZE
     """None is --batch auto."""
     batch_is_default: bool = False
-    """True where nobody typed the batch, so that it may grow to the next total that divides."""
+    """True if nobody typed the batch, so that it may grow to the next total that divides."""
     uneven_batch_ok: bool = False
     """True for a resume: the world size may have changed, and the batch is split as evenly as possible."""
     image_size: int = DEFAULT_IMAGE_SIZE
@@ -122,7 +122,7 @@ class LaunchRequest:
     node_rank: int = 0
     """Place of this machine among those of the job, counted without gaps."""
     nproc_by_node: tuple[int, ...] = ()
-    """Workers of each machine of the job, by node rank; empty where all machines are like this one."""
+    """Workers of each machine of the job, by node rank; empty if all machines are like this one."""
     port: int | None = None
     max_restarts: int = MAX_RESTARTS
     stall_timeout_s: float = STALL_TIMEOUT_S
@@ -173,11 +173,11 @@ class LaunchPlan:
 
     @property
     def ranks(self) -> range:
-        """The global ranks of this machine."""
+        """Returns the global ranks of this machine."""
         return range(self.first_rank, self.first_rank + self.nproc_per_node)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         return asdict(self)
 
 
@@ -190,7 +190,7 @@ class StoreAddress:
     port: int | None = None
     """None: a free one is chosen."""
     is_served: bool = False
-    """True where a launcher keeps the store, and rank 0 joins it like any other; else rank 0 serves it."""
+    """True if a launcher keeps the store, and rank 0 joins it like any other; else rank 0 serves it."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def option(default: Any, *flags: str, panel: str, text: str, default_text: str | None = None, **checks: Any) -> Any:
-    """A field that is an option; ``default_text`` says what counts if it is absent, else the default is shown."""
+    """Returns a field that is an option; ``default_text`` says what counts if it is absent, else the default does."""
     extra: dict[str, Any] = {"flags": list(flags), "panel": panel}
     if default_text is not None:
         extra["default_text"] = default_text
@@ -30,7 +30,7 @@ def option(default: Any, *flags: str, panel: str, text: str, default_text: str |
 
 
 def flag_of(model: type[BaseModel], name: str) -> str:
-    """The spelling of a field on the command line, or its name if it has none."""
+    """Returns the spelling of a field on the command line, or the field's name if it has none."""
     field = model.model_fields.get(name)
     extra = field.json_schema_extra if field is not None else None
     flags = extra.get("flags") if isinstance(extra, dict) else None
@@ -38,7 +38,7 @@ def flag_of(model: type[BaseModel], name: str) -> str:
 
 
 def validated(model: type[T], values: Mapping[str, Any]) -> T:
-    """A configuration from values by field name.
+    """Makes a configuration of values by field name.
 
     Raises ConfigError that names the option, the value seen and the value expected.
     """
@@ -65,7 +65,7 @@ def validated(model: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _expected(field: FieldInfo) -> str:
-    """What a field takes: one of its words, or a number within its bounds."""
+    """Describes what a field takes: one of its words, or a number within its bounds."""
     kinds = [field.annotation, *get_args(field.annotation)]
     for kind in kinds:
         if get_origin(kind) is Literal:
@@ -85,7 +85,7 @@ def _bound(field: FieldInfo, name: str) -> float | None:
 
 
 def write_config(config: BaseModel, path: Path) -> None:
-    """Write every value as YAML; reading it gives the same configuration back.
+    """Writes every value as YAML; reading that gives the same configuration back.
 
     A kill leaves the old file or the new one: without its configuration a run cannot be resumed.
     """
@@ -95,7 +95,7 @@ def write_config(config: BaseModel, path: Path) -> None:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """The option values of a configuration file, not yet validated. Raises ConfigError."""
+    """Reads the option values of a configuration file, not yet validated. Raises ConfigError."""
     from trainer.reading.yaml_file import read_yaml  # it loads YAML, which --help does not need
 
     if not os.path.exists(path):

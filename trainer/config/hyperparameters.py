@@ -1,4 +1,4 @@
-"""YOLOv5's hyperparameters: their names, ranges and the four published sets."""
+"""Defines YOLOv5's hyperparameters: their names, ranges and the four published sets."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def load_hyperparameters(source: str, overrides: Mapping[str, Any]) -> Hyperpara
 
 
 def make_hyperparameters(values: Mapping[str, Any]) -> Hyperparameters:
-    """Validated hyperparameters from values by name; those not named are the set ``low``'s. Raises ConfigError."""
+    """Validates hyperparameters by name; those not named are of the set ``low``. Raises ConfigError."""
     for name in values:
         if name not in Hyperparameters.model_fields:
             near = difflib.get_close_matches(str(name), Hyperparameters.model_fields, n=1)

@@ -74,7 +74,7 @@ class InferenceConfig(BaseModel):
 
     @classmethod
     def read(cls: type[T], path: Path) -> T:
-        """The configuration that ``fields.write_config`` wrote. Raises ConfigError for a missing or damaged file."""
+        """Reads what ``fields.write_config`` wrote. Raises ConfigError for a missing or damaged file."""
         return validated(cls, read_options(path))
 
 

@@ -1,4 +1,4 @@
-"""What a training run is made of: one frozen value, validated, free of torch, written to the run directory.
+"""Defines what a training run is made of: one frozen value, validated, free of torch, written to the run directory.
 
 A field made by ``fields.option`` is an option of the command line. Global numbers are stored; what one rank does with
 them is derived in the worker, since a restart can change the world size.
@@ -21,7 +21,7 @@ DATA, MODEL, LEARNING, RUN = "Data", "Model", "Learning", "Run directory"
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides what a run learns and where it writes."""
+    """Everything that decides what a run learns and which folder it writes to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True, allow_inf_nan=False)
 
@@ -85,7 +85,7 @@ class TrainConfig(BaseModel):
         "", "--cache", panel=DATA, text="keep decoded images, one copy per machine: ram or disk"
     )
     autoanchor: bool = option(
-        True, "--autoanchor/--noautoanchor", panel=MODEL, text="fit anchors where the given ones do not suit"
+        True, "--autoanchor/--noautoanchor", panel=MODEL, text="fit anchors if the given ones do not suit"
     )
     workers: int | None = option(
         None, "--workers", panel=DATA, ge=0, text="loader processes of each worker; default: what the cores allow"
@@ -100,7 +100,7 @@ class TrainConfig(BaseModel):
         60.0, "--checkpoint-interval", panel=RUN, gt=0, text="seconds of training between checkpoints"
     )
     project: str = option("runs/train", "--project", panel=RUN, text="folder of runs")
-    name: str = option("exp", "--name", panel=RUN, text="name of the run; a number is added where it exists")
+    name: str = option("exp", "--name", panel=RUN, text="name of the run; a number is added if it exists")
     exist_ok: bool = option(False, "--exist-ok", panel=RUN, text="write into the folder though it exists")
 
     parallel: Literal["auto", "ddp", "dp"] = Field("auto", description="how several devices work together")
@@ -116,16 +116,16 @@ class TrainConfig(BaseModel):
 
     @property
     def model_name(self) -> str:
-        """What ``cfg`` comes to: itself, the model of the weights, or yolov5s."""
+        """Returns what ``cfg`` means: itself, the model of the weights, or yolov5s."""
         return self.cfg or (f"the model of {Path(self.weights).name}" if self.weights else DEFAULT_MODEL)
 
     def local_batch_size(self, world_size: int) -> int:
-        """The images of a full step that the busiest of ``world_size`` ranks takes."""
+        """Returns the images of a full step that the busiest of ``world_size`` ranks takes."""
         return -(-self.batch_size // world_size)
 
 
 def make_config(options: dict[str, Any], overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """A validated configuration from option values by field name and ``--set`` overrides by hyperparameter name.
+    """Validates option values by field name and ``--set`` overrides by hyperparameter name into a configuration.
 
     Resolved ``hyperparameters`` among the options, as a configuration file has them, go before the set ``hyp`` names.
     Raises ConfigError that names the option, the value seen and the value expected.
@@ -140,10 +140,10 @@ def make_config(options: dict[str, Any], overrides: dict[str, Any] | None = None
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The configuration that ``fields.write_config`` wrote. Raises ConfigError for a missing or damaged file."""
+    """Reads the configuration that ``fields.write_config`` wrote. Raises ConfigError for a missing or damaged file."""
     return make_config(read_options(path))
 
 
 def rounded_image_size(imgsz: int, stride: int) -> int:
-    """The smallest multiple of ``stride`` that is not below ``imgsz``, and at least two strides."""
+    """Returns the smallest multiple of ``stride`` that is not below ``imgsz``, and at least two strides."""
     return max(-(-imgsz // stride) * stride, 2 * stride)

@@ -1,4 +1,4 @@
-"""This process among its peers: who it is, the process group, how a model is wrapped, and the few reductions used.
+"""Places this process among its peers: rank, process group, the wrapped model, and the few reductions used.
 
 The environment is read once, here. LOCAL_RANK alone selects a device. Small control values travel as CPU tensors
 over gloo, so that agreeing on them never waits for a GPU.
@@ -36,7 +36,7 @@ class DistEnv:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> DistEnv:
-        """Read RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE. Raises ConfigError when only some are set."""
+        """Reads RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE. Raises ConfigError if only some are set."""
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         present = [name for name in names if name in environ]
         if not present:
@@ -52,16 +52,16 @@ class DistEnv:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank owns the run directory."""
+        """Returns True if this rank owns the run directory."""
         return self.rank == 0
 
     @property
     def is_local_main(self) -> bool:
-        """Whether this rank owns its machine's caches."""
+        """Returns True if this rank owns its machine's caches."""
         return self.local_rank == 0
 
     def device(self) -> torch.device:
-        """CUDA device LOCAL_RANK where CUDA is visible, else the CPU. Raises ConfigError for a rank without a GPU."""
+        """Returns CUDA device LOCAL_RANK if CUDA is visible, else CPU. Raises ConfigError for a rank without a GPU."""
         if not torch.cuda.is_available():
             return torch.device("cpu")
         if self.local_rank >= torch.cuda.device_count():
@@ -75,7 +75,7 @@ class DistEnv:
 
 @contextmanager
 def process_group(env: DistEnv, device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
-    """Join the peers for the duration of the block; a lone process joins nobody.
+    """Joins the peers for the duration of the block; a lone process joins nobody.
 
     The block ends with a barrier when it succeeds, and rank 0, which may host the store, leaves last. Where it fails,
     a group with NCCL stays as it is: taking it apart may wait for peers that wait for this rank, and the failure must
@@ -106,13 +106,13 @@ class Collectives:
         self.env = env
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks, on every rank, in place; CPU tensors travel over gloo."""
+        """Sums over ranks, on every rank, in place; CPU tensors are sent with gloo."""
         if self.env.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value in rank order, on every rank. Values are the trainer's own, never foreign data."""
+        """Returns every rank's value in rank order, on every rank. Values are the trainer's own, never foreign data."""
         if self.env.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.env.world_size
@@ -120,7 +120,7 @@ class Collectives:
         return values
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value on every rank."""
+        """Returns rank 0's value on every rank."""
         if self.env.world_size == 1:
             return value
         box: list[Any] = [value]
@@ -128,7 +128,7 @@ class Collectives:
         return box[0]
 
     def from_main(self, action: Callable[[], T]) -> T:
-        """What ``action`` gives on rank 0, on every rank; where it fails there, the same exception everywhere."""
+        """Returns what ``action`` gives on rank 0, on every rank; if that fails, every rank raises its exception."""
         result: T | None = None
         failure: Exception | None = None
         if self.env.is_main:
@@ -142,23 +142,23 @@ class Collectives:
         return result  # type: ignore[return-value]
 
     def _told_by(self, rank: int, error: Exception) -> Exception:
-        """The failure of one rank as every rank raises it; elsewhere it is marked, so that the report names its own."""
+        """Returns one rank's failure as every rank raises it; copies are marked, so that the report skips them."""
         if rank != self.env.rank:
             setattr(error, RELAYED, True)
         return error
 
     def broadcast_tensors(self, tensors: list[Tensor]) -> None:
-        """Overwrite the tensors of every rank with those of rank 0."""
+        """Overwrites the tensors of every rank with those of rank 0."""
         if self.env.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
-        """Return when every rank has come here."""
+        """Returns when every rank has come here."""
         self.sum(torch.zeros(1))
 
     def main_first(self, action: Callable[[bool], T]) -> T:
-        """Run ``action(is_writer)`` on each machine's local rank 0, and once it has written, on the others.
+        """Runs ``action(is_writer)`` on each machine's local rank 0, and once it has written, on the others.
 
         A failure of the first ones reaches every rank as the same exception, so that nobody waits for who gave up.
         """
@@ -178,7 +178,7 @@ class Collectives:
 def wrap_model(
     model: nn.Module, env: DistEnv, device: torch.device, *, sync_bn: bool, data_parallel: bool
 ) -> nn.Module:
-    """The model as the training step calls it: itself, in DataParallel, or in DistributedDataParallel."""
+    """Returns the model as the training step calls it: itself, in DataParallel, or in DistributedDataParallel."""
     if data_parallel:
         return nn.DataParallel(model) if device.type == "cuda" else model
     if env.world_size == 1:
@@ -199,7 +199,7 @@ def wrap_model(
 
 
 def warm_up_ddp(model: nn.Module, images_bchw: Tensor) -> None:
-    """Take DistributedDataParallel through its first step, which lays out its buckets, without learning anything.
+    """Takes DistributedDataParallel through its first step, which lays out its buckets, without learning anything.
 
     With a static graph that step must not be one that only accumulates, as the first after a resume may be. Rehearsed
     at every start, a resumed run also reduces in the same order as one that never stopped.

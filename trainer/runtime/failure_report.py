@@ -1,4 +1,4 @@
-"""How one rank's failure is told: to the launcher in a file, to a person on stderr, and as an exit code."""
+"""Reports one rank's failure: to the launcher in a file, to a person on stderr, and as an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.runtime.reporter import Reporter
 def report_failure(
     error: Exception, env: DistEnv, reporter: Reporter | None = None, heartbeat: HeartbeatWriter | None = None
 ) -> int:
-    """Describe the exception being handled; the exit code. A mistake of the user's has no traceback."""
+    """Describes the exception being handled; returns the exit code. A mistake of the user's has no traceback."""
     if reporter is not None:
         reporter.stop()
     path = os.environ.get(ERROR_FILE_VARIABLE)

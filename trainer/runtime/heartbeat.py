@@ -22,7 +22,7 @@ class HeartbeatWriter:
         self.phase: Phase = "start"
 
     def beat(self, phase: Phase, epoch: int | None = None, step: int | None = None) -> None:
-        """Say where this rank is; writes at most once per interval, and at once when the phase changes."""
+        """Says how far this rank has come; writes at most once per interval, and at once when the phase changes."""
         changed = phase != self.phase
         self.phase = phase
         self.epoch = self.epoch if epoch is None else epoch

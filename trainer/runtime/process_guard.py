@@ -23,9 +23,9 @@ _kept_open: list[object] = []
 
 
 def guard_worker(logs_dir: Path | None = None) -> None:
-    """Die with the launcher, if one started this process, and write Python stacks on SIGUSR2 and on a crash.
+    """Makes this process die with the launcher that started it, and write Python stacks on SIGUSR2 and on a crash.
 
-    Call it in the main thread before slow imports. ``logs_dir`` is used where the launcher names no folder; without
+    Call it in the main thread before slow imports. ``logs_dir`` is used if the launcher names no folder; without
     either the stacks go to stderr. A process that a user started by hand outlives its shell, as nohup wants.
     """
     global _worker_pid
@@ -45,7 +45,7 @@ def guard_worker(logs_dir: Path | None = None) -> None:
 
 
 def loader_init(worker_id: int = 0) -> None:
-    """A DataLoader's worker_init_fn: leave stopping to the worker, and die with it even in the middle of an item.
+    """Initializes a loader process: it leaves stopping to the worker, and dies with it even in the middle of an item.
 
     Signals to a whole process group would otherwise end the loaders first, and the batch that a graceful save still
     needs with them. A SIGTERM from the worker itself still ends the loader: without it a worker that fails while a
@@ -63,7 +63,7 @@ def loader_init(worker_id: int = 0) -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Be killed when the parent dies; exit at once when it is dead already, that is, when it is not ``parent_pid``."""
+    """Has this process killed when the parent dies; exits at once if the parent is not ``parent_pid``: it is dead."""
     if sys.platform == "linux":
         import ctypes
 
@@ -81,7 +81,7 @@ def _obey_parent(parent_pid: int) -> None:
 
 
 def exit_after_parent(parent_pid: int) -> None:
-    """Wait for the parent's death and end this process; for a thread of its own."""
+    """Waits for the parent's death and ends this process; for a thread of its own."""
     while os.getppid() == parent_pid:
         time.sleep(0.5)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What rank 0 shows while it trains: a live line and a row an epoch on a terminal, plain lines elsewhere."""
+"""Shows how rank 0 trains: with a live line and a row an epoch on a terminal, with plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HEADER = f"{'epoch':>9} {'box':>8} {'obj':>8} {'cls':>8} {'P':>7} {'R':>7} {'mA
 
 
 def output_stream() -> TextIO:
-    """stdout, or stderr where the caller keeps stdout for data."""
+    """Returns stdout, or stderr if the caller keeps stdout for data."""
     return sys.stderr if output_is_data(os.environ) else sys.stdout
 
 
@@ -39,7 +39,7 @@ class Reporter:
         self._printed_header = False
 
     def say(self, text: str, style: str = "") -> None:
-        """One line, on the screen and in the log of rank 0."""
+        """Writes one line, on the screen and in the log of rank 0."""
         if not self.enabled:
             return
         text = printable(text)
@@ -47,11 +47,11 @@ class Reporter:
         self._show(lambda: self._console.print(f"[{style}]{escape(text)}[/]" if style else escape(text)))
 
     def warn(self, text: str) -> None:
-        """A line that stands out."""
+        """Writes a warning, in yellow on a terminal with colors."""
         self.say(f"warning: {text}", "yellow")
 
     def start_epoch(self, epoch: int, epochs: int, batches: int, done: int) -> None:
-        """Begin the live line of an epoch, ``done`` batches in."""
+        """Begins the live line of an epoch, ``done`` batches in."""
         if not self._live:
             return
         self._bar = Progress(
@@ -66,20 +66,20 @@ class Reporter:
         self._show(self._bar.start)
 
     def due(self) -> bool:
-        """Whether the live line is old enough for new numbers; asking costs nothing."""
+        """Returns True if the live line is old enough for new numbers; that reads nothing from a device."""
         return self._bar is not None and time.monotonic() - self._shown_at > 0.25
 
     def step(self, done: int, detail: str) -> None:
-        """Put new numbers on the live line."""
+        """Puts new numbers on the live line."""
         self._update(completed=done, detail=detail)
 
     def phase(self, text: str, done: int, total: int) -> None:
-        """Show another activity, such as validation, on the live line."""
+        """Shows another activity, such as validation, on the live line."""
         if self.due() or done == 0:
             self._update(description=text, completed=done, total=total, detail="")
 
     def end_epoch(self, epochs: int, row: dict[str, float], *, is_best: bool) -> None:
-        """Replace the live line by the epoch's row."""
+        """Replaces the live line by the epoch's row."""
         self.stop()
         if not self._printed_header:
             self.say(_HEADER, "bold")
@@ -91,7 +91,7 @@ class Reporter:
         self.say(line + ("  best" if is_best else ""))
 
     def stop(self) -> None:
-        """Take the live line away."""
+        """Removes the live line."""
         bar, self._bar = self._bar, None
         if bar is not None:
             self._show(bar.stop)
@@ -103,7 +103,7 @@ class Reporter:
             self._show(lambda: bar.update(task, **values))
 
     def _show(self, action: Callable[[], None]) -> None:
-        """Write to the screen; a full disk or a closed pipe behind it ends the showing, not the training."""
+        """Writes to the screen; a full disk or a closed pipe behind it ends the output, not the training."""
         try:
             action()
         except (OSError, SystemExit):  # rich makes an exit of a closed pipe
@@ -122,12 +122,12 @@ class Reporter:
 
 
 def _cell(value: float | None, width: int, digits: int) -> str:
-    """A number of a table; a dash for one that was not measured."""
+    """Formats a number of a table; a dash for one that was not measured."""
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """'41s', '3m05s' or '2h14m'."""
+    """Formats a duration: '41s', '3m05s' or '2h14m'."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"

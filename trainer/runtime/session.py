@@ -37,10 +37,10 @@ class Session:
 def run_worker(
     program: str, read: Callable[[Path], C], work: Callable[[Session, C], None], arguments: Sequence[str] | None
 ) -> int:
-    """Do ``work`` as the command line ``CONFIG --run-dir DIR`` of ``program`` says; the exit code."""
+    """Does ``work`` as the command line ``CONFIG --run-dir DIR`` of ``program`` says; returns the exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description="Work as one worker.")
     parser.add_argument("config", type=Path, help="a configuration that yolo-launch wrote, or one by hand")
-    parser.add_argument("--run-dir", type=Path, required=True, help="where results, logs and summary go")
+    parser.add_argument("--run-dir", type=Path, required=True, help="folder of results, logs and summary")
     options = parser.parse_args(arguments)
     guard_worker(RunFiles(options.run_dir).logs.folder)
     try:
@@ -52,7 +52,7 @@ def run_worker(
 
 
 def run_entry(work: Callable[[Session], None], run_dir: Path) -> int:
-    """Do ``work`` as one rank of the job that the environment describes; the exit code.
+    """Does ``work`` as one rank of the job that the environment describes; returns the exit code.
 
     A failure is described in the file that the launcher named; without a launcher a mistake of the user's goes to
     stderr. A defect shows its traceback either way.

@@ -1,4 +1,4 @@
-"""Batch norm over the images of all ranks on a CPU, for which torch has none; on CUDA torch's own is used."""
+"""Normalizes batches over the images of all ranks on a CPU, which torch cannot; on CUDA torch's own is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OVER_IMAGES = (0, 2, 3)
 
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with batch norms whose statistics are those of all ranks' images, as one rank with all of them has.
+    """Returns the model with batch norms whose statistics are those of all ranks' images, as if one rank had them all.
 
     Parameters, buffers and their names stay as they are. A rank may have no image at all: it takes part with an empty
     batch. Needs an initialized process group when it is trained.
@@ -35,7 +35,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     momentum: float
 
     def forward(self, input: Tensor) -> Tensor:
-        """``input``: (B, channels, rows, columns), where B may be 0 and differ between ranks; the same shape."""
+        """Normalizes ``input``: (B, channels, rows, columns); B may be 0 and differ between ranks. Same shape out."""
         if not self.training:
             return super().forward(input)
         output, mean, variance, count = _Normalize.apply(input, self.weight, self.bias, self.eps)
@@ -80,7 +80,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of each channel, and the number of values behind them, over all ranks: float64.
+    """Returns mean and biased variance of each channel, and the number of their values, over all ranks: float64.
 
     Ranks add up squared distances from their own means and correct them, which loses no digits to cancellation.
     """
@@ -102,7 +102,7 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _products(grad: Tensor, values: Tensor, mean: Tensor) -> Tensor:
-    """The sum of gradient times (value - mean) for each channel, by the kernel of torch's own batch norm."""
+    """Returns the sum of gradient times (value - mean) for each channel, by the kernel of torch's own batch norm."""
     ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)  # a variance of 0 and an eps of 1: divided by 1
     if not len(values):
         return zeros

@@ -1,4 +1,4 @@
-"""Checks of what was typed: data, model, weights, sizes, scripts."""
+"""Checks what was typed: data, model, weights, sizes, scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OFFICIAL_WEIGHTS = ("yolov5", "yolov3")
 
 
 def check_data(context: Context) -> Iterable[Finding]:
-    """The data-set file: there, readable, with training and validation images named."""
+    """Checks that the data-set file exists, can be read, and names training and validation images."""
     config = context.config
     if config is None or not config.data:
         return
@@ -45,7 +45,7 @@ def check_data(context: Context) -> Iterable[Finding]:
 
 
 def check_model(context: Context) -> Iterable[Finding]:
-    """The model's definition: a built-in name or a YAML file that can be read; a run that goes on has its own."""
+    """Checks the model's definition: a built-in name or a YAML file that can be read; a resumed run has its own."""
     config = context.config
     if config is None:
         return
@@ -63,7 +63,7 @@ def check_model(context: Context) -> Iterable[Finding]:
 
 
 def check_weights(context: Context) -> Iterable[Finding]:
-    """The weights to start from: there. Nothing is ever downloaded."""
+    """Checks that the weights to start from exist. Nothing is ever downloaded."""
     config = context.config
     if config is None or not config.weights or context.is_resume:
         return
@@ -88,7 +88,7 @@ def check_weights(context: Context) -> Iterable[Finding]:
 
 
 def check_image_size(context: Context) -> Iterable[Finding]:
-    """The image side as a multiple of the stride; the trainer rounds up, and here it is said."""
+    """Checks that the image side is a multiple of the stride; the trainer rounds up, and the finding says so."""
     config = context.config
     if config is None:
         return
@@ -99,7 +99,7 @@ def check_image_size(context: Context) -> Iterable[Finding]:
 
 
 def check_script(context: Context) -> Iterable[Finding]:
-    """The script or module of ``run``: there."""
+    """Checks that the script or module of ``run`` exists."""
     script = context.script
     if script is None:
         return
@@ -113,7 +113,7 @@ def check_script(context: Context) -> Iterable[Finding]:
 
 
 def _is_module(name: str) -> bool:
-    """Whether ``python -m`` would find a module; none of its packages is imported."""
+    """Returns True if ``python -m`` would find a module; none of its packages is imported."""
     first, *rest = name.split(".")
     if not all((first, *rest)):
         return False
@@ -128,7 +128,7 @@ def _is_module(name: str) -> bool:
 
 
 def check_memory_for_cache(context: Context) -> Iterable[Finding]:
-    """Memory against ``--cache ram``, asked for or not: imgsz x imgsz x 3 bytes at most an image, once a machine."""
+    """Compares memory with ``--cache ram``, used or not: up to imgsz x imgsz x 3 bytes an image on each machine."""
     config = context.config
     if config is None or not config.data:
         return
@@ -150,12 +150,12 @@ class _DataCounts(NamedTuple):
     training: int
     validation: int
     unlabeled: Path | None
-    """The first label file that is missing or empty where no validation image has one, else None."""
+    """Returns the first label file that is missing or empty if no validation image has a label, else None."""
 
 
 @lru_cache(maxsize=4)
 def _count_data(data: str) -> _DataCounts:
-    """What a data-set file names; remembered, since walking a large set takes seconds. Raises DataError."""
+    """Reads what a data-set file names; remembered, since walking a large set takes seconds. Raises DataError."""
     from trainer.data.dataset import label_path_for, load_dataset_file
     from trainer.data.split_files import find_images
 
@@ -174,7 +174,7 @@ def _has_content(path: Path) -> bool:
 
 
 def _in_one(error: UserError) -> str:
-    """An error's first three parts as lines; the fourth is the finding's advice."""
+    """Returns an error's first three parts as lines; the fourth is the finding's advice."""
     parts = [error.what]
     parts += [f"{word:<10}{text}" for word, text in (("Seen:", error.seen), ("Expected:", error.expected)) if text]
     return "\n".join(parts)

@@ -26,7 +26,7 @@ class CommandEntry:
 
     @property
     def name(self) -> str:
-        """As typed."""
+        """Returns the name as typed."""
         return self.module.rpartition(".")[2]
 
 
@@ -97,20 +97,20 @@ class LazyCommand(TyperCommand):
 
     @cached_property
     def loaded(self) -> Any:
-        """The command with its options; its module is loaded when it runs."""
+        """Loads the command with its options, once; the command's module is loaded when the command runs."""
         return load_command(self._entry)
 
     @property
     def params(self) -> Any:
-        """The parameters of the loaded command."""
+        """Returns the parameters of the loaded command."""
         return self.loaded.params
 
     @params.setter
     def params(self, value: Any) -> None:
-        """Leave the parameters to the loaded command."""
+        """Leaves the parameters to the loaded command."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Parse the arguments as the loaded command does, which the context then names."""
+        """Parses the arguments as the loaded command does, which the context then names."""
         return self.loaded.make_context(info_name, args, parent=parent, **extra)
 
 
@@ -121,7 +121,7 @@ class CommandGroup(TyperGroup):
         super().__init__(**{**settings, "commands": {entry.name: LazyCommand(entry) for entry in COMMANDS}})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse; the program's own options are left out if a command comes first: typer reads them with pydantic."""
+        """Parses; leaves the program's own options out if a command comes first: typer reads them with pydantic."""
         if not args or args[0] not in self.commands:
             return super().parse_args(ctx, args)
         own, self.params = self.params, []
@@ -134,7 +134,7 @@ class CommandGroup(TyperGroup):
 
 
 def load_command(entry: CommandEntry) -> Any:
-    """A command with its options as parameters; it imports its module when it is called."""
+    """Returns a command with its options as parameters; the command imports its module when it is called."""
     # Only now: the options of some commands need pydantic, which takes as long as everything else.
     from yolo_launch.cli.typer_options import typer_function
 

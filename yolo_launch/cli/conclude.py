@@ -27,11 +27,11 @@ class EndedJob:
 
     @property
     def is_done(self) -> bool:
-        """True if the job came to its end."""
+        """Returns True if the job came to its end."""
         return self.outcome.kind == "done"
 
     def facts(self) -> dict[str, Any]:
-        """What JSON says of a job without a summary."""
+        """Returns what JSON says of a job without a summary."""
         return {
             "run_dir": str(self.run_dir),
             "outcome": self.outcome.kind,
@@ -42,7 +42,7 @@ class EndedJob:
 def conclude(
     console: Console, exit_code: int, *, result: Mapping[str, Any] | None, show: Callable[[], None] | None = None
 ) -> NoReturn:
-    """End a command: ``result`` is its JSON object, ``show`` says the same to a person. Raises typer.Exit."""
+    """Ends a command: ``result`` is its JSON object, ``show`` says the same to a person. Raises typer.Exit."""
     if console.json_mode and result is not None:
         console.json(result)
     elif not console.json_mode and show is not None:
@@ -58,7 +58,7 @@ def conclude_job(
     show_done: Callable[[], None] | None = None,
     worker_owns_stdout: bool = False,
 ) -> NoReturn:
-    """End a command that ran a job: show its failure, or ``show_done`` if it is done. Raises typer.Exit.
+    """Ends a command that ran a job: shows its failure, or ``show_done`` if the job is done. Raises typer.Exit.
 
     ``summary`` is the JSON object of a job that is done; without it, run directory and outcome are. A summary that
     says that nothing could be measured has an exit code of its own. With ``worker_owns_stdout`` the worker has

@@ -1,4 +1,4 @@
-"""The launcher's only printer: rich on a terminal, plain lines elsewhere, one JSON object with ``--json``.
+"""Prints for the launcher: with rich on a terminal, as plain lines elsewhere, as one JSON object with ``--json``.
 
 Data goes to stdout; warnings and errors go to stderr, and so does everything but that object when JSON was asked for.
 """
@@ -24,25 +24,25 @@ _WORDS: dict[Level, str] = {"ok": "ok", "warning": "warning", "failure": "FAILUR
 
 
 class Console:
-    """Prints lines, tables, panels and findings in the way that suits where the output goes."""
+    """Prints lines, tables, panels and findings in the way that suits the terminal, file or pipe they go to."""
 
     def __init__(self, *, json_mode: bool = False) -> None:
         self.json_mode = json_mode
 
     def line(self, text: str = "") -> None:
-        """One line of ordinary output."""
+        """Prints one line of ordinary output."""
         self._write(self._data_stream(), text)
 
     def note(self, text: str) -> None:
-        """One line that is not part of the result, such as a warning."""
+        """Prints one line that is not part of the result, such as a warning."""
         self._write(sys.stderr, text)
 
     def json(self, value: Mapping[str, Any]) -> None:
-        """The one JSON object of a command, always on stdout."""
+        """Prints the one JSON object of a command, always on stdout."""
         self._write(sys.stdout, json.dumps(value, indent=2))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table: drawn on a terminal, aligned columns elsewhere. No columns' names, no heading."""
+        """Prints a table: drawn on a terminal, aligned columns elsewhere. Without names of columns, no heading."""
         stream = self._data_stream()
         if _is_terminal(stream):
             from rich import box
@@ -63,7 +63,7 @@ class Console:
             self._write(stream, "  " + text)
 
     def panel(self, title: str, text: str, level: Level = "failure") -> None:
-        """A message between two rules on stderr; without a terminal the title and the lines below it.
+        """Prints a message between two rules on stderr; without a terminal, the title and the lines below it.
 
         No frame at the sides and no folding of commands: what to type next has to survive being copied.
         """
@@ -80,7 +80,7 @@ class Console:
             self._write(sys.stderr, f"  {line}")
 
     def finding(self, finding: Finding) -> None:
-        """One finding with its advice; warnings and failures are colored on a terminal."""
+        """Prints one finding with its advice; warnings and failures are colored on a terminal."""
         stream = self._data_stream()
         seen = finding.seen.replace("\n", "\n  ")
         if _is_terminal(stream):
@@ -94,7 +94,7 @@ class Console:
     def error(
         self, what: str, *, seen: str = "", expected: str = "", next_command: str = "", title: str = "yolo-launch"
     ) -> None:
-        """A mistake of the user's: what failed, what was seen and expected, and what to type."""
+        """Prints a mistake of the user's: what failed, what was seen and expected, and what to type."""
         lines = [what]
         for word, value in (("Seen:", seen), ("Expected:", expected), ("Next:", next_command)):
             if value:
@@ -131,7 +131,7 @@ def _escaped(text: str) -> str:
 
 
 def _folded(line: str, width: int) -> list[str]:
-    """A line of a message in rows below one another; a command stays whole, and the terminal wraps it."""
+    """Returns a line of a message in rows below one another; a command stays whole, and the terminal wraps it."""
     indent = len(line) - len(line.lstrip())
     hang = LABEL_WIDTH if LABELLED.match(line) or indent >= LABEL_WIDTH else indent + 2
     if line.startswith("Next:") or len(line) <= width or width < 2 * hang:

@@ -1,4 +1,4 @@
-"""The program ``yolo-launch``: its commands, and the one place where errors become messages and exit codes."""
+"""Runs the program ``yolo-launch``: calls its commands, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolo_launch.cli.console import Console
 from yolo_launch.errors import ExitCode, LaunchError
 
 AGENT_MODULE = "yolo_launch.workers.elastic_agent"
-"""Imports torch, where several workers were started."""
+"""Imported, with torch, if several workers were started."""
 COMMAND_MODULE = "yolo_launch.cli.conclude"
 """Loaded by every command that does something."""
 DEBUG_VARIABLE = "YOLO_LAUNCH_DEBUG"
@@ -46,11 +46,11 @@ def _program(
         bool, typer.Option("--version", help="show the version and exit", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """Take the program's own options; ``--version`` is answered before a command is missed."""
+    """Takes the program's own options; ``--version`` is answered before a command is missed."""
 
 
 def run_program(arguments: Sequence[str]) -> int:
-    """Run one command line; the exit code. A mistake of the user's is shown without a traceback."""
+    """Runs one command line and returns its exit code. A mistake of the user's is shown without a traceback."""
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug = "--debug" in own or bool(os.environ.get(DEBUG_VARIABLE))
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s")
@@ -68,7 +68,7 @@ def run_program(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Runs the console script: the command line of this process, and its exit."""
     exit_code = run_program(sys.argv[1:])
     if AGENT_MODULE in sys.modules or COMMAND_MODULE not in sys.modules:
         # All workers have ended and all is said, or help was shown: taking the modules apart would keep the user

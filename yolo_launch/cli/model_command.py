@@ -1,4 +1,4 @@
-"""What ``val``, ``predict`` and ``export`` share: their options, the plan of their workers, and how they end."""
+"""Does what ``val``, ``predict`` and ``export`` share: reads their options, plans their workers and runs them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ C = TypeVar("C", bound=InferenceConfig)
 
 
 def check_weights_file(weights: str | None, command: str) -> Path:
-    """The path of an existing file. Raises LaunchError; nothing is ever downloaded."""
+    """Returns the path of an existing file. Raises LaunchError; nothing is ever downloaded."""
     if not weights:
         raise LaunchError(
             f"yolo-launch {command} needs weights.",
@@ -57,7 +57,7 @@ def check_weights_file(weights: str | None, command: str) -> Path:
 
 
 def make_inference_config(model: type[C], given: Mapping[str, Any], command: str) -> C:
-    """The configuration of a command's workers. Raises LaunchError for a value that cannot be used."""
+    """Returns the configuration of a command's workers. Raises LaunchError for a value that cannot be used."""
     try:
         return validated(model, given)
     except ConfigError as error:
@@ -67,7 +67,7 @@ def make_inference_config(model: type[C], given: Mapping[str, Any], command: str
 
 
 def check_one_device(options: InferenceOptions) -> None:
-    """Raise LaunchError if several devices were typed for a command that uses one."""
+    """Raises LaunchError if several devices were typed for a command that uses one."""
     if "," in (options.gpus or ""):
         raise LaunchError("This command uses one device.", seen=f"--gpus {options.gpus}", expected="one device")
 
@@ -84,7 +84,7 @@ class InferencePlan:
 def make_inference_plan(
     options: InferenceOptions, config: ModelConfig, typed: tuple[str, ...], run_dir: Path
 ) -> InferencePlan:
-    """The plan of workers that each take ``config.batch`` images at a time. Raises LaunchError."""
+    """Returns the plan of workers that each take ``config.batch`` images at a time. Raises LaunchError."""
     host = inspect_host()
     request = launch_request(
         options,
@@ -106,7 +106,7 @@ def make_inference_plan(
 def run_workers(
     planned: InferencePlan, config: ModelConfig, run_dir: Path, console: Console, *, worker_owns_stdout: bool = False
 ) -> EndedJob:
-    """Write the configuration of the workers and run them to their end.
+    """Writes the configuration of the workers and runs them to their end.
 
     ``worker_owns_stdout``: with --json the worker itself writes to stdout.
     """

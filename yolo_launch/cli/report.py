@@ -1,4 +1,4 @@
-"""An Outcome as a person reads it: who failed first and where, the cause in its own words, a hint, what to type."""
+"""Words an Outcome for a person: the rank that failed first, its place and cause, a hint, and what to type."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def render(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str)
 
 
 def level(outcome: Outcome) -> Literal["ok", "warning", "failure"]:
-    """How the report is colored."""
+    """Returns the level that colors the report."""
     if outcome.kind == "done":
         return "ok"
     return "warning" if outcome.kind in ("saved_and_stopped", "interrupted") else "failure"
 
 
 def title(outcome: Outcome, plan: LaunchPlan) -> str:
-    """One line on how the job ended."""
+    """Returns one line on how the job ended."""
     failure = outcome.failure
     if outcome.kind == "done":
         return "done"
@@ -62,7 +62,7 @@ def title(outcome: Outcome, plan: LaunchPlan) -> str:
 
 
 def lines(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) -> list[str]:
-    """The lines of the panel. A user's mistake has its four parts and no traceback."""
+    """Returns the lines of the panel. A user's mistake has its four parts and no traceback."""
     failure = outcome.failure
     rows: list[str] = []
     if failure is not None and failure.user_error is not None:
@@ -88,7 +88,7 @@ def lines(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) 
 
 
 def traceback_text(outcome: Outcome) -> str:
-    """What belongs above the panel and is not on the terminal yet: the traceback of a rank other than 0, or stacks."""
+    """Returns what belongs above the panel and was not printed yet: the traceback of a rank other than 0, or stacks."""
     failure = outcome.failure
     if failure is None or failure.user_error is not None:
         return ""
@@ -124,7 +124,7 @@ def _cause(outcome: Outcome, failure: RankFailure) -> list[str]:
 
 
 def from_here(path: str) -> str:
-    """A path as one would type it: without the working folder, where it lies inside."""
+    """Returns a path as one would type it: relative to the working folder if it lies inside."""
     with contextlib.suppress(ValueError, OSError):
         return str(Path(path).relative_to(Path.cwd()))
     return path

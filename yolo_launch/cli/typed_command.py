@@ -1,4 +1,4 @@
-"""Commands that remember what was typed, for the next command that an error proposes."""
+"""Remembers what was typed, for the next command that an error proposes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TypedCommand(TyperCommand):
     """A command that keeps its arguments as typed."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Remember, then parse."""
+        """Remembers the arguments, then parses."""
         ctx.meta[_TYPED] = ("yolo-launch", str(self.name), *args)
         return super().parse_args(ctx, args)
 
@@ -27,7 +27,7 @@ class TrainCommand(TypedCommand):
     """A command that also takes YOLOv5's way of typing: optional values, lists, underscores."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Bring the arguments into the parser's form, then parse. Raises LaunchError for options of YOLOv5 alone."""
+        """Brings the arguments into the parser's form, then parses. Raises LaunchError for options of YOLOv5 alone."""
         return super().parse_args(ctx, normalize_arguments(args))
 
 
@@ -35,7 +35,7 @@ class RunCommand(TypedCommand):
     """A command whose unknown options are most likely meant for the script."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse. Raises LaunchError that shows where the missing -- belongs."""
+        """Parses. Raises LaunchError that shows the place of a missing --."""
         words = list(args)
         try:
             return super().parse_args(ctx, args)
@@ -56,12 +56,12 @@ class InferenceCommand(TypedCommand):
     """A command that also takes YOLOv5's underscores, as in ``--save_txt``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Turn underscores of option names into hyphens, then parse."""
+        """Turns underscores of option names into hyphens, then parses."""
         return super().parse_args(ctx, [_with_hyphens(word) for word in args])
 
 
 def typed_in(ctx: typer.Context) -> tuple[str, ...]:
-    """The whole command as typed."""
+    """Returns the whole command as typed."""
     return tuple(ctx.meta.get(_TYPED, ("yolo-launch", "train")))
 
 

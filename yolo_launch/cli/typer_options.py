@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def typer_function(kind: type[T], run: Callable[[typer.Context, T], None]) -> Callable[..., None]:
-    """A function of which Typer makes the parser of a dataclass of options; it calls ``run`` with what was typed."""
+    """Returns a function of which Typer makes the parser of a dataclass of options; ``run`` gets what was typed."""
 
     def function(ctx: typer.Context, **values: Any) -> None:
         run(ctx, options_from(kind, values))
@@ -28,7 +28,7 @@ def typer_function(kind: type[T], run: Callable[[typer.Context, T], None]) -> Ca
 
 
 def options_from(kind: type[T], values: Mapping[str, Any]) -> T:
-    """The typed options that Typer's values stand for; None among them means that the option was not typed.
+    """Returns the typed options that Typer's values stand for; None among them means that an option was not typed.
 
     Raises LaunchError for words that cannot be read.
     """

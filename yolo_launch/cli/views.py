@@ -1,4 +1,4 @@
-"""How plans, findings, hosts and results look to a reader."""
+"""Shows plans, findings, hosts and results to a reader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MODES = {"single": "one worker", "ddp": "DistributedDataParallel", "dp": "DataP
 
 
 def show_plan(plan: LaunchPlan, command: WorkerCommand, about: Mapping[str, str], console: Console) -> None:
-    """A plan in full: what, where, and the torchrun command that comes nearest."""
+    """Prints a plan in full: job, devices, and the torchrun command that comes nearest."""
     workers = _MODES[plan.mode]
     if plan.world_size > 1:
         count = counted(plan.world_size, "worker")
@@ -45,27 +45,27 @@ def show_plan(plan: LaunchPlan, command: WorkerCommand, about: Mapping[str, str]
 
 
 def show_start(plan: LaunchPlan, findings: Iterable[Finding], console: Console) -> None:
-    """The lines before a start: who trains where, and what could be better."""
+    """Prints the lines before a start: the device of each rank, and what could be better."""
     for line in rank_lines(plan):
         console.line(line)
     show_findings((finding for finding in findings if finding.level != "ok"), console)
 
 
 def show_findings(findings: Iterable[Finding], console: Console) -> None:
-    """Findings, one after another."""
+    """Prints findings, one after another."""
     for finding in findings:
         console.finding(finding)
 
 
 def show_differences(differences: Sequence[Difference], console: Console) -> None:
-    """What a resumed run does otherwise than before."""
+    """Prints what a resumed run does otherwise than before."""
     if differences:
         rows = [[d.option, d.before, d.after, "changes the result" if d.changes_result else ""] for d in differences]
         console.table("Changed since the run began", ("option", "before", "now", ""), rows)
 
 
 def show_host(host: Host, console: Console) -> None:
-    """What a machine has."""
+    """Prints what a machine has."""
     limits = f"{host.open_file_limit} open files"
     rows = [
         ["machine", f"{host.name}, {host.platform}, Python {host.python_version}"],
@@ -96,7 +96,7 @@ def show_host(host: Host, console: Console) -> None:
 
 
 def show_outcome(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str, console: Console) -> None:
-    """How a job ended that did not end well; the cause is the last thing printed."""
+    """Prints how a job failed or was stopped; the cause comes last."""
     if text := report.traceback_text(outcome):
         console.note(text)
     lines = report.lines(outcome, plan, run_dir, next_command)
@@ -104,7 +104,7 @@ def show_outcome(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command
 
 
 def show_result(run_dir: Path, summary: Mapping[str, Any], *, is_demo: bool, console: Console) -> None:
-    """Where a finished run left everything, and what to type next."""
+    """Prints the files of a finished run, and what to type next."""
     if summary:
         console.line(_measured(summary))
     files = RunFiles(run_dir)
@@ -126,7 +126,7 @@ def show_result(run_dir: Path, summary: Mapping[str, Any], *, is_demo: bool, con
 
 
 def _measured(summary: Mapping[str, Any]) -> str:
-    """What the weights that a run kept were measured at, and what else was better."""
+    """Returns what the kept weights of a run were measured at, and what else was better."""
     if not run_directory.is_judged(summary):
         return "could not be judged: no validation image has a label, so nothing was measured and no epoch is the best"
     best, epochs = summary.get("best_epoch", "?"), summary.get("epochs", "?")
@@ -141,7 +141,7 @@ def _measured(summary: Mapping[str, Any]) -> str:
 
 
 def _is_worth_using(summary: Mapping[str, Any]) -> bool:
-    """Whether the kept weights find anything and nothing better is known."""
+    """Returns True if the kept weights find anything and nothing better is known."""
     best = summary.get("best_epoch")
     return bool(summary.get("map50", 1) > 0) and summary.get("weights_epoch", best) == best
 

@@ -1,4 +1,4 @@
-"""What a resumed run keeps of its configuration, and what a user may change on the way."""
+"""Says what a resumed run keeps of its configuration, and what a user may change."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FREE_FIELDS = frozenset(
         "patience",
     }
 )
-"""Fields that may change on a resume: where things are and how often they are written, not what is learned."""
+"""Fields that may change on a resume: places of files and how often they are written, not what is learned."""
 PLACE_FIELDS = frozenset({"project", "name", "exist_ok"})
-"""Fields that say where the run is, which a resume knows already."""
+"""Fields that name the run's folder, which a resume knows already."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Difference:
 
 
 def resumed_config(saved: TrainConfig, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> TrainConfig:
-    """The run's configuration with what was typed now. Raises ConfigError for values that cannot be used."""
+    """Returns the run's configuration with what was typed now. Raises ConfigError for values that cannot be used."""
     settings = saved.model_dump(mode="json")
     changes = {name: value for name, value in given.items() if name not in PLACE_FIELDS and value is not None}
     if "hyp" in changes:
@@ -52,7 +52,7 @@ def resumed_config(saved: TrainConfig, given: Mapping[str, Any], overrides: Mapp
 
 
 def find_differences(saved: TrainConfig, wanted: TrainConfig) -> list[Difference]:
-    """Every option and hyperparameter whose value changes, in the order of the configuration."""
+    """Returns every option and hyperparameter whose value changes, in the order of the configuration."""
     flags = {option.name: option.flags[0].split("/")[0] for option in config_field_options(TrainConfig)}
     found = []
     for name in TrainConfig.model_fields:
@@ -70,7 +70,7 @@ def find_differences(saved: TrainConfig, wanted: TrainConfig) -> list[Difference
 
 
 def refuse_changed_result(differences: list[Difference], run_dir: str, command: str) -> None:
-    """Raise LaunchError with a table where a change would make the result another one than the run's."""
+    """Raises LaunchError with a table if a change would make the result another one than the run's."""
     harmful = [difference for difference in differences if difference.changes_result]
     if not harmful:
         return

@@ -1,4 +1,4 @@
-"""Where a run writes: chosen once, made atomically, held by one launcher, found again for a resume."""
+"""Handles the folder of a run: chooses it once, makes it atomically, holds it, and finds it again for a resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_RUNS = 10_000
 
 
 def next_run_dir(project: str, name: str, *, exist_ok: bool) -> Path:
-    """The folder that a run would get now; nothing is made."""
+    """Returns the folder that a run would get now; nothing is made."""
     for folder in _candidates(project, name):
         if exist_ok or not folder.exists():
             return folder
@@ -29,9 +29,9 @@ def next_run_dir(project: str, name: str, *, exist_ok: bool) -> Path:
 
 
 def create_run_dir(project: str, name: str, *, exist_ok: bool) -> Path:
-    """Make the folder of a new run: ``exp``, or ``exp2``, ... where it exists; two launchers never get the same one.
+    """Makes the folder of a new run: ``exp``, or ``exp2``, ... if it exists; two launchers never get the same one.
 
-    Raises LaunchError where the folder cannot be made.
+    Raises LaunchError if the folder cannot be made.
     """
     for folder in _candidates(project, name):
         try:
@@ -48,7 +48,7 @@ def create_run_dir(project: str, name: str, *, exist_ok: bool) -> Path:
 
 
 def clear_old_run(run_dir: Path) -> None:
-    """Remove what an earlier run left in a folder that ``--exist-ok`` uses again, so that nothing is mixed.
+    """Removes what an earlier run left in a folder that ``--exist-ok`` uses again, so that nothing is mixed.
 
     Raises LaunchError for a folder with contents of somebody else's.
     """
@@ -67,7 +67,7 @@ def clear_old_run(run_dir: Path) -> None:
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder for this launcher in the block, or until it dies: the kernel frees the lock with its process.
+    """Holds a run folder for this launcher in the block, or until it dies: the kernel frees the lock of a dead process.
 
     Raises LaunchError if another one holds it.
     """
@@ -95,7 +95,7 @@ def hold(run_dir: Path) -> Iterator[None]:
 
 
 def is_held(run_dir: Path) -> bool:
-    """Whether some launcher works on a run now."""
+    """Returns True if some launcher works on a run now."""
     if not (run_dir / LOCK_FILE).exists():
         return False
     from filelock import FileLock, Timeout
@@ -116,14 +116,14 @@ def _holder(run_dir: Path) -> str:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run came to its end, which its summary shows."""
+    """Returns True if a run came to its end, which its summary shows."""
     return (run_dir / SUMMARY_FILE).is_file()
 
 
 def find_run_to_resume(project: str, wanted: str, newest: str) -> Path:
-    """The run that ``--resume`` means: a folder, a file in it, a name in the project, or the newest unfinished one.
+    """Finds the run that ``--resume`` means: its folder, a file in it, its name, or the newest unfinished one.
 
-    Raises LaunchError where there is none, where it vanished or where it holds no configuration.
+    Raises LaunchError if there is none, if it vanished or if it holds no configuration.
     """
     if wanted == newest:
         return _newest_unfinished(Path(project))
@@ -141,22 +141,22 @@ def find_run_to_resume(project: str, wanted: str, newest: str) -> Path:
 
 
 def reopen_run(run_dir: Path) -> None:
-    """Mark a finished run as unfinished, for one that is trained further."""
+    """Marks a finished run as unfinished, for one that is trained further."""
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """What the trainer wrote at its end; empty where it did not."""
+    """Reads what the trainer wrote at its end; empty if it wrote nothing."""
     return _read_json(run_dir / SUMMARY_FILE)
 
 
 def is_judged(summary: Mapping[str, Any]) -> bool:
-    """Whether a finished run or validation measured anything; without a labeled image it cannot."""
+    """Returns True if a finished run or validation measured anything; without a labeled image it cannot."""
     return bool(summary.get("is_judged", True))
 
 
 def read_plan(run_dir: Path) -> dict[str, Any]:
-    """The plan that a run was started with; empty where it is missing or damaged."""
+    """Reads the plan that a run was started with; empty if it is missing or damaged."""
     return _read_json(run_dir / PLAN_FILE)
 
 
@@ -169,14 +169,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def write_plan(run_dir: Path, facts: Mapping[str, Any]) -> None:
-    """Keep the plan beside the configuration. Raises LaunchError for a full or read-only disk."""
+    """Writes the plan beside the configuration. Raises LaunchError for a full or read-only disk."""
     with writing_to(run_dir):
         replace_text(run_dir / PLAN_FILE, json.dumps(facts, indent=2) + "\n")
 
 
 @contextlib.contextmanager
 def writing_to(run_dir: Path) -> Iterator[None]:
-    """Turn the file system's refusals into a LaunchError that names the folder."""
+    """Turns the file system's refusals into a LaunchError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -193,7 +193,7 @@ def _candidates(project: str, name: str) -> Iterator[Path]:
 
 
 def _run_folder_of(path: Path) -> Path | None:
-    """The run folder that a path is or lies in (YOLOv5 users type ``runs/train/exp/weights/last.pt``)."""
+    """Returns the run folder that a path is or lies in (YOLOv5 users type ``runs/train/exp/weights/last.pt``)."""
     for folder in (path, path.parent, path.parent.parent):
         if (path.exists() or folder != path) and (folder / CONFIG_FILE).is_file():
             return folder

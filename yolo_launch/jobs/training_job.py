@@ -1,4 +1,4 @@
-"""A training run as decided but not started: options and a host to configuration, plan, findings and run directory."""
+"""Decides a training run before it starts: of options and a host, its configuration, plan, findings and directory."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class TrainingJob:
 
     @property
     def command(self) -> WorkerCommand:
-        """What each worker runs."""
+        """Returns what each worker runs."""
         config_path = self.run_dir / CONFIG_FILE
         return WorkerCommand(("-m", "trainer", str(config_path), "--run-dir", str(self.run_dir)))
 
 
 def make_job(options: JobOptions, typed: tuple[str, ...], host: Host, *, nnodes: int = 1) -> TrainingJob:
-    """The job that the options of ``train`` describe. With more than one machine its plan is a draft for this one.
+    """Returns the job that the options of ``train`` describe. On several machines its plan is a draft for this one.
 
     Raises LaunchError for what cannot work.
     """
@@ -60,7 +60,7 @@ def make_job(options: JobOptions, typed: tuple[str, ...], host: Host, *, nnodes:
 
 
 def _new_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
-    """The job of a fresh start: defaults, then ``--config``, then what was typed."""
+    """Returns the job of a fresh start: defaults, then ``--config``, then what was typed."""
     given = asked.given
     settings = dict(read_options(Path(asked.config))) if asked.config else {}
     if "hyp" in given:
@@ -90,7 +90,7 @@ def _new_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int)
 
 
 def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
-    """The job of a run that goes on: its own configuration, and what may change of it."""
+    """Returns the job of a run that goes on: its own configuration, and what may change of it."""
     given = asked.given
     if asked.config:
         raise LaunchError("--resume takes the run's own configuration.", seen="--config", expected="--resume alone")
@@ -133,17 +133,17 @@ def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: 
 
 
 def _draft(request: LaunchRequest) -> LaunchRequest:
-    """On several machines the batch is split once all of them are known."""
+    """Returns the request for a draft: on several machines the batch is split once all of them are known."""
     return request if request.nnodes == 1 else replace(request, uneven_batch_ok=True)
 
 
 def _facts(config: TrainConfig) -> dict[str, Any]:
-    """What the plan needs to know of a configuration."""
+    """Returns what the plan needs to know of a configuration."""
     return {"sync_bn": config.sync_bn, "image_size": config.imgsz}
 
 
 def _plan_on_same_devices(request: LaunchRequest, host: Host, run_dir: Path) -> tuple[LaunchRequest, LaunchPlan]:
-    """The plan on the devices that were chosen when the run began, unless others are typed or they are gone."""
+    """Plans on the devices that were chosen when the run began, unless others are typed or they are gone."""
     if request.gpus is not None or request.nproc is not None:
         return request, make_plan(request, host)
     chosen = run_directory.read_plan(run_dir).get("request", {})
@@ -157,7 +157,7 @@ def _plan_on_same_devices(request: LaunchRequest, host: Host, run_dir: Path) -> 
 
 
 def _settled(config: TrainConfig, plan: LaunchPlan) -> TrainConfig:
-    """The configuration with what the plan decided."""
+    """Returns the configuration with what the plan decided."""
     parallel = "dp" if plan.mode == "dp" else "auto"
     return config.model_copy(
         update={
@@ -174,7 +174,7 @@ def _check(job: TrainingJob) -> list[Finding]:
 
 
 def with_measured_batch(job: TrainingJob, say: Callable[[str], None]) -> TrainingJob:
-    """The job with ``--batch auto`` measured on its devices; ``say`` gets what was found."""
+    """Returns the job with ``--batch auto`` measured on its devices; ``say`` gets what was found."""
     if not job.plan.batch_is_auto:
         return job
     from yolo_launch.probes.batch_size import measure_batch
@@ -185,12 +185,12 @@ def with_measured_batch(job: TrainingJob, say: Callable[[str], None]) -> Trainin
 
 
 def with_data(job: TrainingJob) -> TrainingJob:
-    """The job with the embedded data set drawn, where no other was given."""
+    """Returns the job with the embedded data set drawn if no other was given."""
     return replace(job, config=with_demo_data(job.config)) if job.is_demo else job
 
 
 def with_demo_data(config: TrainConfig) -> TrainConfig:
-    """The configuration with the path of the embedded data set, drawn where it is not there yet."""
+    """Returns the configuration with the path of the embedded data set, drawn if it is not there yet."""
     from trainer.data.demo.dataset import default_cache_dir, ensure_demo_dataset
 
     return config.model_copy(update={"data": str(ensure_demo_dataset(default_cache_dir()))})
@@ -198,7 +198,7 @@ def with_demo_data(config: TrainConfig) -> TrainConfig:
 
 @contextmanager
 def opened(job: TrainingJob) -> Iterator[TrainingJob]:
-    """The job with its run directory made, claimed for this launcher, and its configuration and plan written."""
+    """Returns the job with its run directory made and held by this launcher, and its configuration and plan written."""
     config, run_dir = job.config, job.run_dir
     if not job.is_resume:
         run_dir = run_directory.create_run_dir(config.project, config.name, exist_ok=config.exist_ok)
@@ -218,7 +218,7 @@ def opened(job: TrainingJob) -> Iterator[TrainingJob]:
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Files as absolute paths, so that the written configuration works from any folder."""
+    """Returns files as absolute paths, so that the written configuration works from any folder."""
     found = {
         name: os.path.abspath(os.path.expanduser(getattr(config, name)))
         for name in ("data", "weights", "cfg")

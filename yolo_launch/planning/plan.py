@@ -20,7 +20,7 @@ SMALL_LOCAL_BATCH = 8
 
 
 def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = ()) -> LaunchPlan:
-    """Decide everything that will be started on ``host``, on ``devices`` if they were chosen before.
+    """Decides everything that will be started on ``host``, on ``devices`` if they were chosen before.
 
     Raises LaunchError for a request that cannot work: absent devices, a batch that does not divide, an unsuitable
     torch. A request that works less well than it could gives a finding of the plan.
@@ -64,7 +64,7 @@ def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = 
 
 
 def settle_batch(request: LaunchRequest, host: Host, devices: Sequence[Device]) -> tuple[int, list[Finding]]:
-    """The total batch over the workers of all nodes, with findings. Raises LaunchError if it does not divide."""
+    """Splits the total batch over the workers of all nodes, with findings. Raises LaunchError if it does not divide."""
     mode = _choose_mode(request, devices, [])
     split = _split(request, host, devices, mode, is_auto=False)
     return split.global_batch_size, _batch_findings(request, split, mode, devices)
@@ -163,7 +163,7 @@ def _batch_findings(request: LaunchRequest, split: BatchSplit, mode: Mode, devic
     if not request.builtin_trainer:
         return []
     if request.global_batch_size is None:
-        text = f"--batch auto takes {CPU_AUTO_BATCH} on a CPU, where there is no GPU memory to measure"
+        text = f"--batch auto takes {CPU_AUTO_BATCH} on a CPU, which has no GPU memory to measure"
         measured = "--batch auto is measured on the smallest chosen GPU when the run starts"
         found.append(Finding("batch", "ok", text if on_cpu else measured))
     if split.grown_from is not None:

@@ -13,7 +13,7 @@ ALIASES = (
 
 
 def retype(typed: Sequence[str], changes: Mapping[str, str], without: Sequence[str] = ()) -> str:
-    """The command as typed with options set anew, ready to paste; an option that is absent is added at the end."""
+    """Returns the typed command with options set anew, ready to paste; an option that is absent is added at the end."""
     end = typed.index("--") if "--" in typed else len(typed)
     words = _without_option(list(typed[:end]), without)
     for flag, value in changes.items():
@@ -23,7 +23,7 @@ def retype(typed: Sequence[str], changes: Mapping[str, str], without: Sequence[s
 
 
 def without_value(typed: Sequence[str], flag: str) -> tuple[str, ...]:
-    """The command as typed with the value of a secret option left out, for everything that is ever printed."""
+    """Returns the typed command with the values of secret options left out, for everything that is ever printed."""
     if not any(word.partition("=")[0] == flag for word in typed):
         return tuple(typed)
     return (*_without_option(list(typed), (flag,)), flag, "...")

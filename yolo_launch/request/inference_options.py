@@ -24,9 +24,7 @@ class FolderOptions:
     """The folder that a command writes into."""
 
     project: str = _project("")
-    name: str = option(
-        "exp", "--name", text="name of the run's folder; a number is added where it exists", panel=RESULTS
-    )
+    name: str = option("exp", "--name", text="name of the run's folder; a number is added if it exists", panel=RESULTS)
     exist_ok: bool = option(False, "--exist-ok", text="use an existing folder", panel=RESULTS)
 
 
@@ -85,7 +83,7 @@ class ExportSettings:
 class ExportOptions(InferenceOptions, ExportSettings):
     """What ``export`` was asked."""
 
-    gpus: str | None = _one_device("cpu", text="where it runs: cpu, or one index or UUID")
+    gpus: str | None = _one_device("cpu", text="device it runs on: cpu, or one index or UUID")
     nproc: int | None = 1
     port: int | None = None
     json: bool = option(False, "--json", text=JSON_TEXT)

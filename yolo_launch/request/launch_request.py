@@ -15,7 +15,7 @@ DEMO_OPTIONS: dict[str, Any] = {"cfg": "yolov5n", "imgsz": 160, "epochs": 18, "b
 
 
 def launch_request(options: LaunchOptions, typed: tuple[str, ...], **facts: Any) -> LaunchRequest:
-    """What the launcher is asked, from its own options and from facts that the command adds by field name.
+    """Returns the request of the launcher's own options and of facts that the command adds by field name.
 
     Raises LaunchError for a value out of range.
     """
@@ -43,7 +43,7 @@ def launch_request(options: LaunchOptions, typed: tuple[str, ...], **facts: Any)
 
 
 def shape_facts(options: PlanOptions | DoctorOptions) -> dict[str, Any]:
-    """Batch, image size and loader processes, for a request without a configuration. Raises LaunchError."""
+    """Returns batch, image size and loader processes by field name, without a configuration. Raises LaunchError."""
     facts: dict[str, Any] = {"image_size": options.imgsz, "workers": options.workers}
     if options.batch_size is None:
         return {**facts, "batch_is_default": True}

@@ -12,18 +12,18 @@ from yolo_launch.request.options import DEVICES, LAUNCH, MACHINES, argument, arg
 
 
 def batch_option() -> Any:
-    """A field for the total batch as typed; ``option_values.parse_batch`` reads it."""
+    """Returns a field for the total batch as typed; ``option_values.parse_batch`` reads it."""
     shown = str(DEFAULT_BATCH_SIZE)
     return option(None, "--batch", "--batch-size", text="total batch over all workers, or auto", default_text=shown)
 
 
 def image_size_option() -> Any:
-    """A field for the side of the images."""
+    """Returns a field for the side of the images."""
     return option(DEFAULT_IMAGE_SIZE, "--imgsz", "--img", "--img-size", text="image side in pixels")
 
 
 def loader_workers_option() -> Any:
-    """A field for the loader processes of each worker."""
+    """Returns a field for the loader processes of each worker."""
     return option(None, "--workers", text="loader processes of each worker", default_text="what the cores allow")
 
 
@@ -44,7 +44,7 @@ class RunOptions(LaunchOptions, ScriptOptions):
     max_restarts: int = option(0, "--max-restarts", text="restarts of the job after a failure")
     module: bool = option(False, "--module", text="the script is a module, as with python -m")
     project: str = option("runs/run", "--project", text="folder of the logs")
-    name: str = option("exp", "--name", text="name of the logs' folder; a number is added where it exists")
+    name: str = option("exp", "--name", text="name of the logs' folder; a number is added if it exists")
     dry_run: bool = option(False, "--dry-run", text="show the plan and start nothing")
     json: bool = option(False, "--json", text=JSON_TEXT)
     debug: bool = option(False, "--debug", text=DEBUG_TEXT)

@@ -9,7 +9,7 @@ from yolo_launch.errors import LaunchError
 
 
 def parse_batch(text: str) -> int | None:
-    """The total batch; None for ``auto``. Raises LaunchError for anything else."""
+    """Returns the total batch; None for ``auto``. Raises LaunchError for anything else."""
     if text.strip().lower() in ("auto", "-1"):
         return None
     if not text.strip().isdigit() or int(text) < 1:
@@ -18,7 +18,7 @@ def parse_batch(text: str) -> int | None:
 
 
 def parse_freeze(text: str) -> tuple[int, ...]:
-    """Numbers of layers, separated by commas or spaces. Raises LaunchError for anything else."""
+    """Reads numbers of layers, separated by commas or spaces. Raises LaunchError for anything else."""
     parts = text.replace(",", " ").split()
     if not all(part.isdigit() for part in parts):
         raise LaunchError(
@@ -28,7 +28,7 @@ def parse_freeze(text: str) -> tuple[int, ...]:
 
 
 def parse_overrides(pairs: Iterable[str] | None) -> dict[str, Any]:
-    """Hyperparameters from ``--set name=value``. Raises LaunchError for a pair without its sign or its name."""
+    """Reads hyperparameters from ``--set name=value``. Raises LaunchError for a pair without its sign or its name."""
     overrides: dict[str, Any] = {}
     for pair in pairs or ():
         name, sign, value = pair.partition("=")

@@ -42,7 +42,7 @@ def option(
     metavar: str | None = None,
     parse: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """A field of a dataclass of options.
+    """Returns a field of a dataclass of options.
 
     ``default_text`` says what counts if the option is not typed; without it the default itself is shown. ``parse``
     makes the field's value of the words that were typed.
@@ -67,22 +67,22 @@ class Argument:
 
 
 def argument(*, text: str, metavar: str | None = None) -> Any:
-    """A field for one word that has to be typed."""
+    """Returns a field for one word that has to be typed."""
     return field(default="", metadata={ARGUMENT: Argument("", text, metavar)})
 
 
 def arguments(*, text: str, metavar: str | None = None) -> Any:
-    """A field for any number of words."""
+    """Returns a field for any number of words."""
     return field(default=(), metadata={ARGUMENT: Argument("", text, metavar, is_list=True), PARSE: tuple})
 
 
 def settings_of(model: type[BaseModel]) -> Any:
-    """A field that holds what was typed of a configuration, by field name."""
+    """Returns a field that holds what was typed of a configuration, by field name."""
     return field(default_factory=dict, metadata={MODEL: model})
 
 
 def options_of(kind: type[Any]) -> list[Option]:
-    """Every option of a dataclass of options, in the order of its fields, by panel if it names their order."""
+    """Returns every option of a dataclass of options, in the order of its fields, by panel if it names their order."""
     types, found = get_type_hints(kind), []
     for each in fields(kind):
         if MODEL in each.metadata:
@@ -95,18 +95,18 @@ def options_of(kind: type[Any]) -> list[Option]:
 
 
 def arguments_of(kind: type[Any]) -> list[Argument]:
-    """The words without a flag that a dataclass of options has, in the order of its fields."""
+    """Returns the words without a flag that a dataclass of options has, in the order of its fields."""
     return [replace(each.metadata[ARGUMENT], name=each.name) for each in fields(kind) if ARGUMENT in each.metadata]
 
 
 def config_values(model: type[BaseModel], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """What was typed of a configuration, by field name; ``--batch auto`` gives None. Raises LaunchError."""
+    """Returns what was typed of a configuration, by field name; ``--batch auto`` gives None. Raises LaunchError."""
     given = {one.name: typed[one.name] for one in config_field_options(model) if typed.get(one.name) is not None}
     return {name: SPECIAL[name](value) if name in SPECIAL else value for name, value in given.items()}
 
 
 def config_field_options(model: type[BaseModel]) -> list[Option]:
-    """One option for each field of a configuration that has flags."""
+    """Returns one option for each field of a configuration that has flags."""
     options = []
     for name, described in model.model_fields.items():
         extra = described.json_schema_extra
@@ -122,7 +122,7 @@ def config_field_options(model: type[BaseModel]) -> list[Option]:
 
 
 def _typed_as(annotation: Any) -> Any:
-    """The type of an option's words: a mapping is typed as several words, a tuple of numbers as one."""
+    """Returns the type of an option's words: a mapping is typed as several words, a tuple of numbers as one."""
     return list[str] if get_origin(annotation) is Mapping else _simple_type(annotation)
 
 

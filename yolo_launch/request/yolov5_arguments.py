@@ -40,7 +40,7 @@ NEWEST_RUN = "newest"
 
 
 def normalize_arguments(arguments: Sequence[str]) -> list[str]:
-    """Arguments of ``train`` with YOLOv5's optional values and underscores turned into what the parser knows.
+    """Turns YOLOv5's optional values and underscores in the arguments of ``train`` into what the parser knows.
 
     ``--cache`` alone means ram, ``--resume`` alone the newest run, ``--freeze 0 1 2`` is one value, ``--batch -1``
     is auto. Anything after ``--`` stays as it is. Raises LaunchError for an option that YOLOv5 has and this has not.
@@ -84,7 +84,7 @@ def _refuse(flag: str) -> None:
 
 
 def _values_that_follow(flag: str, following: Sequence[str]) -> list[str]:
-    """The words that belong to a flag whose value may be left out or repeated; none for ordinary flags."""
+    """Returns the words that belong to a flag whose value may be left out or repeated; none for ordinary flags."""
     if not following or flag not in ("--cache", "--resume", "--freeze", "--batch", "--batch-size"):
         return []
     first = following[0]

@@ -1,4 +1,4 @@
-"""``yolo-launch doctor``: what this machine has, and what would stand in the way of training on it."""
+"""Runs ``yolo-launch doctor``: says what this machine has, and what would prevent training on it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from yolo_launch.words import counted
 
 
 def doctor(ctx: typer.Context, options: DoctorOptions) -> None:
-    """Print host and findings; exit code 3 where something fails."""
+    """Prints host and findings; the exit code is 3 if something fails."""
     console = Console(json_mode=options.json)
     typed, host = without_value(typed_in(ctx), "--token"), inspect_host()
     with_others = (options.rank, options.master, options.nodes) != (None, None, None)
@@ -84,7 +84,7 @@ def _scanned(config: TrainConfig | None) -> tuple[list[Finding], dict[str, Any]]
 
 
 def _last_line(findings: list[Finding], *, is_deep: bool) -> str:
-    """The last line: how much was found, and where there is more to look at."""
+    """Returns the last line: how much was found, and which option shows more."""
     failures, warnings = (sum(f.level == level for f in findings) for level in ("failure", "warning"))
     parts = [counted(count, noun) for count, noun in ((failures, "failure"), (warnings, "warning")) if count]
     return (", ".join(parts) or "nothing stands in the way") + (
@@ -95,7 +95,7 @@ def _last_line(findings: list[Finding], *, is_deep: bool) -> str:
 def _check_with_others(
     node: NodeContext, options: DoctorOptions, own: Sequence[Finding], plan: LaunchPlan | None
 ) -> tuple[list[Finding], int]:
-    """What several machines find with one another; that this one cannot take part is a finding too."""
+    """Returns the findings of several machines about one another; that this one cannot take part is a finding too."""
     if plan is None:
         text = "this machine does not take part, because of the failures above: the others will wait for it"
         return [Finding(cluster_findings.CHECK, "warning", text)], ExitCode.DONE
@@ -114,7 +114,7 @@ def _check_with_others(
 def _planned(
     options: DoctorOptions, host: Host, typed: tuple[str, ...], identity: NodeIdentity | None
 ) -> tuple[LaunchPlan | None, list[Finding]]:
-    """The plan of what was asked for; a plan that is refused is a finding here."""
+    """Returns the plan of the request, or the finding that says why such a plan is refused."""
     facts: dict[str, Any] = {}
     if identity is not None:
         options = replace(options, port=None)

@@ -1,4 +1,4 @@
-"""``yolo-launch export``: a trained model as a file for other programs."""
+"""Runs ``yolo-launch export``: writes a trained model as a file for other programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ONNX_PACKAGES = ("onnx", "onnxruntime")
 
 
 def export(ctx: typer.Context, options: ExportOptions) -> None:
-    """Check, start one worker, and leave with its outcome."""
+    """Checks, starts one worker, and exits with the outcome's code."""
     console = Console(json_mode=options.json)
     weights = check_weights_file(options.given.get("weights"), "export")
     config = make_inference_config(ExportConfig, {**options.given, "weights": str(weights)}, "export")
@@ -46,7 +46,7 @@ def export(ctx: typer.Context, options: ExportOptions) -> None:
 
 
 def _require_packages() -> None:
-    """Raise LaunchError for what the worker would miss seconds later."""
+    """Raises LaunchError for what the worker would miss seconds later."""
     missing = [package for package in _ONNX_PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
         raise LaunchError(

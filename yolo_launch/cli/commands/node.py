@@ -1,4 +1,4 @@
-"""``yolo-launch node``: one node's part in training on several."""
+"""Runs ``yolo-launch node``: one node's part in training on several."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from yolo_launch.request.node_options import NodeOptions
 
 
 def node(ctx: typer.Context, options: NodeOptions) -> None:
-    """Find this node's rank, take part, and leave with the job's exit code."""
+    """Finds this node's rank, takes part, and exits with the job's code."""
     console = Console(json_mode=options.json)
     typed, host = without_value(typed_in(ctx), "--token"), inspect_host()
     identity = find_identity(options, typed, host, os.environ, console.note)
@@ -40,7 +40,7 @@ def node(ctx: typer.Context, options: NodeOptions) -> None:
 
 
 def run_master(options: NodeOptions, context: NodeContext, console: Console) -> NoReturn:
-    """Make the job, offer it to the others, and train."""
+    """Makes the job, offers it to the others, and trains."""
     job = make_master_job(options, context)
     if options.dry_run:
         show_dry_run(job, console)
@@ -65,7 +65,7 @@ def run_master(options: NodeOptions, context: NodeContext, console: Console) -> 
 
 
 def run_member(options: NodeOptions, context: NodeContext, console: Console) -> NoReturn:
-    """Take the job from the master, check it here, and train."""
+    """Takes the job from the master, checks it here, and trains."""
     work = MemberTraining(options, context, lambda findings: show_findings(findings, console))
     if options.dry_run:
         raise LaunchError(

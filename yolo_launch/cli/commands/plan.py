@@ -1,4 +1,4 @@
-"""``yolo-launch plan``: what would be started, here or on a machine that ``doctor --json`` described."""
+"""Runs ``yolo-launch plan``: shows what would be started, here or on a machine that ``doctor --json`` described."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yolo_launch.spec import WorkerCommand
 
 
 def plan(ctx: typer.Context, options: PlanOptions) -> None:
-    """Print the plan."""
+    """Prints the plan."""
     console = Console(json_mode=options.json)
     host = read_host_file(Path(options.host)) if options.host else inspect_host()
     request = launch_request(

@@ -1,4 +1,4 @@
-"""``yolo-launch predict``: find objects in pictures and films."""
+"""Runs ``yolo-launch predict``: finds objects in pictures and films."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from yolo_launch.request.inference_options import PredictOptions
 
 
 def predict(ctx: typer.Context, options: PredictOptions) -> None:
-    """Check, start one worker, and leave with its outcome."""
+    """Checks, starts one worker, and exits with the outcome's code."""
     console = Console(json_mode=bool(options.given.get("json_lines")))
     weights = check_weights_file(options.given.get("weights"), "predict")
     sources = (*options.sources, *((options.source,) if options.source else ()))

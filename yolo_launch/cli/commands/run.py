@@ -1,4 +1,4 @@
-"""``yolo-launch run``: any torchrun-style script with the same planning, devices, ports, supervision and report."""
+"""Runs ``yolo-launch run``: any torchrun-style script with the same planning, devices, supervision and report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from yolo_launch.spec import LaunchPlan, Outcome, WorkerCommand
 
 
 def run(ctx: typer.Context, options: RunOptions) -> None:
-    """Plan, check, start; the exit code is the outcome's."""
+    """Plans, checks and starts; the exit code is the outcome's."""
     console = Console(json_mode=options.json)
     module = ("-m",) if options.module else ()
     command = WorkerCommand((*module, options.script, *options.arguments), foreign=True)

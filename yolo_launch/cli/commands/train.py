@@ -1,4 +1,4 @@
-"""``yolo-launch train``: options to a configuration and a plan, then to workers, then to what to type next."""
+"""Runs ``yolo-launch train``: makes a job of the options, runs its workers, and says what to type next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEMO_NAME = "(the embedded data set)"
 
 
 def train(ctx: typer.Context, options: TrainOptions) -> None:
-    """Plan, check, start, and say what came of it; the exit code is the outcome's."""
+    """Plans, checks, starts, and says how the job ended; the exit code is the outcome's."""
     console = Console(json_mode=options.json)
     typed, host = typed_in(ctx), inspect_host()
     job = make_job(options, typed, host)
@@ -41,7 +41,7 @@ def train(ctx: typer.Context, options: TrainOptions) -> None:
 
 
 def show_dry_run(job: TrainingJob, console: Console) -> NoReturn:
-    """Print the plan and what the checks found; nothing is made. The exit code is that of a start."""
+    """Prints the plan and what the checks found; nothing is made. The exit code is that of a start."""
     plan = replace(job.plan, findings=tuple(job.findings))
     facts = {**plan_facts(plan, job.command), "run_dir": str(job.run_dir), "data": job.config.data}
 
@@ -58,7 +58,7 @@ def show_dry_run(job: TrainingJob, console: Console) -> NoReturn:
 
 
 def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome, TrainingJob]:
-    """Make the run directory, write what will run, and run it to its end; the outcome and the job as started."""
+    """Makes the run directory, writes the plan and runs the job to its end; returns the outcome and the job."""
     if inline and job.plan.world_size > 1:
         raise LaunchError("--inline trains with one worker.", seen=f"{job.plan.world_size}", expected="--nproc 1")
     with opened(with_data(with_measured_batch(job, console.note))) as job:
@@ -75,7 +75,7 @@ def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome,
 
 
 def conclude_training(job: EndedJob, console: Console, *, is_demo: bool) -> NoReturn:
-    """End a command that trained: where everything is, or the cause and the command that goes on."""
+    """Ends a command that trained: shows the files of the run, or the cause and the command that goes on."""
     summary = run_directory.read_summary(job.run_dir) if job.is_done else {}
 
     def show_done() -> None:

@@ -1,4 +1,4 @@
-"""``yolo-launch val``: measure trained weights on a data set, over all chosen devices."""
+"""Runs ``yolo-launch val``: measures trained weights on a data set, over all chosen devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from yolo_launch.request.inference_options import ValOptions
 
 
 def val(ctx: typer.Context, options: ValOptions) -> None:
-    """Check, start, and say what was measured; the exit code is the outcome's."""
+    """Checks, starts, and says what was measured; the exit code is the outcome's."""
     console = Console(json_mode=options.json)
     weights = check_weights_file(options.given.get("weights"), "val")
     if not options.given.get("data"):

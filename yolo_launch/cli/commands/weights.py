@@ -1,4 +1,4 @@
-"""``yolo-launch weights FILE``: what is in a weights file, and its conversion into this project's own."""
+"""Runs ``yolo-launch weights FILE``: says what is in a weights file, or converts it into this project's own format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yolo_launch.request.inference_options import WeightsOptions
 
 
 def weights(ctx: typer.Context, options: WeightsOptions) -> None:
-    """Read the file in a process of its own, since a foreign file is not to be trusted with this one."""
+    """Reads the file in another process, since a foreign file is not to be trusted with this one."""
     console = Console(json_mode=options.json)
     path = check_weights_file(options.file, "weights")
     command = [sys.executable, "-m", "trainer.weights.inspect"]
@@ -46,7 +46,7 @@ def weights(ctx: typer.Context, options: WeightsOptions) -> None:
 
 
 def _refusal(text: str) -> LaunchError:
-    """The worker's refusal as the launcher's own error."""
+    """Returns the worker's refusal as the launcher's own error."""
     try:
         error = json.loads(text.strip().splitlines()[-1])["error"]
         return LaunchError(
