@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 PARENT_VARIABLE = "YOLO_PARENT_PID"
 """A launcher's process id; the worker that finds itself with another parent has lost it already."""
@@ -60,7 +60,6 @@ VAL_BATCH_SIZE, PREDICT_BATCH_SIZE = 32, 8
 
 Phase = Literal["start", "scan", "train", "val", "save", "done"]
 """What a worker is doing."""
-PHASES: tuple[Phase, ...] = get_args(Phase)
 STEP_PHASES: frozenset[Phase] = frozenset({"train", "val", "save", "done"})
 """Phases in which epoch and step say how far a run has come."""
 

@@ -142,7 +142,7 @@ def check_memory_for_cache(context: Context) -> Iterable[Finding]:
     if config.cache == "ram" and need > free:
         yield Finding("memory", "warning", text, "--cache disk")
     else:
-        yield Finding("memory", "ok", text + " and would not fit" * (need > free))
+        yield Finding("memory", "ok", f"{text} and would not fit" if need > free else text)
 
 
 class _DataCounts(NamedTuple):

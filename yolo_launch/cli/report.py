@@ -31,11 +31,6 @@ _WITHOUT_FAILURE = {
 }
 
 
-def render(outcome: Outcome, plan: LaunchPlan, run_dir: Path, next_command: str) -> str:
-    """The whole report as plain lines, the title first."""
-    return "\n".join([title(outcome, plan), *lines(outcome, plan, run_dir, next_command)])
-
-
 def level(outcome: Outcome) -> Literal["ok", "warning", "failure"]:
     """Returns the level that colors the report."""
     if outcome.kind == "done":

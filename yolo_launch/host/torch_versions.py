@@ -17,7 +17,6 @@ LAUNCHER_FLOOR = Version("1.11")
 """The oldest torch whose elastic agent this launcher can run."""
 TRAINER_FLOOR = Version("2.4")
 """The oldest torch that the built-in trainer runs on."""
-STATIC_GRAPH_SINCE = Version("1.11")
 BROKEN_FOR_DDP = Version("1.12.0")
 """This release fixes the visible GPUs during its import, so that a chosen subset is ignored; corrected in 1.12.1."""
 
@@ -54,11 +53,6 @@ def is_older(version: str, floor: Version) -> bool:
 def is_ddp_broken(facts: TorchFacts) -> bool:
     """Returns True for torch 1.12.0, whose DDP ignores the chosen GPUs."""
     return release_of(facts.torch_version) == BROKEN_FOR_DDP
-
-
-def supports_static_graph(facts: TorchFacts) -> bool:
-    """Returns True if DDP takes ``static_graph``."""
-    return not is_older(facts.torch_version, STATIC_GRAPH_SINCE)
 
 
 def is_cpu_build(facts: TorchFacts) -> bool:

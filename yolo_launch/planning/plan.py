@@ -32,13 +32,13 @@ def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = 
     nproc = 1 if mode == "dp" else len(devices)
     _refuse_bad_torch(request, host, devices, mode, findings)
     is_auto = request.global_batch_size is None and devices[0].kind != "cpu"
-    split = _split(request, host, devices, mode, is_auto=is_auto)
+    split = _split(request, host, devices, is_auto=is_auto)
     findings += _batch_findings(request, split, mode, devices)
     threads = _threads(host, nproc)
     workers, worker_findings = choose_workers(
         request, host, ranks=nproc, on_cpu=devices[0].kind == "cpu", local_batch_size=split.local_batch_size
     )
-    findings += worker_findings + _mode_findings(request, mode, devices) + _device_findings(devices, mode)
+    findings += worker_findings + _mode_findings(request, mode) + _device_findings(devices)
     by_node = (1,) if mode == "dp" else _nproc_by_node(request, devices)
     return LaunchPlan(
         mode=mode,
@@ -66,7 +66,7 @@ def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = 
 def settle_batch(request: LaunchRequest, host: Host, devices: Sequence[Device]) -> tuple[int, list[Finding]]:
     """Splits the total batch over the workers of all nodes, with findings. Raises LaunchError if it does not divide."""
     mode = _choose_mode(request, devices, [])
-    split = _split(request, host, devices, mode, is_auto=False)
+    split = _split(request, host, devices, is_auto=False)
     return split.global_batch_size, _batch_findings(request, split, mode, devices)
 
 
@@ -144,12 +144,10 @@ def _refuse_bad_torch(
             findings.append(finding)
 
 
-def _split(request: LaunchRequest, host: Host, devices: Sequence[Device], mode: Mode, *, is_auto: bool) -> BatchSplit:
+def _split(request: LaunchRequest, host: Host, devices: Sequence[Device], *, is_auto: bool) -> BatchSplit:
     # DataParallel scatters over its devices, so the total has to divide there too.
     shares = sum(_nproc_by_node(request, devices))
-    if not request.builtin_trainer:
-        return BatchSplit(shares, 1)
-    if is_auto:
+    if is_auto or not request.builtin_trainer:
         return BatchSplit(shares, 1)
     batch = CPU_AUTO_BATCH if request.global_batch_size is None else request.global_batch_size
     usable = visible_devices(host)
@@ -180,7 +178,7 @@ def _batch_findings(request: LaunchRequest, split: BatchSplit, mode: Mode, devic
     return found
 
 
-def _mode_findings(request: LaunchRequest, mode: Mode, devices: Sequence[Device]) -> list[Finding]:
+def _mode_findings(request: LaunchRequest, mode: Mode) -> list[Finding]:
     found = []
     if mode == "dp":
         text = "DataParallel is slow and cannot train faster than DDP on the same GPUs"
@@ -191,7 +189,7 @@ def _mode_findings(request: LaunchRequest, mode: Mode, devices: Sequence[Device]
     return found
 
 
-def _device_findings(devices: Sequence[Device], mode: Mode) -> list[Finding]:
+def _device_findings(devices: Sequence[Device]) -> list[Finding]:
     found = []
     gpus = [device for device in devices if device.kind == "cuda"]
     kinds = sorted({(device.name, device.memory_total_bytes >> 30) for device in gpus})

@@ -189,7 +189,7 @@ def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
 
     def peak_of(batch_size: int) -> int | None:
         try:
-            return _peak_bytes(run, _synthetic_batch(run, batch_size, side))
+            return _peak_bytes(run, _synthetic_batch(batch_size, side))
         except torch.cuda.OutOfMemoryError:
             run.state.optimizer.zero_grad(set_to_none=True)
             return None
@@ -233,7 +233,7 @@ def _wait_for_device(run: Run) -> None:
         torch.cuda.synchronize()
 
 
-def _synthetic_batch(run: Run, batch_size: int, image_size: int) -> Batch:
+def _synthetic_batch(batch_size: int, image_size: int) -> Batch:
     """Makes gray images with random boxes; the content of images does not change the memory needed."""
     import torch
 

@@ -59,7 +59,8 @@ def main() -> int:
     )
     facts = {**asdict(outcome), "torch_loaded": "torch" in sys.modules}
     (options.run_dir / "outcome.json").write_text(json.dumps(facts), encoding="utf-8")
-    print(report.render(outcome, plan, options.run_dir, "yolo-launch train"), file=sys.stderr)
+    lines = report.lines(outcome, plan, options.run_dir, "yolo-launch train")
+    print(report.title(outcome, plan), *lines, sep="\n", file=sys.stderr)
     return outcome.exit_code
 
 

@@ -42,8 +42,9 @@ FAILURE = RankFailure(
 )
 
 
-def render(outcome):
-    return report.render(outcome, PLAN, RUN_DIR, "yolo-launch train --resume runs/train/exp").splitlines()
+def render(outcome, plan=PLAN, next_command="yolo-launch train --resume runs/train/exp"):
+    shown = [report.title(outcome, plan), *report.lines(outcome, plan, RUN_DIR, next_command)]
+    return "\n".join(shown).splitlines()
 
 
 def test_a_failure_in_one_panel():
@@ -140,4 +141,4 @@ def test_a_stall_shows_who_waits_for_whom():
 def test_data_parallel_names_all_its_devices():
     plan = replace(PLAN, mode="dp", world_size=1, nproc_per_node=1)
     outcome = Outcome("worker_failed", 1, failure=replace(FAILURE, rank=0, local_rank=0))
-    assert "GPU 2 (RTX 3090), GPU 3 (RTX 3090)" in report.render(outcome, plan, RUN_DIR, "x")
+    assert "GPU 2 (RTX 3090), GPU 3 (RTX 3090)" in "\n".join(render(outcome, plan, "x"))

@@ -8,16 +8,17 @@ import runpy
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from yolo_launch.host.torch_versions import (
     check_torch,
     check_torchvision,
     is_cpu_build,
     is_ddp_broken,
+    is_older,
     read_torch_facts,
     release_of,
     satisfies,
-    supports_static_graph,
 )
 from yolo_launch.spec import TorchFacts
 
@@ -74,9 +75,9 @@ def test_only_one_release_breaks_ddp(version, broken):
     assert is_ddp_broken(TorchFacts(version)) is broken
 
 
-@pytest.mark.parametrize(("version", "has"), [("1.10.2", False), ("1.11.0", True), ("2.15.0", True)])
-def test_static_graph(version, has):
-    assert supports_static_graph(TorchFacts(version)) is has
+@pytest.mark.parametrize(("version", "older"), [("1.10.2", True), ("1.11.0", False), ("2.15.0", False)])
+def test_versions_compare_by_number(version, older):
+    assert is_older(version, Version("1.11")) is older
 
 
 def finding(version, *, builtin=True, ddp=False):
