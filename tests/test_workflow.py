@@ -101,6 +101,16 @@ def test_setup_passes_the_pins_on_and_tests_run_in_its_environment(tmp_path):
     assert f"\n{tmp_path}/venv/bin/pytest " in shown
 
 
+def test_each_package_that_the_project_names_is_pinned_once():
+    """Two pins of one package cannot be installed, and one that is missing lets CI drift."""
+    lines = [line for line in (PROJECT_DIR / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned_names = [line.partition("==")[0].lower() for line in lines]
+    assert len(pinned_names) == len(set(pinned_names))
+    named = {(name or stub).lower() for name, stub in re.findall(r'"([\w-]+)>=|"(types-[\w-]+)"', PROJECT)}
+    assert {"torch", "types-psutil", "faster-coco-eval", "pytest-cov"} <= named
+    assert named - {"tensorboard", "setuptools"} <= set(pinned_names)  # CI installs no tensorboard
+
+
 def test_coverage_is_of_the_rooms_whose_tests_it_runs():
     (table,) = re.findall(r"^\[tool\.coverage\.run\]\n(.*?)^\[", PROJECT, flags=re.MULTILINE | re.DOTALL)
     rooms = re.findall(r'^    "([\w.]+)",$', table, flags=re.MULTILINE)
