@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.planning.batch_split import largest_fitting_count, nearest_totals
-from yolo_launch.planning.plan import make_plan, plan_facts, rank_lines, torchrun_command
+from yolo_launch.planning.plan import make_plan, plan_facts, rank_lines, settle_batch, torchrun_command
 from yolo_launch.spec import LaunchRequest, TorchFacts, WorkerCommand
 
 GB = 1 << 30
@@ -143,6 +143,18 @@ def test_a_default_batch_grows_to_the_next_total(make_host):
     plan = make_plan(LaunchRequest(global_batch_size=16, batch_is_default=True), make_host(3))
     assert (plan.global_batch_size, plan.local_batch_size) == (18, 6)
     assert "default batch 16 does not divide" in texts(plan)
+
+
+def test_a_batch_is_settled_over_the_workers_of_all_nodes(make_host):
+    host = make_host(2)
+    request = LaunchRequest(global_batch_size=48, nnodes=2, nproc_by_node=(2, 4))
+    assert settle_batch(request, host, host.devices)[0] == 48
+    with pytest.raises(LaunchError) as refusal:
+        settle_batch(replace(request, global_batch_size=32), host, host.devices)
+    assert refusal.value.what == (
+        "--batch 32 cannot be split evenly over the 6 workers of all machines (2 + 4). Use --batch 30 or 36."
+    )
+    assert settle_batch(replace(request, global_batch_size=32, uneven_batch_ok=True), host, host.devices)[0] == 32
 
 
 def test_auto_batch_is_16_on_a_cpu_and_measured_on_a_gpu(make_host):
