@@ -72,7 +72,7 @@ class EpochBatches:
     small as they allow; their order changes by epoch all the same.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (an order is a function of all of them)
         self,
         seed: int,
         num_samples: int,

@@ -19,7 +19,7 @@ BATCH_NORM_MOMENTUM = 0.03
 class Conv(nn.Module):
     """Convolution without bias, batch norm, activation; padded so that stride 1 keeps the size."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the positions of YOLOv5's definitions)
         self,
         in_channels: int,
         out_channels: int,

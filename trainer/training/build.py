@@ -23,7 +23,7 @@ from trainer.training.components import (
     freeze_layers,
     image_source,
     label_sizes,
-    make_feed,
+    make_epoch_loader,
     make_loss,
     make_schedule,
     make_state,
@@ -189,7 +189,7 @@ def build_run(
     autocast = agree_on_autocast(config.amp, device, collectives, reporter)
     loss = make_loss(config, model, image_size, recipe)
     cached = partial(image_source, config, image_size=image_size, heartbeat=heartbeat)
-    epoch_loader = make_feed(
+    epoch_loader = make_epoch_loader(
         config, data, cached(data.train, training=True), grid, image_size, recipe, collectives, device
     )
     validator = make_validator(

@@ -127,7 +127,7 @@ def image_source(
     )
 
 
-def make_feed(
+def make_epoch_loader(  # noqa: PLR0913 (what build.py has made so far)
     config: TrainConfig,
     data: Data,
     source: ImageSource | None,
@@ -167,7 +167,7 @@ def make_feed(
     return EpochLoader(data.train, sampler, loader, num_classes=len(data.names), draws_by_weight=config.image_weights)
 
 
-def make_validator(
+def make_validator(  # noqa: PLR0913 (what build.py has made so far)
     config: TrainConfig,
     data: Data,
     source: ImageSource | None,

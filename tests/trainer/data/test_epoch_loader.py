@@ -10,7 +10,7 @@ from trainer.data.sampler import EpochBatches
 
 
 @pytest.fixture
-def make_feed(bccd):
+def make_epoch_loader(bccd):
     def make(*, rect: bool = False, by_weight: bool = False) -> EpochLoader:
         data = TrainingData(bccd, image_size=64, settings=AugmentationSettings(mosaic=1.0), seed=3)
         ratios = bccd.shapes_hw[:, 0] / bccd.shapes_hw[:, 1] if rect else None
@@ -22,8 +22,8 @@ def make_feed(bccd):
 
 
 @pytest.mark.parametrize("options", [{}, {"rect": True}, {"by_weight": True}])
-def test_names_and_preview_are_those_of_the_batches(make_feed, bccd, options):
-    epoch_loader, class_map = make_feed(**options), (0.9, 0.5, 0.1)
+def test_names_and_preview_are_those_of_the_batches(make_epoch_loader, bccd, options):
+    epoch_loader, class_map = make_epoch_loader(**options), (0.9, 0.5, 0.1)
     batch = next(iter(epoch_loader.epoch(1, 2, class_map)))
     names = epoch_loader.image_names(epoch_loader.steps_per_epoch + 2, class_map)
     assert names == [bccd.paths[index].name for index in batch.indices.tolist()]
@@ -44,8 +44,8 @@ def test_rare_and_badly_found_classes_weigh_most(bccd):
     assert share > even[with_platelets].sum() / even.sum()
 
 
-def test_the_images_of_an_epochs_steps_add_up(make_feed, bccd):
-    epoch_loader = make_feed()
+def test_the_images_of_an_epochs_steps_add_up(make_epoch_loader, bccd):
+    epoch_loader = make_epoch_loader()
     steps = [epoch_loader.images_in(step) for step in range(epoch_loader.steps_per_epoch)]
     assert sum(steps) == len(bccd)
     assert set(steps[:-1]) == {epoch_loader.global_batch_size}

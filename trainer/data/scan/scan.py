@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 
 
-def scan_split(
+def scan_split(  # noqa: PLR0913 (what is scanned, what may be bad, and where it is cached)
     dataset: DatasetFile,
     split: str,
     *,
