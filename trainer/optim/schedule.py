@@ -116,8 +116,6 @@ def _refining(published: Recipe, micro_steps: int, global_batch_size: int, chose
         ema_decay=min(EMA_DECAY, 1 - 1 / max(updates * REFINING_SPAN, 2)),
         ema_tau_updates=0.0,
         decay_each_step=True,
-        gain_image_size=LEAST_GAIN_IMAGE_SIZE,
-        gain_classes=LEAST_GAIN_CLASSES,
     )
 
 

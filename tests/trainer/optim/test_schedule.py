@@ -90,8 +90,6 @@ def test_weights_that_know_the_classes_are_refined_by_slow_steps_and_an_average_
         "warmup_bias_scale": 0.1,
         "ema_tau_updates": 0.0,
         "decay_each_step": True,
-        "gain_image_size": 640,
-        "gain_classes": 40,
     }
     hyp = Hyperparameters()
     assert hyp.warmup_bias_lr * refined["warmup_bias_scale"] <= hyp.lr0 * refined["lr_scale"] + 1e-12
