@@ -89,9 +89,9 @@ def write_config(config: BaseModel, path: Path) -> None:
 
     A kill leaves the old file or the new one: without its configuration a run cannot be resumed.
     """
-    import yaml
+    from trainer.reading.yaml_file import dump_yaml  # it loads YAML, which --help does not need
 
-    replace_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), sync=True)
+    replace_text(path, dump_yaml(config.model_dump(mode="json")), sync=True)
 
 
 def read_options(path: Path) -> dict[str, Any]:

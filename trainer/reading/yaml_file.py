@@ -6,10 +6,12 @@ would be lost; depth and repeats by reference are bounded, so that no small file
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import yaml
 from yaml.composer import Composer, ComposerError
@@ -28,6 +30,7 @@ LIMIT_BYTES = 2**20
 _MAX_DEPTH = 40
 _MAX_VALUES = 500_000
 _MAX_DIGITS = 40
+_PATH_TAG = "!path"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -35,15 +38,23 @@ class _Resolver(BaseResolver):
     """YAML 1.1's bare words, without its dates, its numbers to base 60 and its octal numbers."""
 
 
-for _tag, _pattern, _first in (
+_BARE_WORDS: tuple[tuple[str, str, Collection[str]], ...] = (
     ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
     ("int", r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789"),
     ("float", r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
      r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+0123456789."),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", "<"),
-):  # fmt: skip
-    _Resolver.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+)  # fmt: skip
+
+
+def _resolve_bare_words(kind: Any) -> None:
+    """Lets a loader take bare words for what they are, and a dumper quote strings that a loader would."""
+    for tag, pattern, first in _BARE_WORDS:
+        kind.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first))
+
+
+_resolve_bare_words(_Resolver)
 
 
 class _PythonEvents(Reader, Scanner, Parser):
@@ -147,7 +158,16 @@ def _refuse_tag(loader: _Loader, node: Any) -> NoReturn:
     raise ConstructorError(None, None, f"the tag {node.tag!r}, which no file here needs", node.start_mark)
 
 
+def _path(loader: _Loader, node: Any) -> str:
+    """A path whose bytes are not UTF-8, as ``dump_yaml`` writes it: percent signs and two digits for such bytes."""
+    content = unquote_to_bytes(str(loader.construct_scalar(node)))
+    if b"\0" in content:
+        raise ConstructorError(None, None, "a zero byte in a path", node.start_mark)
+    return os.fsdecode(content)
+
+
 _Loader.yaml_constructors = {
+    _PATH_TAG: _path,
     "tag:yaml.org,2002:int": _number,
     "tag:yaml.org,2002:float": _number,
     "tag:yaml.org,2002:bool": _truth,
@@ -209,3 +229,22 @@ def read_yaml(path: str | Path, what: str, *, error: type[UserError], as_written
             expected="a YAML file that can be read",
             next_command=f"ls -l {printable(path)}",
         ) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes paths whose bytes are not UTF-8 so that every reader of YAML takes the file."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> Any:
+    if not _SURROGATE.search(text):
+        return dumper.represent_str(text)
+    return dumper.represent_scalar(_PATH_TAG, quote_from_bytes(os.fsencode(text), safe="/ "))
+
+
+_Dumper.add_representer(str, _represent_text)
+_resolve_bare_words(_Dumper)
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain values as YAML, in their own order; ``parse_yaml`` gives them back."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)

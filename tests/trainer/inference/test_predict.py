@@ -44,6 +44,7 @@ def _own_output(monkeypatch):
 
 
 def start(weights, run_dir, *sources, **options):
+    run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "predict.yaml"
     write_config(PredictConfig(**{"weights": str(weights), "imgsz": 160, "sources": sources, **options}), path)
     return predict.run([str(path), "--run-dir", str(run_dir)])
@@ -221,10 +222,10 @@ def thin(folder, name, shape):
     return path
 
 
-def test_no_picture_takes_the_others_down(official, pictures, tmp_path, capsys, monkeypatch):
+def test_no_picture_takes_the_others_down(detector, pictures, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "odd"
     folder.mkdir()
-    good = pictures / "000000000285.jpg"
+    good = pictures / "0001.jpg"
     shutil.copy(good, folder / "m.jpg")
     thin(folder, b"a.png", (1, 2000))
     thin(folder, b"b.png", (2000, 1))
@@ -235,9 +236,12 @@ def test_no_picture_takes_the_others_down(official, pictures, tmp_path, capsys, 
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(
         folder / "z.gif", save_all=True, append_images=[Image.fromarray(np.full((9, 9, 3), 200, np.uint8))]
     )
-    assert start(official, tmp_path / "alone", "--json", str(good)) == 0
+    assert start(detector, tmp_path / "alone", str(good), json_lines=True) == 0
     (expected,) = rows_of(capsys.readouterr().out)
-    assert start(official, tmp_path / "run", "--json", str(folder), "missing.jpg", "--save-txt", "--save-crop") == 0
+    assert (
+        start(detector, tmp_path / "run", str(folder), "missing.jpg", json_lines=True, save_txt=True, save_crop=True)
+        == 0
+    )
     captured = capsys.readouterr()
     rows = {Path(row["file"]).name: row for row in rows_of(captured.out)}
     assert sorted(rows) == sorted(["a.png", "b.png", "c.png", "caf\udce9.jpg", "m.jpg", "wide.webp", "z.gif"])
@@ -257,10 +261,10 @@ def test_a_picture_too_large_for_its_format_is_kept_as_another(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.webp.png"]
 
 
-def test_films_whose_names_are_not_utf8_are_read_and_written(official, pictures, tmp_path, capsys):
+def test_films_whose_names_are_not_utf8_are_read_and_written(detector, pictures, tmp_path, capsys):
     film = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
     shutil.copy(pictures / "film.mp4", film)
-    assert start(official, tmp_path / "run", "--json", str(film)) == 0
+    assert start(detector, tmp_path / "run", str(film), json_lines=True) == 0
     assert len(rows_of(capsys.readouterr().out)) == 11
     (written,) = (tmp_path / "run").glob("*.mp4")
     assert written.name == "caf_.mp4"

@@ -10,7 +10,7 @@ import yaml
 from trainer.errors import ConfigError
 from trainer.reading import yaml_file
 from trainer.reading.text_file import TextFileError
-from trainer.reading.yaml_file import parse_yaml, read_yaml
+from trainer.reading.yaml_file import dump_yaml, parse_yaml, read_yaml
 
 
 def test_values_are_plain():
@@ -86,3 +86,15 @@ def test_the_error_is_the_callers(tmp_path):
             read_yaml(path, "what", error=ConfigError)
         assert seen in caught.value.seen
         assert all(caught.value.to_dict().values())
+
+
+def test_what_is_written_is_read_back():
+    value = {
+        "path": "/a b/caf\udce9%20.mp4",
+        "list": ["\udcff", "é 红", "yes", "012", "1e-3", "2001-01-01", ""],
+        "n": 1.5,
+    }
+    assert parse_yaml(dump_yaml(value)) == value
+    assert dump_yaml({"path": "caf\udce9"}) == "path: !path 'caf%E9'\n"
+    with pytest.raises(TextFileError, match="zero byte"):
+        parse_yaml("a: !path a%00b")

@@ -51,6 +51,7 @@ def test_the_same_command_twice_gives_the_same_results(run_ranks, run_config, tm
     assert set(summary) == {
         *("run_dir", "epochs", "best_epoch", "precision", "recall", "map50", "map5095", "images_per_second"),
         *("is_judged", "weights_epoch", "start", "recipe", "world_size", "global_batch_size", "local_batch_size"),
+        "data",
     }
 
 
