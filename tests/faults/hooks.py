@@ -24,6 +24,20 @@ def find_classes_by_loss() -> None:
     Metrics.class_map = lambda self: [(value * 1e4) % 1 for value in list(self.row().values())[-3:]]
 
 
+def worsen_each_epoch() -> None:
+    """Let every validation measure less than the one before; epochs that find nothing use up no patience."""
+    from trainer.evaluation.evaluator import Metrics
+
+    measured: list[Any] = []
+
+    def fitness(self: Any) -> float:
+        if not any(one is self for one in measured):
+            measured.append(self)
+        return 1 / (1 + next(place for place, one in enumerate(measured) if one is self))
+
+    Metrics.fitness = property(fitness)
+
+
 def stop_in_validation(module: str, rank: int, epoch: int) -> None:
     """Send a rank SIGTERM after the first batch of a validation that ``module`` starts in or after an epoch."""
     starter = importlib.import_module(module)

@@ -14,7 +14,13 @@ import yaml
 
 from tests.faults.budget import SEED, WORKER_KILLS
 from tests.faults.comparison import differences, newest_step
-from tests.faults.hooks import find_classes_by_loss, record_samples, spoil_gradient, stop_in_validation
+from tests.faults.hooks import (
+    find_classes_by_loss,
+    record_samples,
+    spoil_gradient,
+    stop_in_validation,
+    worsen_each_epoch,
+)
 from trainer.weights.checkpoint import newest_good
 
 
@@ -121,7 +127,7 @@ def test_stopped_by_an_early_warning_to_one_rank_it_goes_on_to_the_same_bits(tra
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "epoch", "batch"), [("trainer.training.loop", 1, 7), ("trainer.training.summary", 3, 0)]
+    ("module", "epoch", "batch"), [("trainer.training.selection", 1, 7), ("trainer.training.summary", 3, 0)]
 )
 def test_stopped_in_a_validation_it_saves_at_once_and_validates_again(training, undisturbed, module, epoch, batch):
     run = training("stopped", 2, ((stop_in_validation, (module, 1, epoch)),), checkpoint_interval_s=600)
@@ -151,7 +157,7 @@ def test_a_run_goes_on_without_the_files_it_was_started_from(training, tiny_mode
     reference = training("reference", **options)
     reference.finish()
     assert ("fitted to the labels" in reference.output()) == (what == "cfg")
-    run = training("stopped", 1, ((stop_in_validation, ("trainer.training.loop", 0, 1)),), **options)
+    run = training("stopped", 1, ((stop_in_validation, ("trainer.training.selection", 0, 1)),), **options)
     run.start()
     assert run.wait(120)
     assert run.ranks[0].exitcode == 75, run.output()
@@ -176,7 +182,8 @@ def test_an_infinite_gradient_goes_back_and_reaches_no_file(training, step):
 @pytest.mark.slow
 def test_a_run_that_stopped_early_is_finished_by_a_resume_and_not_trained_on(training):
     options = {"patience": 1, "epochs": 6}
-    run = training("stopped", 1, ((stop_in_validation, ("trainer.training.summary", 0, 2)),), **options)
+    hooks = ((worsen_each_epoch, ()), (stop_in_validation, ("trainer.training.summary", 0, 2)))
+    run = training("stopped", 1, hooks, **options)
     run.start()
     assert run.wait(120)
     assert run.ranks[0].exitcode == 75, run.output()

@@ -69,7 +69,7 @@ def test_a_validation_split_without_labels_is_warned_of_and_the_run_is_no_succes
     assert "could not be judged: no validation image has a label, so nothing was measured" in job.stdout
     assert "predict" not in job.stdout
     assert not (job.run_dir / RUN / "weights" / "best.pt").exists()
-    assert epochs_done(job) == [0, 1]
+    assert epochs_done(job) == [1, 2]
     job.start_program("doctor", "--data", "cats.yaml")
     assert job.wait(60) == 0
     assert warned in job.stdout
