@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from trainer.training.telemetry import TIME_COLUMNS
 from trainer.weights.checkpoint import newest_good
+
+TIME_COLUMNS = ("seconds", "images_per_second", "data_wait", "checkpoint_wait")
+"""What metrics.jsonl measures with a clock."""
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -248,10 +248,6 @@ def record(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
 
 
 def results(run_dir: Path) -> list[list[str]]:
-    """The numbers of a run without its times."""
-    from trainer.training.telemetry import TIME_COLUMNS
-
+    """The numbers of a run: names first, then a row an epoch."""
     rows = [line.split(",") for line in (run_dir / "results.csv").read_text().splitlines()]
-    names = [name.strip() for name in rows[0]]
-    kept = [index for index, name in enumerate(names) if name not in TIME_COLUMNS]
-    return [[row[index].strip() for index in kept] for row in rows]
+    return [[value.strip() for value in row] for row in rows]

@@ -50,16 +50,6 @@ class ApResult:
     """(K, 101) over ``RECALL_POINTS``, first threshold: what ``ap`` averages."""
 
     @property
-    def true_positives(self) -> np.ndarray:
-        """Counts at ``confidence``: (K,) whole numbers."""
-        return (self.recall * self.label_counts).round()
-
-    @property
-    def false_positives(self) -> np.ndarray:
-        """Counts at ``confidence``: (K,) whole numbers."""
-        return (self.true_positives / (self.precision + _EPS) - self.true_positives).round()
-
-    @property
     def map50(self) -> float:
         """Mean over classes of the AP at the first threshold; 0 without classes."""
         return float(self.ap[:, 0].mean()) if len(self.ap) else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from trainer.protocol import MAX_DETECTIONS, PREDICT_CONFIDENCE, VAL_CONFIDENCE,
 
 __all__ = ["EvaluationSettings", "Evaluator", "Metrics"]
 
+_WORST_IMAGES = 16
+"""Number of images with the most errors in the result."""
 STAGES = ("load", "inference", "nms", "metrics")
 
 
@@ -32,17 +34,10 @@ class EvaluationSettings:
     confidence_threshold: float = VAL_CONFIDENCE
     nms_iou_threshold: float = VAL_IOU
     max_detections: int = MAX_DETECTIONS
-    multi_label: bool = True
-    single_class: bool = False
-    """Every class counts as class 0."""
-    iou_thresholds: np.ndarray = field(default_factory=lambda: IOU_THRESHOLDS)
-    """(T,), from 0.5 and rising: the IoUs from which a detection is correct."""
     report_confidence: float = PREDICT_CONFIDENCE
     """Detections above this count in the confusion matrix and as errors of an image."""
     sample_batches: int = 3
     """Number of first batches that keep their detections for pictures."""
-    worst_images: int = 16
-    """Number of images with the most errors in the result."""
     keep_detections: bool = False
     """The result has the detections of all images."""
     autocast_dtype: torch.dtype | None = None
@@ -112,7 +107,7 @@ class Evaluator:
                 on_batch(done, total)
         own_part = self._pack(images, losses, samples, confusion, timer.seconds)
         joined = join_parts(gather(own_part))
-        return summarize(joined, self.names, sample_batches=settings.sample_batches, worst_images=settings.worst_images)
+        return summarize(joined, self.names, sample_batches=settings.sample_batches, worst_images=_WORST_IMAGES)
 
     def _infer(self, model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, Sequence[Tensor]]:
         images = batch.images_bchw.to(device, non_blocking=True, memory_format=torch.channels_last)
@@ -129,8 +124,7 @@ class Evaluator:
             decoded,
             confidence_threshold=settings.confidence_threshold,
             iou_threshold=settings.nms_iou_threshold,
-            agnostic=settings.single_class,
-            multi_label=settings.multi_label,
+            multi_label=True,
             max_detections=settings.max_detections,
         )
         # One copy from the device for the whole batch.
@@ -144,9 +138,6 @@ class Evaluator:
         geometry = _geometry_table(batch)
         _move_to_files(detections[:, :4], np.repeat(geometry, counts, axis=0))
         _move_to_files(labels[:, 1:], np.repeat(geometry, label_counts, axis=0))
-        if self.settings.single_class:
-            detections[:, 5] = 0
-            labels[:, 0] = 0
         by_image = zip(
             batch.positions.tolist(),
             batch.indices.tolist(),
@@ -156,7 +147,7 @@ class Evaluator:
         )
         results = []
         for position, index, found, true in by_image:
-            correct = match_detections(found, true, self.settings.iou_thresholds)
+            correct = match_detections(found, true, IOU_THRESHOLDS)
             confusion.add(found, true)
             reported = found[:, 4] > self.settings.report_confidence
             right = int(correct[reported, 0].sum())
@@ -175,7 +166,7 @@ class Evaluator:
     ) -> RankPart:
         """Packs one array a kind. The empty first entries give a rank without images arrays of the right shapes."""
         detections = np.concatenate([np.zeros((0, 6), np.float32), *(image.detections for image in images)])
-        empty = np.zeros((0, len(self.settings.iou_thresholds)), dtype=bool)
+        empty = np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool)
         return RankPart(
             positions=np.array([image.position for image in images], dtype=np.int64),
             indices=np.array([image.index for image in images], dtype=np.int64),

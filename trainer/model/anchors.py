@@ -6,9 +6,6 @@ the rule by which training assigns boxes to anchors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 MIN_SIDE_PX = 2.0
@@ -20,15 +17,6 @@ _GENERATIONS = 1_000
 _MUTATION_RATE = 0.9
 _MUTATION_SPREAD = 0.1
 _CHUNK = 100_000
-
-
-def anchors_in_pixels(definition: Mapping[str, Any]) -> np.ndarray | None:
-    """Returns a definition's anchors (levels, A, 2), width and height in pixels; None if only a count is given."""
-    anchors = definition.get("anchors", 0)
-    if isinstance(anchors, int):
-        return None
-    rows = np.asarray(anchors, dtype=np.float64)
-    return rows.reshape(len(rows), -1, 2)
 
 
 def anchors_per_level(anchors_px: np.ndarray, num_levels: int) -> list[list[float]]:

@@ -22,7 +22,6 @@ class ModelEma:
         self.decay = decay
         self.tau_updates = tau_updates
         self.updates = 0
-        self._source = model
         # Lists are made once: walking the modules costs more than the arithmetic.
         self._floats, self._others = _pairs(self.model, model)
 

@@ -36,8 +36,6 @@ RESULT_COLUMNS = (
     "x/lr2",
 )
 """The columns of results.csv, under YOLOv5's names."""
-TIME_COLUMNS = ("seconds", "images_per_second", "data_wait", "checkpoint_wait")
-"""What metrics.jsonl holds beside them; the last two are shares of the epoch's time."""
 
 
 class ResultsWriter:

@@ -197,18 +197,6 @@ def test_samples_are_bounded_and_all_detections_are_kept_on_request(known):
     assert known.evaluator_for(case).evaluate(case.detector, case.batches, device=CPU).detections is None
 
 
-def test_one_class_takes_every_class_for_it(known):
-    case = known.make_case(noise=0.0)
-    swapped = case.detector.decoded[..., 5:].flip(-1).clone()
-    case.detector.decoded[..., 5:] = swapped
-    wrong = known.evaluator_for(case).evaluate(case.detector, case.batches, device=CPU)
-    one = known.evaluator_for(case, loss=None, num_classes=1, names=["thing"], single_class=True)
-    metrics = one.evaluate(case.detector, case.batches, device=CPU)
-    assert wrong.map50 < 0.5
-    assert metrics.map50 == pytest.approx(0.995)
-    assert metrics.confusion.shape == (2, 2)
-
-
 def test_an_epoch_without_detections_or_without_images_is_zero_and_finite(known):
     case = known.make_case()
     case.detector.decoded[..., 4] = 0

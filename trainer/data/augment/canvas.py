@@ -50,10 +50,6 @@ class Canvas:
                 window[y1 - top : y2 - top, x1 - left : x2 - left] = part
         return window
 
-    def paint_all(self) -> Sample:
-        """Paints the whole canvas as a sample."""
-        return Sample(self.paint(0, 0, self.canvas_hw[1], self.canvas_hw[0]), self.boxes, self.segments)
-
     def _holds(self, left: int, top: int, right: int, bottom: int) -> bool:
         return left >= 0 and top >= 0 and right <= self.canvas_hw[1] and bottom <= self.canvas_hw[0]
 

@@ -67,6 +67,11 @@ def settings_with(**values: float) -> AugmentationSettings:
     return AugmentationSettings(**values)
 
 
+def _painted(canvas):
+    """The whole canvas as a sample."""
+    return Sample(canvas.paint(0, 0, canvas.canvas_hw[1], canvas.canvas_hw[0]), canvas.boxes, canvas.segments)
+
+
 def test_letterbox_is_the_published_one(golden_dir):
     for case in json.loads((golden_dir / "letterbox.json").read_text()):
         size = (case["new"], case["new"])
@@ -148,7 +153,7 @@ def test_mosaic_places_four_around_a_center():
     centers = []
     for seed in range(50):
         canvas = mosaic(samples, 80, np.random.default_rng(seed))
-        whole = canvas.paint_all()
+        whole = _painted(canvas)
         assert whole.image.shape == (160, 160, 3)
         assert len(whole.boxes) == 4
         assert_boxes_follow_pixels(whole, 0)
@@ -174,7 +179,7 @@ def test_windows_of_a_scene_are_parts_of_the_whole():
     rng = np.random.default_rng(0)
     samples = [Sample(rng.integers(0, 256, (70, 80, 3), np.uint8), np.zeros((0, 5), np.float32)) for _ in range(4)]
     canvas = mosaic(samples, 80, rng)
-    padded = cv2.copyMakeBorder(canvas.paint_all().image, 50, 50, 50, 50, cv2.BORDER_CONSTANT, value=(114,) * 3)
+    padded = cv2.copyMakeBorder(_painted(canvas).image, 50, 50, 50, 50, cv2.BORDER_CONSTANT, value=(114,) * 3)
     for _ in range(100):
         (left, right), (top, bottom) = np.sort(rng.integers(-50, 210, (2, 2)), axis=1) + np.array((0, 1))
         window = canvas.paint(left, top, right, bottom)
@@ -182,14 +187,14 @@ def test_windows_of_a_scene_are_parts_of_the_whole():
     single = letterboxed(samples[0], (96, 96))
     assert np.shares_memory(single.paint(10, 20, 80, 80), samples[0].image)
     np.testing.assert_array_equal(
-        single.paint_all().image, letterbox(samples[0].image, fit_letterbox((70, 80), (96, 96), scaleup=False))
+        _painted(single).image, letterbox(samples[0].image, fit_letterbox((70, 80), (96, 96), scaleup=False))
     )
 
 
 def test_what_reaches_beyond_the_canvas_is_cut_with_its_objects():
     sample = sample_of((10, 10, 150, 110), polygons=True)
     canvas = place([sample], [(-60, -40)], (60, 70))
-    whole = canvas.paint_all()
+    whole = _painted(canvas)
     found = find(whole.image, 0)
     # The box is cut as a box; the polygon's own bounds are those of what is left of the lozenge.
     np.testing.assert_allclose(bounds_xyxy(canvas.segments[0]), found, atol=1)
@@ -315,7 +320,7 @@ def test_slivers_are_dropped():
 def test_copy_paste_pastes_mirrored_objects_where_there_is_room():
     sample = sample_of((10, 20, 50, 80), (20, 85, 60, 115), polygons=True)
     canvas = place([sample], [(0, 0)], sample.shape_hw)
-    pasted = copy_paste(canvas, 1.0, np.random.default_rng(0)).paint_all()
+    pasted = _painted(copy_paste(canvas, 1.0, np.random.default_rng(0)))
     assert sorted(pasted.boxes[2:].tolist()) == [[0, 110, 20, 150, 80], [1, 100, 85, 140, 115]]
     mirrored = Sample(pasted.image[:, 80:], pasted.boxes[2:] - np.array((0, 80, 0, 80, 0)))
     assert_boxes_follow_pixels(mirrored, 1.5)
@@ -330,7 +335,7 @@ def test_copy_paste_pastes_mirrored_objects_where_there_is_room():
 def test_pasted_pixels_are_the_mirror_image():
     sample = sample_of((10, 20, 50, 80))
     sample.segments = [np.array([(10, 20), (50, 20), (10, 80)], np.float32)]
-    pasted = copy_paste(place([sample], [(0, 0)], (120, 160)), 1.0, np.random.default_rng(0)).paint_all()
+    pasted = _painted(copy_paste(place([sample], [(0, 0)], (120, 160)), 1.0, np.random.default_rng(0)))
     mirrored = pasted.image[20:80, 110:150, 2] == 255
     expected = np.add.outer(np.arange(60) / 60, np.arange(40)[::-1] / 40) < 1
     assert (mirrored != expected).mean() < 0.03
