@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Exports as the command line says; returns the exit code."""
-    return run_worker("trainer.inference.export", ExportConfig.read, export, arguments)
+    return run_worker("trainer.inference.export", "Export a model", ExportConfig.read, export, arguments)
 
 
 def export(session: Session, config: ExportConfig) -> None:

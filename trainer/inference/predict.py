@@ -28,7 +28,7 @@ _UNWRITTEN = 16
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Predicts as the command line says; returns the exit code."""
-    return run_worker("trainer.inference.predict", read_config, predict, arguments)
+    return run_worker("trainer.inference.predict", "Detect objects in pictures", read_config, predict, arguments)
 
 
 def read_config(path: Path) -> PredictConfig:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Validates as the command line says; returns the exit code."""
-    return run_worker("trainer.inference.val", ValConfig.read, validate, arguments)
+    return run_worker("trainer.inference.val", "Measure a trained model", ValConfig.read, validate, arguments)
 
 
 def validate(session: Session, config: ValConfig) -> None:

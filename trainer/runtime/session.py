@@ -35,10 +35,17 @@ class Session:
 
 
 def run_worker(
-    program: str, read: Callable[[Path], C], work: Callable[[Session, C], None], arguments: Sequence[str] | None
+    program: str,
+    duty: str,
+    read: Callable[[Path], C],
+    work: Callable[[Session, C], None],
+    arguments: Sequence[str] | None,
 ) -> int:
-    """Does ``work`` as the command line ``CONFIG --run-dir DIR`` of ``program`` says; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m {program}", description="Work as one worker.")
+    """Does ``work`` as the command line ``CONFIG --run-dir DIR`` of ``program`` says; returns the exit code.
+
+    ``duty`` is what its help says that it does.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=f"{duty} as one worker.")
     parser.add_argument("config", type=Path, help="a configuration that yolo-launch wrote, or one by hand")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of results, logs and summary")
     options = parser.parse_args(arguments)
