@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trainer.config.fields import option, read_options, validated
 from trainer.config.hyperparameters import Hyperparameters, load_hyperparameters, make_hyperparameters
+from trainer.errors import ConfigError
 from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE, MAX_BAD_SHARE
 
 DEFAULT_MODEL = "yolov5s"
@@ -70,6 +71,9 @@ class TrainConfig(BaseModel):
         "auto", "--amp", panel=LEARNING, text="mixed precision; auto is bf16 or fp16 on CUDA, off on a CPU"
     )
     deterministic: bool = option(False, "--deterministic", panel=LEARNING, text="deterministic kernels on CUDA; slower")
+    compile: bool = option(
+        False, "--compile", panel=LEARNING, text="torch.compile for full batches of one size; minutes to the first step"
+    )
     sync_bn: bool = option(False, "--sync-bn", panel=LEARNING, text="batch norm over all workers (DDP)")
     multi_scale: bool = option(False, "--multi-scale", panel=DATA, text="vary the image size by +-50 %")
     rect: bool = option(False, "--rect", panel=DATA, text="rectangular training batches, without mosaic")
@@ -113,6 +117,18 @@ class TrainConfig(BaseModel):
     def _yaml_off_is_a_word(cls, value: object) -> object:
         # YAML 1.1 reads a bare off as false.
         return "off" if value is False else value
+
+    @model_validator(mode="after")
+    def _compiles_one_plain_model(self) -> TrainConfig:
+        if self.compile and (self.sync_bn or self.parallel == "dp"):
+            other = "--sync-bn" if self.sync_bn else "--parallel dp"
+            raise ConfigError(
+                f"--compile does not work with {other}",
+                seen=f"--compile {other}",
+                expected="one of the two: the layers of the other talk to other devices in the middle of the model",
+                next_command=f"leave --compile or {other} out",
+            )
+        return self
 
     @property
     def model_name(self) -> str:

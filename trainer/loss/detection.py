@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,6 +81,11 @@ class DetectionLoss:
         self.balance = tuple(balance) if balance is not None else default
         if len(self.balance) != len(anchors):
             raise ValueError(f"balance has {len(self.balance)} weights for {len(anchors)} levels")
+        self._compiled_terms: Callable[..., LossTerms] | None = None
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Makes calls that train use torch.compile's code; nothing is compiled before the first of them."""
+        self._compiled_terms = torch.compile(self._terms, backend=backend, dynamic=True)
 
     def match(
         self,
@@ -104,6 +109,12 @@ class DetectionLoss:
         ``predictions``: raw (B, A, rows, columns, 5 + C) per level; half precision is computed in float32.
         ``counts``: as from ``counts``, summed over everything that one optimizer step sees.
         """
+        # Code for any number of matches is no code for 0 or 1, which torch treats as constants: it would compile anew.
+        is_usual = torch.is_grad_enabled() and min(map(len, matches)) > 1
+        terms = self._compiled_terms if self._compiled_terms is not None and is_usual else self._terms
+        return terms(predictions, matches, counts)
+
+    def _terms(self, predictions: Sequence[Tensor], matches: Sequence[LevelMatches], counts: Tensor) -> LossTerms:
         taken = [_TakeMatches.apply(level, found) for level, found in zip(predictions, matches, strict=True)]
         rows = torch.cat([matched for matched, _ in taken])
         # A level without matches on any rank has an empty sum; dividing the sum by 1 keeps it 0.

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainer import __version__
 from trainer.config.train import TrainConfig, rounded_image_size
 from trainer.model.anchors import anchors_per_level, best_possible_recall, fit_anchors
+from trainer.model.compiled import FixedShapeCompiled
 from trainer.model.graph import DetectionModel, build_model, load_definition
 from trainer.optim.schedule import Recipe, make_recipe
 from trainer.protocol import RunFiles
@@ -198,7 +200,7 @@ def build_run(
     run = Run(
         collectives=collectives,
         device=device,
-        model=wrap_model(model, env, device, sync_bn=config.sync_bn, data_parallel=config.parallel == "dp"),
+        model=model_to_train(config, model, env, device, image_size),
         state=make_state(model, config, recipe, schedule, autocast is torch.float16),
         loss=loss,
         schedule=schedule,
@@ -214,6 +216,17 @@ def build_run(
     )
     warm_up_ddp(run.model, torch.zeros((1, 3, 2 * grid, 2 * grid), device=device))
     return run, data
+
+
+def model_to_train(
+    config: TrainConfig, model: DetectionModel, env: DistEnv, device: torch.device, image_size: int
+) -> nn.Module:
+    """Returns the model as the training step calls it: compiled if that is asked for, and shared between ranks."""
+    called: nn.Module = model
+    if config.compile:
+        local_batch = config.local_batch_size(env.world_size)
+        called = FixedShapeCompiled(model, (local_batch, 3, image_size, image_size))
+    return wrap_model(called, env, device, sync_bn=config.sync_bn, data_parallel=config.parallel == "dp")
 
 
 def image_size_on_grid(wanted: int, grid: int, reporter: Reporter) -> int:

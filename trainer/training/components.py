@@ -102,7 +102,10 @@ def make_loss(config: TrainConfig, model: DetectionModel, image_size: int, recip
         image_size=max(image_size, recipe.gain_image_size),
         num_levels=len(anchors),
     )
-    return DetectionLoss(anchors, model.num_classes, gains)
+    loss = DetectionLoss(anchors, model.num_classes, gains)
+    if config.compile:
+        loss.compile()
+    return loss
 
 
 def augmentation_of(config: TrainConfig) -> AugmentationSettings:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
+import sysconfig
 from collections.abc import Iterable
 
 from packaging.version import Version
@@ -63,6 +65,25 @@ def check_driver(context: Context) -> Iterable[Finding]:
         yield Finding("driver", "warning", f"{seen}; torch was built for CUDA {built_for}", advice)
     else:
         yield Finding("driver", "ok", seen)
+
+
+def check_compiler(context: Context) -> Iterable[Finding]:
+    """Checks that --compile finds what it makes code with: a compiler, Python's headers and, on a GPU, Triton."""
+    config, plan = context.config, context.plan
+    if config is None or not config.compile:
+        return
+    on_gpu = plan is not None and plan.devices[0].kind == "cuda"
+    missing = []
+    wanted = os.environ.get("CC", "gcc") if on_gpu else os.environ.get("CXX", "g++")
+    if not (shutil.which(wanted) or (on_gpu and "CC" not in os.environ and shutil.which("clang"))):
+        missing.append(f"the compiler {wanted}")
+    if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
+        missing.append("Python's headers (Python.h)")
+    if on_gpu and importlib.util.find_spec("triton") is None:
+        missing.append("the package triton")
+    if missing:
+        advice = "apt-get install g++ python3-dev, and triton with torch's CUDA wheels; or leave --compile out"
+        yield Finding("compiler", "failure", f"--compile needs {' and '.join(missing)}, not found here", advice)
 
 
 def check_run_dir(context: Context) -> Iterable[Finding]:

@@ -23,6 +23,7 @@ CHECKS: tuple[Check, ...] = (
     input_checks.check_weights,
     input_checks.check_image_size,
     input_checks.check_script,
+    machine_checks.check_compiler,
     machine_checks.check_run_dir,
     machine_checks.check_open_files,
     machine_checks.check_shared_memory,

@@ -56,6 +56,22 @@ def test_nothing_wrong_is_all_ok(context):
     assert ("ok", "2 classes, 1 training and 1 validation images") in found(input_checks.check_data, context)
 
 
+def test_compiling_needs_a_compiler(context, monkeypatch, tmp_path):
+    wanted = configured(context, compile=True)
+    assert found(machine_checks.check_compiler, context) == found(machine_checks.check_compiler, wanted) == []
+    monkeypatch.setenv("CC", "no-such-compiler")
+    ((level, seen),) = found(machine_checks.check_compiler, wanted)
+    assert (level, seen) == ("failure", "--compile needs the compiler no-such-compiler, not found here")
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    ((_, seen),) = found(machine_checks.check_compiler, wanted)
+    assert seen == "--compile needs the compiler gcc and the package triton, not found here"
+    on_cpu = replace(wanted, plan=make_plan(LaunchRequest(gpus="cpu"), context.host))
+    ((_, seen),) = found(machine_checks.check_compiler, on_cpu)
+    assert seen == "--compile needs the compiler g++, not found here"
+
+
 def test_every_check_that_is_written_is_used():
     named = {
         value

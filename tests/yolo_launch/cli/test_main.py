@@ -19,11 +19,12 @@ from yolo_launch.errors import ExitCode
 
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 TRAIN_FLAGS = """
---allow-leakage --amp --autoanchor --batch --batch-size --cache --cfg --checkpoint-interval --config --cos-lr --data
---debug --deterministic --device --dry-run --epochs --exist-ok --freeze --gpus --hyp --image-weights --img --img-size
---imgsz --inline --json --label-smoothing --max-bad-share --max-restarts --multi-scale --name --noautoanchor --noplots
---nosave --noval --nproc --optimizer --override --parallel --patience --plots --port --project --recipe --rect --resume
---save --save-period --seed --set --single-cls --stall-timeout --sync-bn --val --weights --workers
+--allow-leakage --amp --autoanchor --batch --batch-size --cache --cfg --checkpoint-interval --compile --config
+--cos-lr --data --debug --deterministic --device --dry-run --epochs --exist-ok --freeze --gpus --hyp --image-weights
+--img --img-size --imgsz --inline --json --label-smoothing --max-bad-share --max-restarts --multi-scale --name
+--noautoanchor --noplots --nosave --noval --nproc --optimizer --override --parallel --patience --plots --port
+--project --recipe --rect --resume --save --save-period --seed --set --single-cls --stall-timeout --sync-bn --val
+--weights --workers
 """
 NODE_FLAGS = """
 --rank --master --nodes --join-timeout --rejoin-timeout --join-grace --token --token-file
