@@ -173,7 +173,8 @@ def test_inherited_ranks_and_rendezvous_do_not_leak_in(job, tmp_path):
     job.start(str(script), environment=leftovers, options=("--foreign",))
     assert job.wait() == 0
     seen = eval(job.stdout)
-    assert not set(seen) & set(leftovers)
+    assert not seen.items() & leftovers.items()
+    assert (seen["RANK"], seen["WORLD_SIZE"], "PET_NNODES" in seen) == ("0", "1", False)
     assert seen["OMP_NUM_THREADS"] == "1"
     assert seen["TORCHELASTIC_ERROR_FILE"].endswith("logs/rank0.error.json")
 

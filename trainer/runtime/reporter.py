@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -22,7 +23,10 @@ _HEADER = f"{'epoch':>9} {'box':>8} {'obj':>8} {'cls':>8} {'P':>7} {'R':>7} {'mA
 
 def output_stream() -> TextIO:
     """Returns stdout, or stderr if the caller keeps stdout for data."""
-    return sys.stderr if output_is_data(os.environ) else sys.stdout
+    stream = sys.stderr if output_is_data(os.environ) else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # a path's signs that the terminal's encoding does not have
+    return stream
 
 
 class Reporter:

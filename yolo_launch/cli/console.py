@@ -5,13 +5,14 @@ Data goes to stdout; warnings and errors go to stderr, and so does everything bu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -106,18 +107,30 @@ class Console:
 
     @staticmethod
     def _write(stream: TextIO, text: str) -> None:
-        try:
+        with _unwritable_is_dropped(stream):
             stream.write(text + "\n")
             stream.flush()
-        except BrokenPipeError:
-            # The reader (head, less) has gone; a second failure while Python flushes at exit would print a traceback.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
     @staticmethod
     def _rich(stream: TextIO, renderable: Any) -> None:
         from rich.console import Console as RichConsole
 
-        RichConsole(file=stream, highlight=False).print(renderable)
+        with _unwritable_is_dropped(stream):
+            RichConsole(file=stream, highlight=False).print(renderable)
+
+
+@contextlib.contextmanager
+def _unwritable_is_dropped(stream: TextIO) -> Iterator[None]:
+    """Drops what a stream does not take: its reader or terminal has gone, or its disk is full.
+
+    The exit code says how a command ended, whoever reads its output.
+    """
+    try:
+        yield
+    except (OSError, SystemExit):  # rich makes an exit of a closed pipe
+        # A second failure, while Python flushes at exit, would print a traceback and change the exit code.
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _is_terminal(stream: TextIO) -> bool:

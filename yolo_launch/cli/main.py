@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -67,8 +68,27 @@ def run_program(arguments: Sequence[str]) -> int:
     return ExitCode.DONE
 
 
+def make_streams_usable() -> None:
+    """Gives the process the three streams that everything expects, and lets no text or failing log message end it.
+
+    A closed descriptor (``>&-``) would be given to the next file that is opened, which would then get the output.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path's signs that the terminal's encoding does not have
+    logging.raiseExceptions = False  # a log on a full disk
+
+
 def main() -> None:
     """Runs the console script: the command line of this process, and its exit."""
+    make_streams_usable()
     exit_code = run_program(sys.argv[1:])
     if AGENT_MODULE in sys.modules or COMMAND_MODULE not in sys.modules:
         # All workers have ended and all is said, or help was shown: taking the modules apart would keep the user

@@ -10,9 +10,9 @@ from collections import deque
 from typing import Any, TextIO
 
 from trainer.protocol import Heartbeat
-from yolo_launch.nodes.nonblocking_stream import NonblockingStream
 from yolo_launch.spec import LaunchPlan
 from yolo_launch.workers.files import WorkerFiles
+from yolo_launch.workers.nonblocking_stream import NonblockingStream
 
 REPEAT_S = 30.0
 """How often an unchanged roster is printed if lines cannot be rewritten."""

@@ -20,9 +20,10 @@ from yolo_launch.host.inventory import INSTALLED_ONLY
 from yolo_launch.spec import LaunchPlan, RankFailure, StoreAddress, WorkerCommand
 from yolo_launch.supervision.monitor import WorkerMonitor
 from yolo_launch.workers import single_worker as one_worker
-from yolo_launch.workers.environment import applied, child_environment
+from yolo_launch.workers.environment import applied, child_environment, only_rank_environment
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import Workers
+from yolo_launch.workers.rank0_output import Rank0Output
 
 Say = Callable[[str], None]
 
@@ -84,17 +85,19 @@ class AttemptRunner:
             elsewhere_idle_s=monitor.events.elsewhere_idle_s,
         )
         attempt = Attempt(Workers(mark), hang_detector)
+        output = Rank0Output(files.log(0), logs_stdout=self.command.foreign, to_stderr=self._console_json)
         environment = self.environment(mark)
         began_at = time.monotonic()
         monitor.begin(attempt.workers, files, hang_detector)
         try:
             with applied(environment):
                 if plan.world_size == 1:
-                    self._run_one(monitor, attempt)
+                    self._run_one(monitor, attempt, output, number)
                 else:
-                    self._run_several(monitor, attempt, meeting)
+                    self._run_several(monitor, attempt, output, meeting, number)
         finally:
             monitor.end()
+            output.close()
         attempt.ran_s = time.monotonic() - began_at
         # The monitor reads heartbeats now and then; what came after its last look counts as well.
         hang_detector.look(plan.ranks, time.monotonic())
@@ -172,12 +175,16 @@ class AttemptRunner:
             exit_code=ExitCode.ENVIRONMENT,
         )
 
-    def _run_one(self, monitor: WorkerMonitor, attempt: Attempt) -> None:
+    def _run_one(self, monitor: WorkerMonitor, attempt: Attempt, output: Rank0Output, restarts: int) -> None:
+        # The built-in trainer knows by itself that it is alone.
+        ranks = only_rank_environment(restarts, self.plan.max_restarts) if self.command.foreign else {}
         attempt.agent_exit_codes[0] = one_worker.run_child(
-            self.command, self.files, rank0_to_stderr=self._console_json, started=monitor.worker_started
+            self.command, self.files, output, environment=ranks, started=monitor.worker_started
         )
 
-    def _run_several(self, monitor: WorkerMonitor, attempt: Attempt, meeting: StoreAddress) -> None:
+    def _run_several(
+        self, monitor: WorkerMonitor, attempt: Attempt, output: Rank0Output, meeting: StoreAddress, restarts: int
+    ) -> None:
         from yolo_launch.workers import elastic_agent as elastic  # imports torch
 
         def before() -> None:
@@ -186,7 +193,7 @@ class AttemptRunner:
 
         try:
             result = elastic.run_agent(
-                self.plan, self.command, self.files, meeting, rank0_to_stderr=self._console_json, before=before
+                self.plan, self.command, self.files, meeting, output, restarts=restarts, before=before
             )
         except elastic.StartCanceled:
             return

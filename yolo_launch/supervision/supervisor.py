@@ -20,6 +20,7 @@ from yolo_launch.supervision.monitor import AttemptEvents, WorkerMonitor
 from yolo_launch.workers import single_worker as one_worker
 from yolo_launch.workers.environment import applied
 from yolo_launch.workers.files import WorkerFiles
+from yolo_launch.workers.nonblocking_stream import NonblockingWriter
 from yolo_launch.workers.processes import adopt_orphans
 from yolo_launch.workers.signals import SignalInbox
 
@@ -49,9 +50,14 @@ def launch(
     runner = AttemptRunner(plan, command, WorkerFiles(run_dir.absolute()), console_json=console_json)
     if inline:
         return run_inline(runner)
-    job = Supervisor(runner, say)
-    with monitoring(job.say, limits, foreign=command.foreign) as monitor:
-        return job.run(monitor)
+    # Neither a step nor a signal waits for a terminal that is held.
+    voice = NonblockingWriter(say)
+    job = Supervisor(runner, voice.put)
+    try:
+        with monitoring(job.say, limits, foreign=command.foreign) as monitor:
+            return job.run(monitor)
+    finally:
+        voice.drain()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,9 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 from trainer.protocol import ERROR_FILE_VARIABLE
 from yolo_launch.spec import LaunchPlan, StoreAddress, WorkerCommand
 from yolo_launch.workers import rendezvous_handler as rendezvous
+from yolo_launch.workers.environment import ROLE, new_run_id, restart_numbers
 from yolo_launch.workers.files import WorkerFiles
+from yolo_launch.workers.rank0_output import Rank0Output
 from yolo_launch.workers.signals import note_signal
 
 SHUTDOWN_S = 30
@@ -64,15 +65,17 @@ class RankLogs(_LogsSpecs):  # type: ignore[misc]
         plan: LaunchPlan,
         meeting: StoreAddress,
         files: WorkerFiles,
+        output: Rank0Output,
         *,
-        rank0_to_stderr: bool,
+        restarts: int,
         before: Callable[[], None],
     ) -> None:
         super().__init__(log_dir=str(files.folder))
         self._plan = plan
         self._meeting = meeting
         self._files = files
-        self._rank0_to_stderr = rank0_to_stderr
+        self._output = output
+        self._restarts = restarts
         self._before = before
 
     @property
@@ -93,7 +96,7 @@ class RankLogs(_LogsSpecs):  # type: ignore[misc]
             if rank > 0:
                 stdouts[local_rank], stderrs[local_rank] = self._files.open_log(rank), self._files.open_log(rank)
             else:
-                stdouts[local_rank], stderrs[local_rank] = os.dup(2) if self._rank0_to_stderr else "", ""
+                stdouts[local_rank], stderrs[local_rank] = os.dup(self._output.stdout), os.dup(self._output.stderr)
         return multiprocessing_api.LogsDest(stdouts, stderrs, {}, {}, errors)
 
     def _place_of(self, rank: int) -> dict[str, str]:
@@ -102,6 +105,9 @@ class RankLogs(_LogsSpecs):  # type: ignore[misc]
         world = {"RANK": rank, "ROLE_RANK": rank, "WORLD_SIZE": plan.world_size, "ROLE_WORLD_SIZE": plan.world_size}
         place = {name: str(value) for name, value in world.items()}
         place |= {"GROUP_RANK": str(plan.node_rank), "GROUP_WORLD_SIZE": str(plan.nnodes)}
+        # Each attempt is an agent of its own, which knows of no other.
+        numbers = restart_numbers(self._restarts, plan.max_restarts)
+        place |= {name: str(value) for name, value in numbers.items()}
         # Before torch 2.5 the agent publishes the host's name, whatever local_addr says.
         place["MASTER_ADDR"] = meeting.address
         if meeting.port is not None:
@@ -116,15 +122,19 @@ def run_agent(
     command: WorkerCommand,
     files: WorkerFiles,
     meeting: StoreAddress,
+    output: Rank0Output,
     *,
-    rank0_to_stderr: bool,
+    restarts: int,
     before: Callable[[], None],
 ) -> AgentResult:
     """Starts the workers of one attempt and returns when all have ended. Call it in the main thread.
 
     ``before`` runs right before the workers start and may raise StartCanceled, which passes through.
     """
-    config = make_config(plan, files, meeting, rank0_to_stderr=rank0_to_stderr, before=before)
+    logs = (
+        RankLogs(plan, meeting, files, output, restarts=restarts, before=before) if _LogsSpecs is not object else None
+    )
+    config = make_config(plan, files, meeting, logs)
     if _LogsSpecs is object:
         before()
     with _quiet_agent(files), _agent_ignores_signals():
@@ -149,9 +159,7 @@ def serve_store() -> tuple[Any, int]:
     return store, int(store.port)
 
 
-def make_config(
-    plan: LaunchPlan, files: WorkerFiles, meeting: StoreAddress, *, rank0_to_stderr: bool, before: Callable[[], None]
-) -> LaunchConfig:
+def make_config(plan: LaunchPlan, files: WorkerFiles, meeting: StoreAddress, logs: RankLogs | None) -> LaunchConfig:
     """Returns a LaunchConfig for one machine, with every field of ours that this version of torch has."""
     count = plan.nproc_per_node
     rendezvous.register()
@@ -159,8 +167,8 @@ def make_config(
         "min_nodes": 1,
         "max_nodes": 1,
         "nproc_per_node": count,
-        "run_id": f"yolo-launch-{uuid.uuid4().hex}",
-        "role": "worker",
+        "run_id": new_run_id(),
+        "role": ROLE,
         "rdzv_backend": rendezvous.BACKEND,
         "rdzv_endpoint": meeting.address,
         "rdzv_configs": {"address": meeting.address, "port": meeting.port, "timeout": 60},
@@ -182,7 +190,7 @@ def make_config(
     }
     fields = {field.name for field in dataclasses.fields(LaunchConfig)}
     if "logs_specs" in fields:
-        values["logs_specs"] = RankLogs(plan, meeting, files, rank0_to_stderr=rank0_to_stderr, before=before)
+        values["logs_specs"] = logs
     else:
         values["log_dir"] = str(_old_log_dir(files))
         values["redirects"] = dict.fromkeys(range(1, count), Std.ALL)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 
-from trainer.protocol import LOGS_VARIABLE, OUTPUT_ON_STDERR, OUTPUT_VARIABLE, PARENT_VARIABLE
+from trainer.protocol import LOGS_VARIABLE, OUTPUT_ON_STDERR, OUTPUT_VARIABLE, PARENT_VARIABLE, RUN_ID_VARIABLE
+from yolo_launch.host import ports
 from yolo_launch.host.inventory import is_rank_variable
 from yolo_launch.spec import LaunchPlan
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import JOB_VARIABLE
+
+ROLE = "worker"
+"""What torch's agent calls the workers."""
 
 
 def child_environment(
@@ -30,6 +35,29 @@ def child_environment(
     if console_json:
         environment[OUTPUT_VARIABLE] = OUTPUT_ON_STDERR
     return environment
+
+
+def only_rank_environment(restarts: int, max_restarts: int) -> dict[str, str]:
+    """Returns the variables that torchrun gives the only worker of a job: a script that asks for a group finds one.
+
+    There is no agent that keeps the store, so the worker serves it at a port that was free a moment ago.
+    """
+    numbers = {"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "ROLE_RANK": 0}
+    numbers |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"), 1)
+    numbers |= restart_numbers(restarts, max_restarts) | {"MASTER_PORT": ports.free_port()}
+    texts = {name: str(value) for name, value in numbers.items()}
+    texts |= {"MASTER_ADDR": "127.0.0.1", "ROLE_NAME": ROLE, RUN_ID_VARIABLE: new_run_id()}
+    return texts | {"TORCHELASTIC_USE_AGENT_STORE": "False", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+
+
+def restart_numbers(restarts: int, max_restarts: int) -> dict[str, int]:
+    """Returns torchrun's variables for how often the job was started again, and how often it may be."""
+    return {"TORCHELASTIC_RESTART_COUNT": restarts, "TORCHELASTIC_MAX_RESTARTS": max_restarts}
+
+
+def new_run_id() -> str:
+    """Returns a name for one start of the workers that no other start has."""
+    return f"yolo-launch-{uuid.uuid4().hex}"
 
 
 @contextlib.contextmanager

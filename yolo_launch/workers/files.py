@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ class WorkerFiles(LogFiles):
         return self.folder / "agent.log"
 
     def begin_attempt(self, attempt: int, ranks: range) -> None:
-        """Removes the last attempt's files, and begins a new section in each log but rank 0's.
+        """Removes the last attempt's files, and begins a new section in each log.
 
         Logs are appended to, since the output of earlier attempts explains a restart.
         """
@@ -30,9 +31,9 @@ class WorkerFiles(LogFiles):
         for rank in ranks:
             for path in (self.error(rank), self.heartbeat(rank), self.stacks(rank)):
                 path.unlink(missing_ok=True)
-            if rank > 0:
-                with self.log(rank).open("a", encoding="utf-8") as stream:
-                    stream.write(f"=== attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
+            # A full disk is for the workers to meet.
+            with contextlib.suppress(OSError), self.log(rank).open("a", encoding="utf-8") as stream:
+                stream.write(f"=== attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
 
     def open_log(self, rank: int) -> int:
         """Returns a descriptor that appends to the rank's log."""

@@ -1,25 +1,26 @@
 """Runs a foreign script as a worker: `python -u -m yolo_launch.workers.script_entrypoint [-m] SCRIPT ...`.
 
 It adds to a script what the built-in trainer does by itself: it ends with the launcher, and its loader processes with
-it; it writes its exception to the error file and its stacks on SIGUSR2; rank 0's output, which goes to the terminal,
-is kept in a log as well.
-The script sees the interpreter as `python SCRIPT ...` would leave it.
+it; it writes its exception to the error file and its stacks on SIGUSR2.
+The script is the process's ``__main__``, until the interpreter ends: what it pickles at exit, in a thread or for a
+spawned process finds its classes there, as with `python SCRIPT ...`.
 """
 
 from __future__ import annotations
 
+import builtins
 import importlib
+import importlib.machinery
 import multiprocessing
 import multiprocessing.util
 import os
 import runpy
 import sys
 import threading
-import time
 import traceback
+import zipfile
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, TextIO
 
 _MAIN_THREAD = type(threading.main_thread())
 
@@ -31,9 +32,6 @@ def main() -> None:
     _tie_loaders(guard)
     if protocol.output_is_data(os.environ):
         os.dup2(2, 1)  # stdout is for the launcher's JSON
-    logs_dir = os.environ.get(protocol.LOGS_VARIABLE)
-    if logs_dir and protocol.rank_in(os.environ) == 0:
-        _keep_output(protocol.LogFiles(Path(logs_dir)).log(0))
     arguments = sys.argv[1:]
     as_module = arguments[:1] == ["-m"]
     target, *rest = arguments[1:] if as_module else arguments
@@ -43,17 +41,36 @@ def main() -> None:
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = os.getcwd() if as_module else str(Path(target).resolve().parent)
     try:
-        if as_module:
-            runpy.run_module(target, run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(target, run_name="__main__")
-    except SystemExit:
+        _run_as_main(target, as_module=as_module)
+    except SystemExit as end:
+        if isinstance(end.code, str):  # Python prints it and exits with 1
+            _write_error(end, protocol)
         raise
     except BaseException as error:
         _begin_traceback_in_script(error)
         if not isinstance(error, KeyboardInterrupt):
             _write_error(error, protocol)
         raise
+
+
+def _run_as_main(target: str, *, as_module: bool) -> None:
+    """Runs a module, folder, archive or file in a ``__main__`` of its own, which takes this one's place for good."""
+    sys.modules[f"{__package__}.script_entrypoint"] = sys.modules["__main__"]
+    main_module = sys.modules["__main__"] = ModuleType("__main__")
+    main_module.__dict__["__builtins__"] = builtins
+    if sys.version_info < (3, 14):
+        main_module.__dict__.update(__annotations__={})
+    is_path_entry = not as_module and (os.path.isdir(target) or zipfile.is_zipfile(target))
+    if is_path_entry:  # it is searched first, with PYTHONSAFEPATH too
+        sys.path[: not getattr(sys.flags, "safe_path", False)] = [os.path.abspath(target)]
+    if as_module or is_path_entry:
+        # What python -m, python FOLDER and python ARCHIVE call.
+        runpy._run_module_as_main(target if as_module else "__main__", alter_argv=as_module)  # type: ignore[attr-defined]
+        return
+    path = os.path.join(os.getcwd(), target)
+    loader = importlib.machinery.SourceFileLoader("__main__", path)
+    main_module.__dict__.update(__file__=path, __loader__=loader, __cached__=None)
+    exec(compile(Path(path).read_bytes(), path, "exec"), main_module.__dict__)
 
 
 def _import_ours(*names: str) -> list[ModuleType]:
@@ -112,40 +129,9 @@ def _write_error(error: BaseException, protocol: ModuleType) -> None:
         return
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     message = "".join(traceback.format_exception_only(type(error), error)).strip()
+    if isinstance(error, SystemExit):
+        message, text = str(error.code), ""
     protocol.write_failure(Path(name), protocol.FailureRecord(protocol.rank_in(os.environ), message, text))
-
-
-def _keep_output(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.open("a", encoding="utf-8")
-    except OSError:
-        return
-    log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
-    sys.stdout = _Tee(sys.stdout, log)
-    sys.stderr = _Tee(sys.stderr, log)
-
-
-class _Tee:
-    """A text stream that also writes finished lines to a log; a progress bar leaves only its last state there."""
-
-    def __init__(self, stream: TextIO, log: TextIO) -> None:
-        self._stream = stream
-        self._log = log
-        self._line = ""
-
-    def write(self, text: str) -> int:
-        """Writes to the stream, and to the log what has become a whole line."""
-        written = self._stream.write(text)
-        *finished, self._line = (self._line + text).split("\n")
-        self._line = self._line[self._line.rfind("\r") + 1 :]
-        if finished:
-            self._log.write("".join(line.rstrip("\r").rsplit("\r", 1)[-1] + "\n" for line in finished))
-            self._log.flush()
-        return written
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 if __name__ == "__main__":

@@ -6,29 +6,36 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from trainer.protocol import ERROR_FILE_VARIABLE
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.spec import Outcome, WorkerCommand
 from yolo_launch.workers.files import WorkerFiles
+from yolo_launch.workers.rank0_output import Rank0Output
 
 
 def run_child(
-    command: WorkerCommand, files: WorkerFiles, *, rank0_to_stderr: bool, started: Callable[[int, int], None]
+    command: WorkerCommand,
+    files: WorkerFiles,
+    output: Rank0Output,
+    *,
+    environment: Mapping[str, str],
+    started: Callable[[int, int], None],
 ) -> int:
     """Runs the worker to its end and returns its exit code; ``started(rank, pid)`` is called at once.
 
-    The child leads a session of its own, so the terminal's Ctrl-C reaches the launcher alone. Torch is not imported
-    here. Raises LaunchError when the interpreter cannot be started.
+    The child leads a session of its own, so the terminal's Ctrl-C reaches the launcher alone. ``environment`` is added
+    to this process's own. Torch is not imported here. Raises LaunchError when the interpreter cannot be started.
     """
-    environment = {**os.environ, ERROR_FILE_VARIABLE: str(files.error(0).absolute())}
+    error_file = {ERROR_FILE_VARIABLE: str(files.error(0).absolute())}
     try:
         child = subprocess.Popen(
             [sys.executable, "-u", *command.arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=2 if rank0_to_stderr else None,
+            env={**os.environ, **environment, **error_file},
+            stdin=None if command.foreign else subprocess.DEVNULL,
+            stdout=output.stdout,
+            stderr=output.stderr,
             start_new_session=True,
         )
     except OSError as error:

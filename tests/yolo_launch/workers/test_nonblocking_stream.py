@@ -6,7 +6,7 @@ import io
 import threading
 import time
 
-from yolo_launch.nodes.nonblocking_stream import MOST_WAITING, NonblockingStream
+from yolo_launch.workers.nonblocking_stream import MOST_WAITING, NonblockingStream
 
 
 class Held(io.StringIO):
