@@ -82,6 +82,10 @@ class LogFiles:
         """Returns the path of the ``Heartbeat`` that a worker keeps up to date."""
         return self.folder / HEARTBEAT_PATTERN.replace("*", str(rank))
 
+    def finished(self, rank: int) -> Path:
+        """Returns the path of an empty file that a script's worker makes after its last line."""
+        return self.folder / f"rank{rank}.finished"
+
     def stacks(self, rank: int) -> Path:
         """Returns the path of Python stacks, written by a worker on SIGUSR2."""
         return self.folder / f"rank{rank}.stacks"
@@ -199,6 +203,8 @@ class FailureRecord:
     """The four parts and the kind of a mistake of the user's."""
     relayed: bool = False
     """Another rank raised it first."""
+    by_torch: bool | None = None
+    """Torch raised it, not the program; None if the writer does not say."""
     phase: str = ""
     epoch: int | None = None
     step: int | None = None
@@ -217,6 +223,7 @@ def write_failure(path: Path, record: FailureRecord) -> None:
         "user_error": record.user_error,
         "rank": record.rank,
         "relayed": record.relayed,
+        "by_torch": record.by_torch,
         "phase": record.phase,
         "epoch": record.epoch,
         "step": record.step,
@@ -251,6 +258,7 @@ def _failure_of(rank: int, content: Mapping[str, Any]) -> FailureRecord:
         traceback=traceback,
         user_error={str(k): str(v) for k, v in user_error.items()} if isinstance(user_error, dict) else None,
         relayed=content.get("relayed") is True,
+        by_torch=content["by_torch"] if isinstance(content.get("by_torch"), bool) else None,
         phase=str(content.get("phase") or ""),
         epoch=_whole(content.get("epoch")),
         step=_whole(content.get("step")),

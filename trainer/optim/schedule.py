@@ -47,6 +47,8 @@ class Recipe:
     """The class gain is scaled for at least this number of classes."""
     knows_classes: bool = False
     """True if the weights that the run starts from already detect its classes."""
+    learned_images: int = 0
+    """Number of images that these weights were learned from; 0 if it is unknown."""
 
 
 def make_recipe(
@@ -56,13 +58,14 @@ def make_recipe(
     batches_per_epoch: int,
     global_batch_size: int,
     warmup_epochs: float,
-    knows_classes: bool = False,
+    learned_images: int | None = None,
     chosen: Collection[str] = (),
 ) -> Recipe:
     """Returns the constants of a run: those of YOLOv5 for ``yolov5``, scaled with the number of steps for ``auto``.
 
-    For weights that detect the run's classes already (``knows_classes``), ``auto`` refines them rather than teaching
-    them anew. ``chosen`` names the hyperparameters whose values the user chose: their rates are not lowered for that.
+    ``learned_images`` is None if the weights that the run starts from do not detect its classes yet, else the number of
+    images that these were learned from, or 0 if it is unknown; such weights ``auto`` refines rather than teaching the
+    classes anew. ``chosen`` names the hyperparameters whose values the user chose: their rates are not lowered.
     """
     published = Recipe(
         warmup_steps=max(round(warmup_epochs * batches_per_epoch), MIN_WARMUP_STEPS) if warmup_epochs > 0 else -1,
@@ -72,13 +75,15 @@ def make_recipe(
         closing_epochs=0,
         decay_each_step=False,
         optimizer="SGD",
-        knows_classes=knows_classes,
+        knows_classes=learned_images is not None,
+        learned_images=learned_images or 0,
     )
     if name == "yolov5":
         return published
     micro_steps = epochs * batches_per_epoch
-    if knows_classes:
-        return _refining(published, micro_steps, global_batch_size, chosen)
+    if published.knows_classes:
+        share = min(1.0, batches_per_epoch * global_batch_size / learned_images) if learned_images else 1.0
+        return _refining(published, micro_steps, global_batch_size, share, chosen)
     # An update every 16 images if the schedule is short, every 64 if it has many updates.
     nominal = min(NOMINAL_BATCH_SIZE, max(16, micro_steps * global_batch_size // 4000))
     updates = max(1, micro_steps // max(1, round(nominal / global_batch_size)))
@@ -101,17 +106,22 @@ def make_recipe(
     )
 
 
-def _refining(published: Recipe, micro_steps: int, global_batch_size: int, chosen: Collection[str]) -> Recipe:
-    """The recipe for weights that know the classes, which large first steps would make forget them.
+def _refining(
+    published: Recipe, micro_steps: int, global_batch_size: int, share: float, chosen: Collection[str]
+) -> Recipe:
+    """The recipe for weights that know the classes, which large steps would make forget them.
 
-    AdamW's steps are of unit size from the first one on. SGD's shrink with the gradient, which is small here, and in a
-    short run YOLOv5's warm-up, which has 100 steps or more, ends before the rate is high.
+    ``share`` is the number of the run's images over that of the images which taught them: a few images say little that
+    many others have not said, so the rate falls with its square root. AdamW's steps are of unit size from the first one
+    on. SGD's shrink with the gradient, which is small here, and in a short run YOLOv5's warm-up, which has 100 steps or
+    more, ends before the rate is high.
     """
     updates = updates_in(micro_steps, published.warmup_steps, NOMINAL_BATCH_SIZE / global_batch_size)
     return replace(
         published,
+        lr_scale=1.0 if "lr0" in chosen else math.sqrt(share),
         # A tenth of the published first rate of biases is the rate of everything else.
-        warmup_bias_scale=1.0 if "warmup_bias_lr" in chosen else 0.1,
+        warmup_bias_scale=1.0 if "warmup_bias_lr" in chosen else 0.1 * math.sqrt(share),
         # The average starts as the weights that were loaded, so there is no youth in which it must follow fast.
         ema_decay=min(EMA_DECAY, 1 - 1 / max(updates * REFINING_SPAN, 2)),
         ema_tau_updates=0.0,

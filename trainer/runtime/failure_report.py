@@ -11,6 +11,7 @@ from trainer.errors import RELAYED, UserError
 from trainer.protocol import ERROR_FILE_VARIABLE, EXIT_FAILED, EXIT_USAGE, FailureRecord, write_failure
 from trainer.runtime.distributed import DistEnv
 from trainer.runtime.heartbeat import HeartbeatWriter
+from trainer.runtime.origin import raised_by_torch
 from trainer.runtime.reporter import Reporter
 
 
@@ -41,6 +42,7 @@ def _record_of(error: Exception, env: DistEnv, heartbeat: HeartbeatWriter | None
         traceback=traceback.format_exc(),
         user_error=error.to_dict() if isinstance(error, UserError) else None,
         relayed=bool(getattr(error, RELAYED, False)),
+        by_torch=raised_by_torch(error),
         phase=heartbeat.phase if heartbeat else "start",
         epoch=heartbeat.epoch if heartbeat else None,
         step=heartbeat.step if heartbeat else None,

@@ -24,6 +24,8 @@ class HeartbeatWriter:
     def beat(self, phase: Phase, epoch: int | None = None, step: int | None = None) -> None:
         """Says how far this rank has come; writes at most once per interval, and at once when the phase changes."""
         changed = phase != self.phase
+        if changed and self.phase == "scan":  # whose steps are files: nothing has been learned
+            self.epoch = self.step = 0
         self.phase = phase
         self.epoch = self.epoch if epoch is None else epoch
         self.step = self.step if step is None else step

@@ -48,15 +48,17 @@ def make_model(
     collectives: Collectives,
     reporter: Reporter,
     definition: dict[str, Any] | None,
-) -> tuple[DetectionModel, bool]:
-    """Returns the model with its starting weights, the same on every rank, and whether these detect all ``names``.
+) -> tuple[DetectionModel, int | None]:
+    """Returns the model with its starting weights, the same on every rank, and how many images taught them ``names``.
+
+    The number is 0 if it is unknown, and None if the weights do not detect all ``names``.
 
     Only rank 0 reads files, and it sends their content, so other machines need no copies. If a run goes on with a
     ``definition``, no file is read: the weights come from the run's checkpoint.
     """
     torch.manual_seed(config.seed)
     if definition is not None:
-        return build_model(definition, num_classes=len(names)), False
+        return build_model(definition, num_classes=len(names)), None
 
     def read_definition() -> Any:
         takes_model_of_weights = bool(config.weights and not config.cfg)
@@ -68,16 +70,16 @@ def make_model(
         found = {**found, "anchors": anchors_per_cell}
     model = build_model(found, num_classes=len(names))
     if not config.weights:
-        return model, False
+        return model, None
 
-    def load() -> bool:
+    def load() -> int | None:
         report = load_weights_into(model, Path(config.weights), names)
         reporter.say(report.summary())
-        return report.knows_classes
+        return report.learned_images if report.knows_classes else None
 
-    knows_classes = collectives.from_main(load)
+    learned_images = collectives.from_main(load)
     collectives.broadcast_tensors(list(model.state_dict().values()))
-    return model, knows_classes
+    return model, learned_images
 
 
 def suitable_anchors(
@@ -118,15 +120,16 @@ def definition_to_go_on_with(config: TrainConfig, saved: dict[str, Any] | None) 
 
 
 def settle_recipe(
-    config: TrainConfig, batches_per_epoch: int, saved: dict[str, Any] | None, *, knows_classes: bool = False
+    config: TrainConfig, batches_per_epoch: int, saved: dict[str, Any] | None, *, learned_images: int | None = None
 ) -> Recipe:
     """Returns the recipe of a run: kept on a resume, so that more --epochs do not change it under way.
 
     Another recipe, optimizer, batch size or warm-up makes a new one.
-    Whether the run's first weights knew the classes is kept in its checkpoint, since a resume does not read them again.
+    What the run's first weights knew is kept in its checkpoint, since a resume does not read them again.
     """
     if saved is not None:
-        knows_classes = saved.get("recipe", {}).get("knows_classes", False)
+        before = saved.get("recipe", {})
+        learned_images = before.get("learned_images", 0) if before.get("knows_classes", False) else None
     if saved is not None and "recipe" in saved:
         before = saved["config"]
         is_same = all(before[name] == getattr(config, name) for name in ("recipe", "optimizer", "batch_size"))
@@ -138,7 +141,7 @@ def settle_recipe(
         batches_per_epoch=batches_per_epoch,
         global_batch_size=config.batch_size,
         warmup_epochs=config.hyperparameters.warmup_epochs,
-        knows_classes=knows_classes,
+        learned_images=learned_images,
         chosen=config.hyperparameters.chosen(),
     )
 
@@ -172,21 +175,21 @@ def build_run(
     collectives = Collectives(env)
     data = read_data(config, collectives, reporter, heartbeat)
     definition = definition_to_go_on_with(config, saved)
-    model, knows_classes = make_model(config, data.names, collectives, reporter, definition)
+    model, learned_images = make_model(config, data.names, collectives, reporter, definition)
     grid = model.size_grid
     image_size = image_size_on_grid(config.imgsz, grid, reporter)
     data = count_small_boxes(data, image_size, reporter)
     if config.autoanchor and definition is None:
         # Fitted once: the last digits of a fit depend on the processor, which may differ between machines.
-        fit = partial(suitable_anchors, config, model, data, image_size, knows_classes, reporter)
+        fit = partial(suitable_anchors, config, model, data, image_size, learned_images is not None, reporter)
         found = collectives.from_main(fit)
         if found is not None:
             model.set_anchors(found)
-            knows_classes = False  # the head's boxes were learned for the anchors that the weights came with
+            learned_images = None  # the head's boxes were learned for the anchors that the weights came with
     freeze_layers(model, config.freeze)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches_per_epoch = -(-len(data.train) // config.batch_size)
-    recipe = settle_recipe(config, batches_per_epoch, saved, knows_classes=knows_classes)
+    recipe = settle_recipe(config, batches_per_epoch, saved, learned_images=learned_images)
     schedule = make_schedule(config, recipe, batches_per_epoch)
     autocast = agree_on_autocast(config.amp, device, collectives, reporter)
     loss = make_loss(config, model, image_size, recipe)
@@ -280,4 +283,5 @@ def describe_run(
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "recipe": asdict(recipe),
         "train_images": len(data.train),
+        "learned_images": max(len(data.train), recipe.learned_images),
     }

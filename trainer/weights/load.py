@@ -25,6 +25,10 @@ from trainer.weights.foreign.torch_archive import TorchFile, damaged, open_torch
 from trainer.weights.foreign.yolov5 import read_yolov5
 from trainer.weights.transfer import TransferReport, transfer
 
+COCO_TRAINING_IMAGES = 118_287
+COCO_NAMES_AT_ENDS = ("person", "toothbrush")
+"""The first and the last of COCO's 80 classes."""
+
 
 @dataclass(frozen=True)
 class LoadedWeights:
@@ -39,6 +43,8 @@ class LoadedWeights:
     """Floating tensors as float32, on the CPU."""
     image_size: int | None = None
     """Side in pixels of the images that the detector was trained on, if the file has it."""
+    learned_images: int = 0
+    """Number of images that the detector was trained on; 0 if the file does not say."""
     details: dict[str, Any] = field(default_factory=dict)
     """Plain facts for people."""
     notes: tuple[str, ...] = ()
@@ -66,6 +72,8 @@ def load_weights(path: Path) -> LoadedWeights:
         stride=found.stride,
         state=found.state,
         image_size=image_size if type(image_size) is int else None,
+        # The names of COCO's classes are those of the official weights, whose files do not tell the rest.
+        learned_images=COCO_TRAINING_IMAGES if found.names[:1] + found.names[-1:] == COCO_NAMES_AT_ENDS else 0,
         details=found.details,
         notes=tuple(found.notes),
     )
@@ -100,7 +108,7 @@ def load_weights_into(model: DetectionModel, path: Path, names: Sequence[str]) -
             expected="weights and --cfg of the same model",
             next_command=f"--cfg {fitting}, or --weights '' to train from scratch" if fitting in zoo_names() else "",
         )
-    return replace(report, source=path.name, notes=loaded.notes)
+    return replace(report, source=path.name, notes=loaded.notes, learned_images=loaded.learned_images)
 
 
 def _copied_a_convolution(model: DetectionModel, report: TransferReport) -> bool:
@@ -199,7 +207,7 @@ def _read_own(file: TorchFile) -> LoadedWeights:
 
 
 def _own_weights(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> LoadedWeights:
-    keys = ("definition", "names", "stride", "image_size", "progress", "versions")
+    keys = ("definition", "names", "stride", "image_size", "progress", "versions", "learned_images")
     try:
         plain: dict[str, Any] = {key: plain_value(header.get(key)) for key in keys}
     except ValueError as error:
@@ -223,6 +231,7 @@ def _own_weights(path: Path, header: dict[str, Any], tensors: dict[str, Tensor])
         stride=tuple(stride),
         state=tensors,
         image_size=plain["image_size"] if type(plain["image_size"]) is int else None,
+        learned_images=plain["learned_images"] if type(plain["learned_images"]) is int else 0,
         details={key: value for key, value in facts.items() if value is not None},
     )
 

@@ -34,6 +34,8 @@ class TransferReport:
     anchors_kept: bool = True
     knows_classes: bool = True
     """The whole detector was copied, and with it every class of the model: nothing starts anew."""
+    learned_images: int = 0
+    """Number of images that the file's detector was trained on; 0 if it is unknown."""
     source: str = ""
     notes: tuple[str, ...] = ()
 

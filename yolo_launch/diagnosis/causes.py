@@ -14,19 +14,26 @@ from yolo_launch.spec import Device, GpuProcess, LaunchPlan, RankFailure
 CONSEQUENCES = re.compile(
     r"Connection closed by peer|Connection reset by peer|Broken pipe|Connection refused"
     r"|Application timeout caused pair closure|Timed out waiting \d+ms for|gloo.*[Tt]imed? ?out"
-    r"|NCCL communicator was aborted|ncclRemoteError|remote process exited|DistBackendError|DistNetworkError"
-    r"|DistStoreError|Watchdog caught collective operation timeout|Connection was likely closed|failed to recv"
+    r"|NCCL communicator was aborted|ncclRemoteError|remote process exited"
+    r"|Watchdog caught collective operation timeout|Connection was likely closed|failed to recv"
     r"|monitoredBarrier|failed to pass monitoredBarrier|recvValueWithTimeout|wait timeout after \d+ms"
     r"|Timed out after \d+ seconds waiting for clients|SocketTimeout|client socket has timed out"
 )
-"""What a rank's exception reads when a collective ends because a peer is gone."""
+"""What an exception of torch's reads when a collective ends because a peer is gone."""
+TORCH_ERRORS = ("RuntimeError", "DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
+"""Types of such exceptions."""
 
 PORT_CLASH = re.compile(r"EADDRINUSE|[Aa]ddress already in use|failed to (?:bind|listen)")
 
 
-def is_consequence(message: str) -> bool:
-    """Returns whether an exception only shows that a peer is gone."""
-    return CONSEQUENCES.search(message) is not None
+def is_consequence(message: str, by_torch: bool | None = None) -> bool:
+    """Returns whether an exception only shows that a peer is gone: one that torch raised, in such words.
+
+    ``message`` begins with the exception's type, which decides if nobody says who raised it.
+    """
+    if by_torch is None:
+        by_torch = message.partition(":")[0].rpartition(".")[2] in TORCH_ERRORS
+    return by_torch and CONSEQUENCES.search(message) is not None and PORT_CLASH.search(message) is None
 
 
 def describe_exit(exit_code: int) -> str:
@@ -48,6 +55,9 @@ def describe_exit(exit_code: int) -> str:
             return f"ended by {signal.Signals(-exit_code).name}"
         except ValueError:
             return f"ended by signal {-exit_code}"
+    if exit_code > 128 and exit_code - 128 in {int(number) for number in signal.Signals}:
+        name = signal.Signals(exit_code - 128).name
+        return f"ended with exit code {exit_code}, as a shell says of a program that {name} ended"
     return f"ended with exit code {exit_code}"
 
 
@@ -58,24 +68,29 @@ class Facts:
     oom_kills: int = 0
     """How often the kernel ran out of memory and killed a process while the job ran."""
     shm_free_bytes: int | None = None
+    logs_disk_is_full: bool = False
+    """Whether the disk of the worker's log takes nothing any more: then its own words are lost."""
     gpu_processes: tuple[GpuProcess, ...] = ()
     """Others on the failed rank's GPU."""
     device: Device | None = None
 
 
 Hint = str | Callable[[Facts], str]
+DISK_FULL = "the disk is full: free some space, or --project DIR"
 
 
 def hint_for(failure: RankFailure, facts: Facts) -> str:
     """Returns one sentence on what to do, for the first known cause that fits; empty for an unknown one."""
     text = f"{failure.message}\n{failure.traceback[-4000:]}"
+    # A shell, or a program that started the one that was killed, says it with a number above 128.
+    exit_code = 128 - failure.exit_code if failure.exit_code > 128 else failure.exit_code
     for pattern, exit_codes, hint in _KNOWN:
-        if failure.exit_code in exit_codes or (pattern and re.search(pattern, text)):
+        if exit_code in exit_codes or (pattern and re.search(pattern, text)):
             return hint if isinstance(hint, str) else hint(facts)
-    return ""
+    return DISK_FULL if facts.logs_disk_is_full else ""
 
 
-def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills_before: int) -> Facts:
+def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills: int) -> Facts:
     """Reads from the host what a hint needs; what cannot be read is left out."""
     device = plan.devices[failure.local_rank] if 0 <= failure.local_rank < len(plan.devices) else None
     processes: Sequence[GpuProcess] = ()
@@ -85,30 +100,19 @@ def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills_before: int)
         processes = next((gpu.processes for gpu in read_gpus().devices if gpu.uuid == device.uuid), device.processes)
     shm = Path("/dev/shm")
     return Facts(
-        oom_kills=max(0, count_oom_kills() - oom_kills_before),
+        oom_kills=oom_kills,
         shm_free_bytes=shutil.disk_usage(shm).free if shm.is_dir() else None,
+        logs_disk_is_full=_is_full(failure.log_path),
         gpu_processes=tuple(processes),
         device=device,
     )
 
 
-def count_oom_kills(root: Path = Path("/")) -> int:
-    """Counts processes that the kernel killed for memory: in this control group if counted there, else on the host."""
-    counts = []
-    group = "".join(line[3:] for line in _lines(root / "proc/self/cgroup") if line.startswith("0::")).lstrip("/")
-    mount = root / "sys/fs/cgroup"
-    for path in (mount / group / "memory.events", mount / "memory.events", mount / "memory/memory.oom_control"):
-        counts += [int(line.split()[1]) for line in _lines(path) if re.fullmatch(r"oom_kill \d+", line)]
-    if not counts:
-        counts = [int(line.split()[1]) for line in _lines(root / "proc/vmstat") if re.fullmatch(r"oom_kill \d+", line)]
-    return max(counts, default=0)
-
-
-def _lines(path: Path) -> list[str]:
+def _is_full(log_path: str) -> bool:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
+        return bool(log_path) and shutil.disk_usage(Path(log_path).parent).free == 0
+    except OSError:
+        return False
 
 
 def _killed(facts: Facts) -> str:
@@ -143,7 +147,7 @@ _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (
     (r"Bus error|unable to (?:open|mmap|allocate) shared memory|/torch_\d+_\d+.*No space left", (-7,), _shm),
     (r"DataLoader worker \(pid.*killed by signal: Killed", (), _killed),
     (r"MemoryError|Cannot allocate memory|DefaultCPUAllocator: can't allocate", (), _killed),
-    (r"No space left on device|Disk quota exceeded", (), "the disk is full: free some space, or --project DIR"),
+    (r"No space left on device|Disk quota exceeded", (), DISK_FULL),
     (r"Too many open files|received 0 items of ancdata", (), "raise the limit first: ulimit -n 65536"),
     (
         r"device-side assert",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import psutil
 
 from trainer.protocol import Heartbeat
+from yolo_launch.diagnosis.heartbeat_monitor import SCRIPT_OVER
 from yolo_launch.diagnosis.stacks import Frame, collective_in, main_stack, own_frame, waits_for_loader
 from yolo_launch.spec import RankFailure
 from yolo_launch.workers.files import WorkerFiles
@@ -41,6 +42,9 @@ class StalledRank:
         place = f"'{self.phase}'"
         if self.heartbeat is not None:
             place += f" (epoch {self.heartbeat.epoch + 1}, step {self.heartbeat.step})"
+        if self.phase == SCRIPT_OVER:
+            reason = "a thread that is no daemon, or what it does at exit, still runs"
+            return f"rank {self.rank} came to its last line {self.idle_s:.0f} s ago and does not end: {reason}"
         text = f"rank {self.rank} has been in {place} for {self.idle_s:.0f} s"
         frame = own_frame(self.stack)
         if self.frozen:
@@ -70,14 +74,15 @@ def examine(files: WorkerFiles, rank: int, pid: int, idle_s: float, heartbeat: H
 def blocking_rank(ranks: list[StalledRank]) -> StalledRank:
     """Returns the rank that the others most likely wait for.
 
-    A frozen one comes first, then one that is not itself waiting in a collective, then the one that is furthest
-    behind. Heartbeats are up to a second old, so steps decide last.
+    A frozen one comes first, then one whose script is over, then one that is not itself waiting in a collective, then
+    the one that is furthest behind. Heartbeats are up to a second old, so steps decide last.
     """
 
-    def suspicion(stalled: StalledRank) -> tuple[bool, bool, tuple[int, int], float]:
+    def suspicion(stalled: StalledRank) -> tuple[bool, bool, bool, tuple[int, int], float]:
         beat = stalled.heartbeat
         position = (beat.epoch, beat.step) if beat is not None else (-1, -1)
-        return (not stalled.frozen, bool(stalled.collective), position, -stalled.idle_s)
+        is_over = stalled.phase == SCRIPT_OVER
+        return (not stalled.frozen, not is_over, bool(stalled.collective), position, -stalled.idle_s)
 
     return min(ranks, key=suspicion)
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable
 
 from trainer.protocol import Heartbeat, LogFiles, read_heartbeat
 
+SCRIPT_OVER = "end"
+"""Phase of a script's process that has not ended after its last line."""
+
 
 class HangDetector:
     """Detects that no rank's heartbeat changes any more.
@@ -32,6 +35,8 @@ class HangDetector:
         self._required = required
         self._last: dict[int, Heartbeat] = {}
         self._moved_at: dict[int, float] = {}
+        self._over: dict[int, Heartbeat] = {}
+        """Ranks whose script has come to its last line though the process is still there."""
         self._began_at: float | None = None
 
     @property
@@ -51,8 +56,8 @@ class HangDetector:
         return blind and now - began_at >= self._start_allowance_s
 
     def latest(self) -> dict[int, Heartbeat]:
-        """Returns the last heartbeat of each rank that wrote one."""
-        return dict(self._last)
+        """Returns the last heartbeat of each rank that wrote one; of a script that is over, one that says so."""
+        return self._last | self._over
 
     def idle_s(self, rank: int, now: float) -> float:
         """Returns the seconds since the rank's heartbeat changed, or since the workers started."""
@@ -68,6 +73,12 @@ class HangDetector:
             if beat is not None and beat != self._last.get(rank):
                 self._last[rank] = beat
                 self._moved_at[rank] = now
+            if rank not in self._over and self._files.finished(rank).exists():
+                self._over[rank] = Heartbeat(rank, SCRIPT_OVER, 0, 0, 0.0)
+                self._moved_at[rank] = now
+        # Peers may wait for a rank whose script is over, without a word and for ever.
+        if any(self.idle_s(rank, now) >= self._timeout_s for rank in alive if rank in self._over):
+            return True
         if not alive or (not self._required and not self.heard):
             return False
         # Until the first heartbeat the workers import torch, which takes a minute on a cold disk.

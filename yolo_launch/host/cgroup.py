@@ -53,10 +53,10 @@ def usable_cores(affinity: int, quota: float | None) -> int:
     return max(1, affinity if quota is None else min(affinity, math.floor(quota + 1e-6)))
 
 
-def _group_folders(root: Path, controller: str) -> Iterator[Path]:
-    """Yields this process's group and all its parents, in the hierarchy that holds ``controller``."""
+def _group_folders(root: Path, controller: str, process: int | str = "self") -> Iterator[Path]:
+    """Yields a process's group and all its parents, in the hierarchy that holds ``controller``."""
     mount = root / "sys/fs/cgroup"
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in _read(root / f"proc/{process}/cgroup").splitlines():
         parts = line.split(":", 2)
         if len(parts) != 3:
             continue
@@ -96,3 +96,36 @@ def _statistic(path: Path, key: str) -> int:
         if name == key and value.isdigit():
             return int(value)
     return 0
+
+
+class OomKillCounter:
+    """Counts the processes that the kernel killed for memory, in the groups of the processes that it was shown.
+
+    Version 1 counts a kill in the victim's own group alone, version 2 in its parents' too. Without a counter in any
+    group the host's is read.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._before: dict[Path, int] = {}
+        self._groups: dict[int | str, str] = {}
+        self.look_at("self")
+
+    def look_at(self, process: int | str) -> None:
+        """Counts in the process's group from now on; it may have moved since it was last looked at."""
+        text = _read(self._root / f"proc/{process}/cgroup")
+        if text == self._groups.get(process):
+            return
+        self._groups[process] = text
+        files = [
+            file
+            for folder in _group_folders(self._root, "memory", process)
+            for file in (folder / "memory.events", folder / "memory.oom_control")
+            if file.exists()
+        ]
+        for file in files[:1] or [self._root / "proc/vmstat"]:
+            self._before.setdefault(file, _statistic(file, "oom_kill"))
+
+    def count(self) -> int:
+        """Returns the kills since each group was first looked at."""
+        return sum(max(0, _statistic(file, "oom_kill") - before) for file, before in self._before.items())

@@ -103,13 +103,6 @@ def _cpu_ranks(request: LaunchRequest, host: Host) -> tuple[Device, ...]:
     count = request.nproc or 1
     if count < 1:
         raise LaunchError("--nproc must be at least 1.", seen=f"--nproc {request.nproc}")
-    if count > host.cpu_cores:
-        raise LaunchError(
-            f"--nproc {count} is more than this machine's cores.",
-            seen=f"{host.cpu_cores} usable cores",
-            expected=f"at most {host.cpu_cores} workers, one core each",
-            next_command=retype(request.typed, {"--gpus": "cpu", "--nproc": str(host.cpu_cores)}),
-        )
     return (Device(kind="cpu", name="CPU"),) * count
 
 

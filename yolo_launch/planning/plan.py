@@ -14,6 +14,7 @@ from yolo_launch.planning.batch_split import CPU_AUTO_BATCH, BatchSplit, split_b
 from yolo_launch.planning.devices import busy_text, choose_devices, describe_device, is_idle, visible_devices
 from yolo_launch.planning.loader_workers import choose_workers
 from yolo_launch.spec import Device, Finding, Host, LaunchPlan, LaunchRequest, Mode, WorkerCommand
+from yolo_launch.words import counted
 
 SMALL_LOCAL_BATCH = 8
 """Up to this local batch, batch norm has too few images, and statistics over all GPUs help."""
@@ -38,7 +39,7 @@ def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = 
     workers, worker_findings = choose_workers(
         request, host, ranks=nproc, on_cpu=devices[0].kind == "cpu", local_batch_size=split.local_batch_size
     )
-    findings += worker_findings + _mode_findings(request, mode) + _device_findings(devices)
+    findings += worker_findings + _mode_findings(request, mode) + _device_findings(devices, host)
     by_node = (1,) if mode == "dp" else _nproc_by_node(request, devices)
     return LaunchPlan(
         mode=mode,
@@ -189,8 +190,11 @@ def _mode_findings(request: LaunchRequest, mode: Mode) -> list[Finding]:
     return found
 
 
-def _device_findings(devices: Sequence[Device]) -> list[Finding]:
+def _device_findings(devices: Sequence[Device], host: Host) -> list[Finding]:
     found = []
+    if devices[0].kind == "cpu" and len(devices) > host.cpu_cores:
+        seen = f"{len(devices)} workers share {counted(host.cpu_cores, 'core')}, and wait for one another"
+        found.append(Finding("workers", "warning", seen, f"--nproc {host.cpu_cores}"))
     gpus = [device for device in devices if device.kind == "cuda"]
     kinds = sorted({(device.name, device.memory_total_bytes >> 30) for device in gpus})
     if len({name for name, _ in kinds}) > 1 or (kinds and kinds[-1][1] > kinds[0][1] * 1.2):

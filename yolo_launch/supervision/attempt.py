@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from trainer.protocol import read_failure
-from yolo_launch.diagnosis.causes import count_oom_kills, hint_for, look_up_facts
+from yolo_launch.diagnosis.causes import hint_for, look_up_facts
 from yolo_launch.diagnosis.failures import FailureKey, WorkerEnd, first_of, rank_failures, worker_ends
 from yolo_launch.diagnosis.hangs import StalledRank, blocking_rank
 from yolo_launch.diagnosis.heartbeat_monitor import HangDetector
 from yolo_launch.diagnosis.outcome import NodeReport
 from yolo_launch.errors import ExitCode, LaunchError
+from yolo_launch.host.cgroup import OomKillCounter
 from yolo_launch.host.inventory import INSTALLED_ONLY
 from yolo_launch.spec import LaunchPlan, RankFailure, StoreAddress, WorkerCommand
 from yolo_launch.supervision.monitor import WorkerMonitor
@@ -65,7 +66,7 @@ class AttemptRunner:
         self.command = command
         self.files = files
         self._console_json = console_json
-        self._oom_kills_before = count_oom_kills()
+        self._oom_kills = OomKillCounter()
 
     def environment(self, mark: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """Returns the environment that the workers inherit."""
@@ -84,7 +85,7 @@ class AttemptRunner:
             required=not self.command.foreign,
             elsewhere_idle_s=monitor.events.elsewhere_idle_s,
         )
-        attempt = Attempt(Workers(mark), hang_detector)
+        attempt = Attempt(Workers(mark, self._oom_kills.look_at), hang_detector)
         output = Rank0Output(files.log(0), logs_stdout=self.command.foreign, to_stderr=self._console_json)
         environment = self.environment(mark)
         began_at = time.monotonic()
@@ -150,7 +151,8 @@ class AttemptRunner:
             failure=self.with_hint(failure),
             key=key,
             # A step that no heartbeat showed may stand in the error file.
-            finished_a_step=report.finished_a_step or (failure.epoch or 0, failure.step or 0) > (0, 0),
+            finished_a_step=report.finished_a_step
+            or (failure.phase not in ("start", "scan") and (failure.epoch or 0, failure.step or 0) > (0, 0)),
         )
 
     def _blocking_failure(self, stalled: list[StalledRank]) -> RankFailure:
@@ -165,7 +167,7 @@ class AttemptRunner:
         """Returns the failure with one sentence on what to do, from what this machine knows."""
         if failure.user_error is not None or failure.hint:
             return failure
-        return replace(failure, hint=hint_for(failure, look_up_facts(failure, self.plan, self._oom_kills_before)))
+        return replace(failure, hint=hint_for(failure, look_up_facts(failure, self.plan, self._oom_kills.count())))
 
     def _agent_failed(self, error: Exception) -> LaunchError:
         return LaunchError(

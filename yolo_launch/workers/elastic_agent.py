@@ -212,7 +212,8 @@ def _quiet_agent(files: WorkerFiles) -> Iterator[None]:
     finally:
         logger.propagate = propagated
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # of a full disk
+            handler.close()
 
 
 @contextlib.contextmanager

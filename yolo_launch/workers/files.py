@@ -29,7 +29,7 @@ class WorkerFiles(LogFiles):
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for rank in ranks:
-            for path in (self.error(rank), self.heartbeat(rank), self.stacks(rank)):
+            for path in (self.error(rank), self.heartbeat(rank), self.stacks(rank), self.finished(rank)):
                 path.unlink(missing_ok=True)
             # A full disk is for the workers to meet.
             with contextlib.suppress(OSError), self.log(rank).open("a", encoding="utf-8") as stream:
@@ -48,5 +48,9 @@ class WorkerFiles(LogFiles):
         except OSError:
             return ""
         this_attempt = text.rsplit("=== attempt ", 1)[-1] if "=== attempt " in text else "\n" + text
-        printed = [line.rstrip() for line in this_attempt.split("\n")[1:] if line.strip()]
-        return "\n".join(printed[-lines:])
+        # What the program said last, before faulthandler's dump of all threads pushed it out of sight.
+        last_words, title, dump = this_attempt.partition("\nFatal Python error: ")
+        printed = [line.rstrip() for line in last_words.split("\n")[1:] if line.strip()]
+        frames = [line.rstrip() for line in dump.split("\n") if line.startswith("  File ")]
+        crash = [title.strip() + " " + dump.partition("\n")[0], *frames[:1]] if title else []
+        return "\n".join([*printed[-lines:], *crash])

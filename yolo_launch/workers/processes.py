@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
@@ -54,10 +55,14 @@ class Worker:
 
 
 class Workers:
-    """All workers of one attempt. ``mark`` is the value of JOB_VARIABLE in their environment."""
+    """All workers of one attempt. ``mark`` is the value of JOB_VARIABLE in their environment.
 
-    def __init__(self, mark: str) -> None:
+    ``look_at`` is called with the id of each living worker, now and then.
+    """
+
+    def __init__(self, mark: str, look_at: Callable[[int], object] = lambda pid: None) -> None:
         self.mark = mark
+        self._look_at = look_at
         self.by_rank: dict[int, Worker] = {}
         self._expected = 0
         self._search_until = 0.0
@@ -93,6 +98,7 @@ class Workers:
         """Returns workers that ended since the last call; leaves their exit codes for the code that waits for them."""
         ended = []
         for worker in self.living():
+            self._look_at(worker.pid)
             try:
                 result = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:

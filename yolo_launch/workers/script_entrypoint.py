@@ -9,6 +9,7 @@ spawned process finds its classes there, as with `python SCRIPT ...`.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib
 import importlib.machinery
 import multiprocessing
@@ -27,7 +28,9 @@ _MAIN_THREAD = type(threading.main_thread())
 
 def main() -> None:
     """Runs the script that the command line names, in this process."""
-    protocol, guard = _import_ours("trainer.protocol", "trainer.runtime.process_guard")
+    protocol, guard, origin = _import_ours(
+        "trainer.protocol", "trainer.runtime.process_guard", "trainer.runtime.origin"
+    )
     guard.guard_worker()
     _tie_loaders(guard)
     if protocol.output_is_data(os.environ):
@@ -44,13 +47,15 @@ def main() -> None:
         _run_as_main(target, as_module=as_module)
     except SystemExit as end:
         if isinstance(end.code, str):  # Python prints it and exits with 1
-            _write_error(end, protocol)
+            _write_error(end, protocol, by_torch=False)
         raise
     except BaseException as error:
         _begin_traceback_in_script(error)
         if not isinstance(error, KeyboardInterrupt):
-            _write_error(error, protocol)
+            _write_error(error, protocol, by_torch=origin.raised_by_torch(error))
         raise
+    finally:
+        _note_last_line(protocol)
 
 
 def _run_as_main(target: str, *, as_module: bool) -> None:
@@ -122,7 +127,15 @@ def _begin_traceback_in_script(error: BaseException) -> None:
     sys.excepthook = show_script_only
 
 
-def _write_error(error: BaseException, protocol: ModuleType) -> None:
+def _note_last_line(protocol: ModuleType) -> None:
+    """Says that the script is over, so that a process that does not end after it is noticed."""
+    logs_dir = os.environ.get(protocol.LOGS_VARIABLE)
+    if logs_dir:
+        with contextlib.suppress(OSError):
+            protocol.LogFiles(Path(logs_dir)).finished(protocol.rank_in(os.environ)).touch()
+
+
+def _write_error(error: BaseException, protocol: ModuleType, *, by_torch: bool) -> None:
     """Writes the exception to the error file unless torch's own @record has written one already."""
     name = os.environ.get(protocol.ERROR_FILE_VARIABLE)
     if not name or (Path(name).exists() and Path(name).stat().st_size > 0):
@@ -131,7 +144,9 @@ def _write_error(error: BaseException, protocol: ModuleType) -> None:
     message = "".join(traceback.format_exception_only(type(error), error)).strip()
     if isinstance(error, SystemExit):
         message, text = str(error.code), ""
-    protocol.write_failure(Path(name), protocol.FailureRecord(protocol.rank_in(os.environ), message, text))
+    record = protocol.FailureRecord(protocol.rank_in(os.environ), message, text, by_torch=by_torch)
+    with contextlib.suppress(OSError):  # a full disk; the exit code still tells
+        protocol.write_failure(Path(name), record)
 
 
 if __name__ == "__main__":

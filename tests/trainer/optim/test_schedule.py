@@ -82,7 +82,7 @@ LONG = {"epochs": 300, "batches_per_epoch": 1850, "global_batch_size": 64, "warm
 
 @pytest.mark.parametrize("run", [SHORT, LONG])
 def test_weights_that_know_the_classes_are_refined_by_slow_steps_and_an_average_that_starts_from_them(run):
-    refined = vars(make_recipe("auto", **run, knows_classes=True))
+    refined = vars(make_recipe("auto", **run, learned_images=0))
     published = vars(make_recipe("yolov5", **run))
     changed = {name: value for name, value in refined.items() if value != published[name] and name != "ema_decay"}
     assert changed == {
@@ -96,16 +96,16 @@ def test_weights_that_know_the_classes_are_refined_by_slow_steps_and_an_average_
 
 
 def test_a_short_refinement_ends_its_warm_up_before_the_rate_is_high():
-    recipe = make_recipe("auto", **SHORT, knows_classes=True)
+    recipe = make_recipe("auto", **SHORT, learned_images=0)
     schedule = make_schedule(epochs=4, warmup_steps=recipe.warmup_steps, decay_each_step=recipe.decay_each_step)
     assert max(schedule.learning_rate(step) for step in range(4 * 13)) < 0.2 * 0.01
 
 
 def test_the_average_of_a_refinement_spans_a_share_of_its_updates():
-    assert make_recipe("auto", **SHORT, knows_classes=True).ema_decay == pytest.approx(
+    assert make_recipe("auto", **SHORT, learned_images=0).ema_decay == pytest.approx(
         1 - 1 / (REFINING_SPAN * updates_in(52, 100, 4.0))
     )
-    assert make_recipe("auto", **LONG, knows_classes=True).ema_decay == 0.9999
+    assert make_recipe("auto", **LONG, learned_images=0).ema_decay == 0.9999
 
 
 @pytest.mark.parametrize(("micro_steps", "warmup_steps"), [(13, 100), (52, 100), (260, 100), (1300, 100), (50, -1)])
@@ -120,13 +120,23 @@ def test_the_number_of_updates_is_about_that_of_the_loop(micro_steps, warmup_ste
     assert updates_in(micro_steps, warmup_steps, accumulation) == pytest.approx(updates, rel=0.25, abs=2)
 
 
+def test_few_images_move_weights_that_many_images_taught_by_small_steps():
+    images = SHORT["batches_per_epoch"] * SHORT["global_batch_size"]
+    for learned, factor in ((100 * images, 0.1), (images, 1.0), (images // 2, 1.0), (0, 1.0)):
+        recipe = make_recipe("auto", **SHORT, learned_images=learned)
+        assert recipe.lr_scale == pytest.approx(factor)
+        assert recipe.warmup_bias_scale == pytest.approx(0.1 * factor)
+    assert make_recipe("auto", **SHORT, learned_images=100 * images, chosen={"lr0"}).lr_scale == 1.0
+    assert make_recipe("yolov5", **SHORT, learned_images=100 * images).lr_scale == 1.0
+
+
 def test_a_first_rate_of_biases_that_a_user_chose_is_kept():
-    assert make_recipe("auto", **SHORT, knows_classes=True, chosen={"warmup_bias_lr"}).warmup_bias_scale == 1.0
+    assert make_recipe("auto", **SHORT, learned_images=0, chosen={"warmup_bias_lr"}).warmup_bias_scale == 1.0
 
 
 @pytest.mark.parametrize("run", [SHORT, LONG])
 def test_the_recipe_yolov5_stays_the_same_whatever_the_weights_know(run):
-    known, unknown = (make_recipe("yolov5", **run, knows_classes=knows) for knows in (True, False))
+    known, unknown = (make_recipe("yolov5", **run, learned_images=learned) for learned in (0, None))
     assert known == replace(unknown, knows_classes=True)
 
 

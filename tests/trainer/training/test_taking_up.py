@@ -127,12 +127,12 @@ def test_a_resume_with_another_batch_keeps_its_place_in_the_epoch(run_ranks, run
 
 def test_what_the_first_weights_knew_is_kept_by_a_resume_that_does_not_read_them_again():
     config = make_config({"epochs": 4})
-    recipe = settle_recipe(config, 50, None, knows_classes=True)
+    recipe = settle_recipe(config, 50, None, learned_images=0)
     assert recipe.knows_classes
     saved = {"config": config.model_dump(mode="json"), "recipe": dict(vars(recipe))}
     assert settle_recipe(config, 50, saved) == recipe
     other = make_config({"epochs": 4, "batch_size": 8})
-    assert settle_recipe(other, 50, saved) == settle_recipe(other, 50, None, knows_classes=True)
+    assert settle_recipe(other, 50, saved) == settle_recipe(other, 50, None, learned_images=0)
     assert not settle_recipe(config, 50, saved_with(config)).knows_classes
 
 
@@ -140,8 +140,8 @@ def test_a_hyperparameter_that_is_not_the_published_one_is_the_users_choice_and_
     published, chosen = (make_config({"epochs": 4}, overrides) for overrides in ({}, {"warmup_bias_lr": 0.05}))
     assert published.hyperparameters.chosen() == frozenset()
     assert chosen.hyperparameters.chosen() == {"warmup_bias_lr"}
-    assert settle_recipe(published, 50, None, knows_classes=True).warmup_bias_scale == 0.1
-    assert settle_recipe(chosen, 50, None, knows_classes=True).warmup_bias_scale == 1.0
+    assert settle_recipe(published, 50, None, learned_images=0).warmup_bias_scale == 0.1
+    assert settle_recipe(chosen, 50, None, learned_images=0).warmup_bias_scale == 1.0
 
 
 @pytest.mark.parametrize(

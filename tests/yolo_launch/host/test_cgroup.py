@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolo_launch.host.cgroup import cpu_quota, memory_left, memory_limit, usable_cores
+from yolo_launch.host.cgroup import OomKillCounter, cpu_quota, memory_left, memory_limit, usable_cores
 
 
 def make(root, files):
@@ -82,3 +82,36 @@ def test_no_groups_no_limits(tmp_path):
 )
 def test_usable_cores(affinity, quota, cores):
     assert usable_cores(affinity, quota) == cores
+
+
+@pytest.mark.parametrize(
+    ("lines", "own", "nested"),
+    [
+        ("0::/pod{}", "sys/fs/cgroup/pod/memory.events", "sys/fs/cgroup/pod/job/memory.events"),
+        (
+            "4:memory:/pod{}",
+            "sys/fs/cgroup/memory/pod/memory.oom_control",
+            "sys/fs/cgroup/memory/pod/job/memory.oom_control",
+        ),
+    ],
+    ids=["version-2", "version-1"],
+)
+def test_kills_for_memory_are_counted_in_the_group_of_each_worker(tmp_path, lines, own, nested):
+    """As recorded: the victim's own group counts its end, and in version 1 no other does."""
+    root = make(tmp_path, {"proc/self/cgroup": lines.format(""), "proc/7/cgroup": lines.format("")})
+    make(root, {own: "oom 1\noom_kill 2\n", nested: "oom 0\noom_kill 0\n", "proc/vmstat": "oom_kill 9\n"})
+    counter = OomKillCounter(root)
+    counter.look_at(7)
+    assert counter.count() == 0
+    make(root, {"proc/7/cgroup": lines.format("/job")})  # it moved
+    counter.look_at(7)
+    make(root, {nested: "oom 1\noom_kill 1\n", "proc/vmstat": "oom_kill 11\n"})
+    assert counter.count() == 1
+
+
+def test_without_groups_the_host_counts_kills_for_memory(tmp_path):
+    root = make(tmp_path, {"proc/vmstat": "nr_free_pages 5\noom_kill 7\n"})
+    counter = OomKillCounter(root)
+    assert counter.count() == 0
+    make(root, {"proc/vmstat": "nr_free_pages 5\noom_kill 8\n"})
+    assert counter.count() == 1

@@ -58,10 +58,11 @@ def test_workers_on_the_cpu_share_its_cores(make_host):
     assert plan.environment["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_more_workers_than_cores_are_refused(make_host):
-    with pytest.raises(LaunchError, match="more than this machine's cores") as caught:
-        make_plan(LaunchRequest(gpus="cpu", nproc=3), make_host(cpu_cores=2))
-    assert caught.value.next_command.endswith("--nproc 2")
+def test_more_workers_than_cores_are_warned_of(make_host):
+    plan = make_plan(LaunchRequest(gpus="cpu", nproc=3, global_batch_size=96), make_host(cpu_cores=2))
+    assert (plan.world_size, plan.threads_per_rank) == (3, 1)
+    (finding,) = [finding for finding in plan.findings if finding.check == "workers"]
+    assert (finding.seen, finding.advice) == ("3 workers share 2 cores, and wait for one another", "--nproc 2")
 
 
 def test_children_see_the_chosen_gpus_by_uuid_in_pci_order(make_host):
