@@ -19,8 +19,8 @@ facts = {"argv": sys.argv[1:], "environment": dict(os.environ), "path": sys.path
 pathlib.Path(f"seen{rank}.json").write_text(json.dumps(facts))
 print("rank", rank, "was here")
 """
-LEFTOVERS = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "NODE_RANK": "1", "MASTER_ADDR": "far.away"}
-LEFTOVERS |= {"PET_NNODES": "4", "TORCHELASTIC_RUN_ID": "other", "MASTER_PORT": "29500"}
+LEFTOVERS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "3", "NODE_RANK": "1", "MASTER_ADDR": "far.away"}
+LEFTOVERS |= {"PET_NNODES": "1", "TORCHELASTIC_RUN_ID": "other", "MASTER_PORT": "29500"}
 
 
 def seen(job, rank=0):

@@ -108,8 +108,34 @@ def check_script(context: Context) -> Iterable[Finding]:
         if not _is_module(name):
             advice = "run from the folder that holds it, with the Python that has it"
             yield Finding("script", "failure", f"there is no module {name} here", advice)
-    elif not Path(script).is_file():
+        return
+    path = Path(script)
+    if path.is_dir() and not (path / "__main__.py").is_file():
+        advice = "give the script in it, or a folder that python runs: one with a __main__.py"
+        yield Finding("script", "failure", f"{script} is a folder without a __main__.py", advice)
+    elif not path.exists():
         yield Finding("script", "failure", f"the script {script} is missing", "give its path from this folder")
+    elif path.is_file() and (kind := _foreign_kind(path)):
+        advice = f"start the Python script that it starts; or, as a program of its own: ./{path.name}"
+        yield Finding("script", "failure", f"{script} is {kind}, not a Python script", advice)
+
+
+def _foreign_kind(path: Path) -> str:
+    """Returns what a file is if Python cannot run it, else an empty text."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+    first_line = head.partition(b"\n")[0]
+    if first_line.startswith(b"#!") and b"python" not in first_line:
+        return f"a script for {first_line[2:].decode(errors='replace').strip()}"
+    if path.suffix in (".sh", ".bash", ".ipynb", ".yaml", ".yml"):
+        return {".ipynb": "a notebook", ".yaml": "a YAML file", ".yml": "a YAML file"}.get(
+            path.suffix, "a shell script"
+        )
+    is_archive = head.startswith(b"PK") or path.suffix == ".pyc"
+    return "a binary file" if b"\0" in head and not is_archive else ""
 
 
 def _is_module(name: str) -> bool:

@@ -17,6 +17,11 @@ from yolo_launch.host import ports
 from yolo_launch.host.torch_versions import check_torch, check_torchvision
 from yolo_launch.planning.loader_workers import shared_memory_need, size_text
 from yolo_launch.spec import Finding
+from yolo_launch.workers.environment import (
+    LONGEST_TEMPORARY_FOLDER,
+    SHORT_TEMPORARY_FOLDER,
+    is_too_long_for_sockets,
+)
 
 PYTHON_FLOOR, PYTHON_NEWEST = (3, 10), (3, 13)
 LOW_DISK_BYTES = 1 << 30
@@ -108,6 +113,19 @@ def check_run_dir(context: Context) -> Iterable[Finding]:
         yield Finding("run directory", "warning", seen, "checkpoints of large models may not fit: --project DIR")
     else:
         yield Finding("run directory", "ok", seen)
+
+
+def check_temporary_folder(context: Context) -> Iterable[Finding]:
+    """Checks that TMPDIR is short enough for the sockets of loader processes, which would hang without them."""
+    folder = os.environ.get("TMPDIR", "")
+    if not is_too_long_for_sockets(folder):
+        return
+    seen = f"TMPDIR has {len(os.fsencode(folder))} characters, and sockets below it at most {LONGEST_TEMPORARY_FOLDER}"
+    advice = f"TMPDIR={SHORT_TEMPORARY_FOLDER} before the command"
+    if context.script is None and os.access(SHORT_TEMPORARY_FOLDER, os.W_OK):
+        yield Finding("tmpdir", "warning", f"{seen}; the workers use {SHORT_TEMPORARY_FOLDER}", advice)
+    else:
+        yield Finding("tmpdir", "warning", f"{seen}: a script with loader processes hangs", advice)
 
 
 def check_open_files(context: Context) -> Iterable[Finding]:

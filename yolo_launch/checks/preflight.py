@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     input_checks.check_script,
     machine_checks.check_compiler,
     machine_checks.check_run_dir,
+    machine_checks.check_temporary_folder,
     machine_checks.check_open_files,
     machine_checks.check_shared_memory,
     input_checks.check_memory_for_cache,

@@ -10,7 +10,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from yolo_launch.cli.typed_command import InferenceCommand, RunCommand, TrainCommand, TypedCommand
+from yolo_launch.cli.typed_command import RunCommand, TypedCommand
+from yolo_launch.errors import LaunchError
+from yolo_launch.request.answers import COMMANDS as ANSWERED_COMMANDS
 
 
 @dataclass(frozen=True)
@@ -34,43 +36,43 @@ COMMANDS = (
     CommandEntry(
         "yolo_launch.cli.commands.train",
         "yolo_launch.request.train_options.TrainOptions",
-        TrainCommand,
+        TypedCommand,
         "Train a detector; without --data, on a small embedded data set.",
     ),
     CommandEntry(
         "yolo_launch.cli.commands.node",
         "yolo_launch.request.node_options.NodeOptions",
-        TrainCommand,
+        TypedCommand,
         "Train on several machines: yolo-launch node --rank R --master ADDRESS, on each.",
     ),
     CommandEntry(
         "yolo_launch.cli.commands.val",
         "yolo_launch.request.inference_options.ValOptions",
-        InferenceCommand,
+        TypedCommand,
         "Measure trained weights on a data set.",
     ),
     CommandEntry(
         "yolo_launch.cli.commands.predict",
         "yolo_launch.request.inference_options.PredictOptions",
-        InferenceCommand,
+        TypedCommand,
         "Find objects in pictures and films.",
     ),
     CommandEntry(
         "yolo_launch.cli.commands.export",
         "yolo_launch.request.inference_options.ExportOptions",
-        InferenceCommand,
+        TypedCommand,
         "Write a trained model as ONNX or TorchScript.",
     ),
     CommandEntry(
         "yolo_launch.cli.commands.weights",
         "yolo_launch.request.inference_options.WeightsOptions",
-        InferenceCommand,
+        TypedCommand,
         "Say what is in a weights file; with --convert, write it as weights of yolo-launch.",
     ),
     CommandEntry(
         "yolo_launch.cli.commands.plan",
         "yolo_launch.request.machine_options.PlanOptions",
-        TrainCommand,
+        TypedCommand,
         "Show what would be started, here or on another machine; nothing is.",
     ),
     CommandEntry(
@@ -82,7 +84,7 @@ COMMANDS = (
     CommandEntry(
         "yolo_launch.cli.commands.doctor",
         "yolo_launch.request.machine_options.DoctorOptions",
-        TrainCommand,
+        TypedCommand,
         "Look at this machine and say what would stand in the way of training. Exit code 0, or 3.",
     ),
 )
@@ -122,6 +124,8 @@ class CommandGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parses; leaves the program's own options out if a command comes first: typer reads them with pydantic."""
+        if args and args[0].removesuffix(".py") not in self.commands:
+            _answer_other_programs(args)
         if not args or args[0] not in self.commands:
             return super().parse_args(ctx, args)
         own, self.params = self.params, []
@@ -131,6 +135,21 @@ class CommandGroup(TyperGroup):
         finally:
             self.params = own
             self.add_help_option = True
+
+
+def _answer_other_programs(args: list[str]) -> None:
+    """Raises LaunchError for a command of YOLOv5, ultralytics or torchrun, with the one that does it here."""
+    word = args[0].rpartition("/")[2].removesuffix(".py")
+    nearest = ANSWERED_COMMANDS.get(word)
+    if nearest is None and "=" in args[0]:
+        nearest = "yolo-launch train --help"
+    if nearest is not None:
+        raise LaunchError(
+            f"yolo-launch has no command '{args[0]}'.",
+            seen=args[0],
+            expected=f"one of {', '.join(entry.name for entry in COMMANDS)}",
+            next_command=nearest,
+        )
 
 
 def load_command(entry: CommandEntry) -> Any:

@@ -24,6 +24,14 @@ class EndedJob:
     plan: LaunchPlan
     run_dir: Path
     next_command: str
+    is_new: bool = False
+    """Whether this command made the run directory, so that nothing is left of it if the job was refused."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Returns True if the workers refused what they were given."""
+        failure = self.outcome.failure
+        return failure is not None and failure.user_error is not None
 
     @property
     def is_done(self) -> bool:
@@ -66,6 +74,8 @@ def conclude_job(
     """
     if not job.is_done:
         show_outcome(job.outcome, job.plan, job.run_dir, job.next_command, console)
+    if job.is_refused and job.is_new:
+        run_directory.discard(job.run_dir)
     result = summary if job.is_done and summary is not None else job.facts()
     is_judged = not job.is_done or run_directory.is_judged(summary or {})
     conclude(

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -58,10 +59,10 @@ def run_program(arguments: Sequence[str]) -> int:
     try:
         app(args=list(arguments), prog_name="yolo-launch")
     except LaunchError as error:
-        _explain(error, debug, "--json" in own, error.exit_code)
+        _explain(error, arguments, debug=debug, as_json="--json" in own, exit_code=error.exit_code)
         return error.exit_code
     except UserError as error:
-        _explain(error, debug, "--json" in own, EXIT_USAGE)
+        _explain(error, arguments, debug=debug, as_json="--json" in own, exit_code=EXIT_USAGE)
         return EXIT_USAGE
     except SystemExit as end:
         return _exit_code(end)
@@ -100,11 +101,15 @@ def main() -> None:
     sys.exit(exit_code)
 
 
-def _explain(error: LaunchError | UserError, debug: bool, as_json: bool, exit_code: int) -> None:
+def _explain(
+    error: LaunchError | UserError, arguments: Sequence[str], *, debug: bool, as_json: bool, exit_code: int
+) -> None:
     if debug:
         logging.getLogger(__name__).debug("traceback", exc_info=error)
     console = Console(json_mode=as_json)
-    parts = {"seen": error.seen, "expected": error.expected, "next_command": error.next_command}
+    is_refused_one = error.next_command == shlex.join(("yolo-launch", *arguments))
+    next_command = shlex.join(("yolo-launch", *arguments[:1], "--help")) if is_refused_one else error.next_command
+    parts = {"seen": error.seen, "expected": error.expected, "next_command": next_command}
     console.error(error.what, **parts)
     if as_json:
         console.json({"error": {"what": error.what, **parts}, "exit_code": int(exit_code)})

@@ -122,4 +122,4 @@ def run_workers(
 
     shares_stdout = console.json_mode and not worker_owns_stdout
     outcome = launch(planned.plan, command, run_dir, console_json=shares_stdout, say=console.note)
-    return EndedJob(outcome, planned.plan, run_dir, shlex.join(planned.typed))
+    return EndedJob(outcome, planned.plan, run_dir, shlex.join(planned.typed), is_new="--exist-ok" not in planned.typed)

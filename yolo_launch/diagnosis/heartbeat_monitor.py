@@ -63,6 +63,11 @@ class HangDetector:
         """Returns the seconds since the rank's heartbeat changed, or since the workers started."""
         return now - self._moved_at.get(rank, self._began_at if self._began_at is not None else now)
 
+    def forgive(self, seconds: float) -> None:
+        """Takes it that nobody could have moved for so many seconds."""
+        self._moved_at = {rank: moved_at + seconds for rank, moved_at in self._moved_at.items()}
+        self._began_at = None if self._began_at is None else self._began_at + seconds
+
     def look(self, ranks: Iterable[int], now: float) -> bool:
         """Reads the heartbeats of the living ``ranks`` at monotonic time ``now``; True if the job has stalled."""
         if self._began_at is None:

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import UserError
 from trainer.protocol import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SUMMARY_FILE, replace_text
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.words import counted
@@ -45,6 +47,29 @@ def create_run_dir(project: str, name: str, *, exist_ok: bool) -> Path:
             raise _cannot_write(folder, error.strerror or str(error)) from None
         return folder
     raise _too_many(project, name)
+
+
+def discard(run_dir: Path) -> None:
+    """Removes the folder of a run that was refused before it learned or wrote anything, so that no resume finds it.
+
+    A folder with weights, results or files of somebody else's stays.
+    """
+    own = {CONFIG_FILE, PLAN_FILE, LOCK_FILE, HOLDER_FILE, "weights", "logs", "val.yaml", "predict.yaml", "export.yaml"}
+    with contextlib.suppress(OSError):
+        names = {path.name for path in run_dir.iterdir()}
+        if names <= own and not any(run_dir.glob("weights/*")):
+            shutil.rmtree(run_dir)
+
+
+@contextlib.contextmanager
+def discarded_if_refused(run_dir: Path, *, is_new: bool) -> Iterator[None]:
+    """Removes a run's folder, if this command made it, when the block raises an error that is the user's to mend."""
+    try:
+        yield
+    except UserError:
+        if is_new:
+            discard(run_dir)
+        raise
 
 
 def clear_old_run(run_dir: Path) -> None:

@@ -202,7 +202,8 @@ def opened(job: TrainingJob) -> Iterator[TrainingJob]:
     config, run_dir = job.config, job.run_dir
     if not job.is_resume:
         run_dir = run_directory.create_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-    with run_directory.hold(run_dir):
+    is_new = not job.is_resume and not config.exist_ok
+    with run_directory.discarded_if_refused(run_dir, is_new=is_new), run_directory.hold(run_dir):
         with run_directory.writing_to(run_dir):
             if job.is_resume:
                 run_directory.reopen_run(run_dir)

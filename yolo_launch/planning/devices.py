@@ -108,7 +108,7 @@ def _cpu_ranks(request: LaunchRequest, host: Host) -> tuple[Device, ...]:
 
 def _named_devices(request: LaunchRequest, wanted: str, host: Host, usable: tuple[Device, ...]) -> tuple[Device, ...]:
     chosen: list[Device] = []
-    for entry in (part.strip() for part in wanted.split(",")):
+    for entry in _entries(wanted):
         if not usable:
             raise _no_gpu(f"--gpus {wanted}", host)
         device = _find(entry.removeprefix("cuda:"), usable, by_position=True)
@@ -123,6 +123,15 @@ def _named_devices(request: LaunchRequest, wanted: str, host: Host, usable: tupl
             )
         chosen.append(device)
     return tuple(chosen)
+
+
+def _entries(wanted: str) -> list[str]:
+    """Returns the single devices of a list such as '0,2-4'."""
+    entries: list[str] = []
+    for part in (part.strip() for part in wanted.split(",")):
+        ends = re.fullmatch(r"(\d{1,4})-(\d{1,4})", part)
+        entries += [str(index) for index in range(int(ends[1]), int(ends[2]) + 1)] if ends else [part]
+    return entries
 
 
 def _find(entry: str, devices: tuple[Device, ...], *, by_position: bool = False) -> Device | None:

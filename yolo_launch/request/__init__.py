@@ -1,6 +1,7 @@
 """Describes what the user asked: options, spellings and typed requests."""
 
 __all__ = [
+    "answers",
     "command_line",
     "inference_options",
     "launch_request",

@@ -71,7 +71,14 @@ class AttemptRunner:
     def environment(self, mark: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """Returns the environment that the workers inherit."""
         inherited = {**os.environ, **(more or {}), **({} if self.command.foreign else INSTALLED_ONLY)}
-        return child_environment(self.plan, self.files, mark, inherited, console_json=self._console_json)
+        return child_environment(
+            self.plan,
+            self.files,
+            mark,
+            inherited,
+            console_json=self._console_json,
+            keep_temporary_folder=self.command.foreign,
+        )
 
     def run(self, monitor: WorkerMonitor, number: int, meeting: StoreAddress) -> Attempt:
         """Starts the workers and waits until all have ended. Call it in the main thread."""

@@ -27,6 +27,8 @@ class Limits:
     heartbeat_s: float = 0.5
     """How often heartbeats are read."""
     tick_s: float = 0.05
+    pause_s: float = 1.0
+    """A gap of so much between two ticks was a pause of the machine, not of the workers."""
 
     def grace_s(self, signum: int) -> float:
         """Returns the seconds that workers have after a first signal."""

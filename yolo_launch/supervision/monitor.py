@@ -72,6 +72,7 @@ class WorkerMonitor:
         self._saving_allowed = True
         self._heartbeats_read_at = 0.0
         self._blindness_said = False
+        self._awake_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="worker_monitor", daemon=True)
 
     def __enter__(self) -> WorkerMonitor:
@@ -165,6 +166,7 @@ class WorkerMonitor:
             signals = self._inbox.wait(self.limits.tick_s)
             try:
                 with self._lock:
+                    self._forgive_pause()
                     for signum in signals:
                         self._on_signal(signum)
                     if self._workers is not None:
@@ -175,6 +177,18 @@ class WorkerMonitor:
                 with self._lock:
                     if self._workers is not None:
                         self._workers.kill()
+
+    def _forgive_pause(self) -> None:
+        """Moves every deadline by the time in which this process did not run: then nobody on this machine did."""
+        now = time.monotonic()
+        paused_s = now - self._awake_at - self.limits.tick_s
+        self._awake_at = now
+        if paused_s < self.limits.pause_s:
+            return
+        if self._stall_watch is not None:
+            self._stall_watch.forgive(paused_s)
+        self._kill_at = None if self._kill_at is None else self._kill_at + paused_s
+        self._stacks_at = None if self._stacks_at is None else self._stacks_at + paused_s
 
     def _on_signal(self, signum: signal.Signals) -> None:
         grace_s = self.limits.grace_s(signum)
@@ -202,6 +216,7 @@ class WorkerMonitor:
         if self._kill_at is not None and now >= self._kill_at and not self._lets_them_save(workers, now):
             workers.kill()
         workers.sweep()
+        workers.collect_orphans()
         if self._kill_at is None:
             self._look_for_stall(workers, now)
 

@@ -14,14 +14,25 @@ from yolo_launch.spec import LaunchPlan
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.processes import JOB_VARIABLE
 
+LONGEST_TEMPORARY_FOLDER = 75
+"""Characters; a loader process makes a socket below it, whose path the kernel allows 107."""
+SHORT_TEMPORARY_FOLDER = "/tmp"
 ROLE = "worker"
 """What torch's agent calls the workers."""
 
 
 def child_environment(
-    plan: LaunchPlan, files: WorkerFiles, mark: str, inherited: Mapping[str, str], *, console_json: bool = False
+    plan: LaunchPlan,
+    files: WorkerFiles,
+    mark: str,
+    inherited: Mapping[str, str],
+    *,
+    console_json: bool = False,
+    keep_temporary_folder: bool = False,
 ) -> dict[str, str]:
     """Returns the environment of each worker of one attempt, without the ranks that the agent adds.
+
+    A temporary folder whose path is too long for sockets gives way to a short one, unless it is to be kept.
 
     Raises nothing; a variable that the plan sets wins over one that it removes.
     """
@@ -29,12 +40,19 @@ def child_environment(
     removed.update(name for name in inherited if is_rank_variable(name))
     environment = {name: value for name, value in inherited.items() if name not in removed}
     environment.update(plan.environment)
+    if is_too_long_for_sockets(environment.get("TMPDIR", "")) and not keep_temporary_folder:
+        environment["TMPDIR"] = SHORT_TEMPORARY_FOLDER
     environment[PARENT_VARIABLE] = str(os.getpid())
     environment[LOGS_VARIABLE] = str(files.folder.absolute())
     environment[JOB_VARIABLE] = mark
     if console_json:
         environment[OUTPUT_VARIABLE] = OUTPUT_ON_STDERR
     return environment
+
+
+def is_too_long_for_sockets(folder: str) -> bool:
+    """Returns True if sockets of loader processes cannot be made in a temporary folder of that name."""
+    return len(os.fsencode(folder)) > LONGEST_TEMPORARY_FOLDER
 
 
 def only_rank_environment(restarts: int, max_restarts: int) -> dict[str, str]:

@@ -21,6 +21,8 @@ from trainer.protocol import rank_in
 JOB_VARIABLE = "YOLO_LAUNCH_JOB"
 """Marks the environment of an attempt's workers, so that they can be distinguished from other children."""
 SEARCH_S = 20.0
+ORPHANS_S = 0.5
+"""Pause between two looks for adopted processes, each of which reads all processes."""
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -66,6 +68,7 @@ class Workers:
         self.by_rank: dict[int, Worker] = {}
         self._expected = 0
         self._search_until = 0.0
+        self._orphans_at = 0.0
 
     def expect(self, count: int) -> None:
         """Sets the number of workers that ``find`` looks for, for at most SEARCH_S: one may die before it is seen."""
@@ -126,6 +129,22 @@ class Workers:
             worker.killed_by_us = True
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(worker.pid, signal.SIGKILL)
+
+    def collect_orphans(self) -> None:
+        """Waits for processes that this one adopted and that have ended, so that they do not stay as zombies."""
+        if len(self.by_rank) < self._expected or time.monotonic() < self._orphans_at or sys.platform != "linux":
+            return
+        with contextlib.suppress(ChildProcessError):
+            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return  # nobody has ended: as cheap as it is usual
+            self._orphans_at = time.monotonic() + ORPHANS_S
+            own_session, known = os.getsid(0), {worker.pid for worker in self.by_rank.values()}
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error, OSError):
+                    # Children of this process's own are waited for by who started them.
+                    is_adopted = child.pid not in known and os.getsid(child.pid) != own_session
+                    if is_adopted and child.status() == psutil.STATUS_ZOMBIE:
+                        os.waitpid(child.pid, os.WNOHANG)
 
     def sweep(self) -> bool:
         """Kills what dead workers left in their sessions; returns True if nothing of them is left."""

@@ -61,7 +61,8 @@ def run_master(options: NodeOptions, context: NodeContext, console: Console) -> 
         work = MasterTraining(job, context.status_line.over)
         outcome = master.run(work)
     command = retype(context.typed, {"--resume": str(job.run_dir)}, without=("--config",))
-    conclude_training(EndedJob(outcome, work.plan, job.run_dir, command), console, is_demo=job.is_demo)
+    is_new = not job.is_resume and not job.config.exist_ok
+    conclude_training(EndedJob(outcome, work.plan, job.run_dir, command, is_new), console, is_demo=job.is_demo)
 
 
 def run_member(options: NodeOptions, context: NodeContext, console: Console) -> NoReturn:

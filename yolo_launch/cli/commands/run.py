@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 
 from trainer.protocol import RunFiles
 from yolo_launch.checks.context import Context
+from yolo_launch.checks.launchers import refuse_several_launchers
 from yolo_launch.checks.preflight import exit_code_of, refuse_failures, run_checks
 from yolo_launch.cli.conclude import EndedJob, conclude, conclude_job
 from yolo_launch.cli.console import Console
@@ -26,6 +28,7 @@ from yolo_launch.spec import LaunchPlan, Outcome, WorkerCommand
 def run(ctx: typer.Context, options: RunOptions) -> None:
     """Plans, checks and starts; the exit code is the outcome's."""
     console = Console(json_mode=options.json)
+    refuse_several_launchers("run", os.environ)
     module = ("-m",) if options.module else ()
     command = WorkerCommand((*module, options.script, *options.arguments), foreign=True)
     host = inspect_host()
@@ -44,7 +47,8 @@ def run(ctx: typer.Context, options: RunOptions) -> None:
     show_start(plan, findings, console)
     run_dir = run_directory.create_run_dir(options.project, options.name, exist_ok=False)
     run_directory.write_plan(run_dir, plan_facts(plan, command))
-    outcome = _start(plan, command, run_dir, console)
+    with run_directory.discarded_if_refused(run_dir, is_new=True):
+        outcome = _start(plan, command, run_dir, console)
     job = EndedJob(outcome, plan, run_dir, shlex.join(typed_in(ctx)))
     conclude_job(job, console, show_done=lambda: console.line(f"done; logs: {RunFiles(run_dir).logs.folder}"))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from typing import NoReturn
 
 import typer
 
+from yolo_launch.checks.launchers import refuse_several_launchers
 from yolo_launch.checks.preflight import exit_code_of, refuse_failures
 from yolo_launch.cli.conclude import EndedJob, conclude, conclude_job
 from yolo_launch.cli.console import Console
@@ -28,6 +30,7 @@ DEMO_NAME = "(the embedded data set)"
 def train(ctx: typer.Context, options: TrainOptions) -> None:
     """Plans, checks, starts, and says how the job ended; the exit code is the outcome's."""
     console = Console(json_mode=options.json)
+    refuse_several_launchers("train", os.environ)
     typed, host = typed_in(ctx), inspect_host()
     job = make_job(options, typed, host)
     if options.dry_run:
@@ -37,7 +40,9 @@ def train(ctx: typer.Context, options: TrainOptions) -> None:
     show_start(job.plan, job.findings, console)
     outcome, started = start(job, console, inline=options.inline)
     resume = shlex.join(("yolo-launch", "train", "--resume", str(started.run_dir)))
-    conclude_training(EndedJob(outcome, started.plan, started.run_dir, resume), console, is_demo=started.is_demo)
+    is_new = not started.is_resume and not started.config.exist_ok
+    ended = EndedJob(outcome, started.plan, started.run_dir, resume, is_new)
+    conclude_training(ended, console, is_demo=started.is_demo)
 
 
 def show_dry_run(job: TrainingJob, console: Console) -> NoReturn:

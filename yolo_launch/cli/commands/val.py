@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from trainer.config.inference import ValConfig
 from trainer.data.dataset import load_dataset_file
 from trainer.data.split_files import find_images
+from yolo_launch.checks.launchers import refuse_several_launchers
 from yolo_launch.cli.conclude import conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.model_command import (
@@ -26,6 +28,7 @@ from yolo_launch.request.inference_options import ValOptions
 def val(ctx: typer.Context, options: ValOptions) -> None:
     """Checks, starts, and says what was measured; the exit code is the outcome's."""
     console = Console(json_mode=options.json)
+    refuse_several_launchers("val", os.environ)
     weights = check_weights_file(options.given.get("weights"), "val")
     if not options.given.get("data"):
         raise LaunchError("yolo-launch val needs a data set.", expected="--data FILE.yaml")

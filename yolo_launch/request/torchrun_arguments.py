@@ -1,0 +1,83 @@
+"""Turns torchrun's spellings into those of this program: on one machine for train and run, of several for node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from yolo_launch.errors import LaunchError
+from yolo_launch.request.answers import TORCHRUN
+
+_SHORT = {"-r": "--redirects", "-t": "--tee", "-m": "--module"}
+_HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
+_ALL_DEVICES = ("auto", "gpu", "xpu")
+COMMANDS = ("train", "node", "run", "plan")
+
+
+def torchrun_option(command: str, flag: str, value: str) -> list[str] | None:
+    """Returns the words that stand for one option of torchrun with its value; None if torchrun has no such option.
+
+    Raises LaunchError for an option, or a value, that has no meaning here, with what does.
+    """
+    name = flag.replace("_", "-")
+    if name in TORCHRUN:
+        raise _refused(command, flag, TORCHRUN[name])
+    if name == "--standalone":
+        return []
+    if name == "--nproc-per-node":
+        return _nproc(value)
+    if name == "--nnodes":
+        return _nnodes(command, value)
+    if name == "--node-rank":
+        return ["--rank", value] if command == "node" else _only_here(command, flag, value, ("0",))
+    if name == "--master-addr":
+        return ["--master", value] if command == "node" else _only_here(command, flag, value, _HERE)
+    if name == "--master-port":
+        return ["--port", value]
+    return None
+
+
+def takes_value(flag: str) -> bool:
+    """Returns True if the word after an option of torchrun is its value."""
+    valued = ("--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port")
+    return flag.replace("_", "-") in valued
+
+
+def long_spelling(word: str) -> str:
+    """Returns torchrun's long spelling of a short option, or the word itself."""
+    return _SHORT.get(word, word)
+
+
+def _nproc(value: str) -> list[str]:
+    if value in _ALL_DEVICES:
+        return []
+    if value == "cpu":
+        return ["--gpus", "cpu"]
+    return ["--nproc", value]
+
+
+def _nnodes(command: str, value: str) -> list[str]:
+    if command == "plan":
+        return ["--nnodes", value]
+    if command == "node":
+        return ["--nodes", value]
+    return _only_here(command, "--nnodes", value, ("1", "1:1"))
+
+
+def _only_here(command: str, flag: str, value: str, allowed: Sequence[str]) -> list[str]:
+    if value in allowed:
+        return []
+    raise LaunchError(
+        f"yolo-launch {command} works on one machine.",
+        seen=f"{flag} {value}",
+        expected="on each machine: yolo-launch node --rank R --master ADDRESS, with --nodes N on the first",
+        next_command="yolo-launch node --help",
+    )
+
+
+def _refused(command: str, flag: str, way_out: str) -> LaunchError:
+    return LaunchError(
+        f"{flag} is an option of torchrun that yolo-launch does not have: {way_out}.",
+        seen=flag,
+        expected="options of yolo-launch",
+        next_command=f"yolo-launch {command} --help",
+    )
