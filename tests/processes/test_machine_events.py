@@ -67,6 +67,7 @@ for _ in range(20):
             time.sleep(0.2)
         os._exit(0)
     os.wait()
+time.sleep(1)  # now all of them have ended
 open("forked", "w")
 while not os.path.exists("end"):
     time.sleep(0.05)
