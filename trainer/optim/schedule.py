@@ -41,6 +41,8 @@ class Recipe:
     """Factor on lr0."""
     warmup_bias_scale: float = 1.0
     """Factor on warmup_bias_lr."""
+    statistics_scale: float = 1.0
+    """Factor on the momentum with which batch norms' running statistics follow the batches."""
     gain_image_size: int = 0
     """The objectness gain is scaled for images of at least this side."""
     gain_classes: int = 1
@@ -112,7 +114,8 @@ def _refining(
     """The recipe for weights that know the classes, which large steps would make forget them.
 
     ``share`` is the number of the run's images over that of the images which taught them: a few images say little that
-    many others have not said, so the rate falls with its square root. AdamW's steps are of unit size from the first one
+    many others have not said, so the rate falls with its square root, and so does that of the batch norms' statistics:
+    these alone, with weights that never changed, took COCO's from 0.236 to 0.213 on 59 of its images. AdamW's steps are of unit size from the first one
     on. SGD's shrink with the gradient, which is small here, and in a short run YOLOv5's warm-up, which has 100 steps or
     more, ends before the rate is high.
     """
@@ -120,6 +123,7 @@ def _refining(
     return replace(
         published,
         lr_scale=1.0 if "lr0" in chosen else math.sqrt(share),
+        statistics_scale=math.sqrt(share),
         # A tenth of the published first rate of biases is the rate of everything else.
         warmup_bias_scale=1.0 if "warmup_bias_lr" in chosen else 0.1 * math.sqrt(share),
         # The average starts as the weights that were loaded, so there is no youth in which it must follow fast.

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import torch
+from torch import nn
 
 from trainer.config.train import TrainConfig
 from trainer.data.augment.basic import AugmentationSettings
@@ -61,6 +62,13 @@ def make_state(
         progress=Progress(),
         loss_sums=torch.zeros(3, dtype=torch.float64, device=device),
     )
+
+
+def scale_statistics(model: nn.Module, factor: float) -> None:
+    """Slows the running statistics of every batch norm down by a factor of 0 to 1."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
+            module.momentum *= factor
 
 
 def make_schedule(config: TrainConfig, recipe: Recipe, batches_per_epoch: int) -> Schedule:

@@ -126,6 +126,7 @@ def test_few_images_move_weights_that_many_images_taught_by_small_steps():
         recipe = make_recipe("auto", **SHORT, learned_images=learned)
         assert recipe.lr_scale == pytest.approx(factor)
         assert recipe.warmup_bias_scale == pytest.approx(0.1 * factor)
+        assert recipe.statistics_scale == pytest.approx(factor)
     assert make_recipe("auto", **SHORT, learned_images=100 * images, chosen={"lr0"}).lr_scale == 1.0
     assert make_recipe("yolov5", **SHORT, learned_images=100 * images).lr_scale == 1.0
 

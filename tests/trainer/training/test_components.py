@@ -6,6 +6,9 @@ import json
 
 import pytest
 import torch
+from torch import nn
+
+from trainer.training.components import scale_statistics
 
 RUNS = {
     "rectangles": {
@@ -56,3 +59,9 @@ def frozen_changes(saved):
         for key, value in saved["model"].items()
         if key.startswith(frozen) and key.endswith("weight") and not torch.equal(value, start[key])
     ]
+
+
+def test_statistics_of_batch_norms_follow_more_slowly():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.03), nn.Sequential(nn.BatchNorm2d(4)))
+    scale_statistics(model, 0.5)
+    assert (model[1].momentum, model[2][0].momentum) == (0.015, 0.05)
