@@ -44,6 +44,10 @@ class ConfigError(UserError):
     """An option, hyperparameter or model definition that cannot be used."""
 
 
+class DeviceError(UserError):
+    """A device that was planned and does not work."""
+
+
 class DataError(UserError):
     """A data set that is missing, empty or mostly unreadable."""
 

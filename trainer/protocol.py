@@ -22,6 +22,8 @@ LOGS_VARIABLE = "YOLO_LOGS_DIR"
 OUTPUT_VARIABLE = "YOLO_TRAINER_OUTPUT"
 """``OUTPUT_ON_STDERR`` keeps a worker's stdout free for data."""
 OUTPUT_ON_STDERR = "stderr"
+DEVICE_VARIABLE = "YOLO_DEVICE"
+"""The kind of device that was planned for a worker, ``cpu`` or ``cuda``; it takes no other."""
 ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 """Where a failing worker leaves a ``FailureRecord``; torch's agent knows it too."""
 RUN_ID_VARIABLE = "TORCHELASTIC_RUN_ID"
@@ -38,6 +40,8 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 """The worker refused its input."""
+EXIT_ENVIRONMENT = 3
+"""The machine cannot do it."""
 EXIT_SAVED_AND_STOPPED = 75
 """A signal asked to stop and the state is saved."""
 
@@ -114,6 +118,14 @@ def rank_in(environ: Mapping[str, str]) -> int:
     """Returns the rank that a torchrun-style launcher gave a process; 0 for a lone process."""
     text = environ.get("RANK", "")
     return int(text) if text.isdigit() else 0
+
+
+OUT_OF_GPU_MEMORY = (
+    r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|(?:CUDNN|CUBLAS)_STATUS_ALLOC_FAILED"
+    r"|unable to find an engine to execute this computation|CUFFT_ALLOC_FAILED|CUSOLVER_STATUS_ALLOC_FAILED"
+    r"|NCCL.*out of memory|Cuda failure 2\b|HIP out of memory|cudaErrorMemoryAllocation"
+)
+"""A pattern of what torch and the libraries below it say when a GPU has no memory left."""
 
 
 def output_is_data(environ: Mapping[str, str]) -> bool:

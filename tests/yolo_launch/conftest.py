@@ -17,6 +17,12 @@ GB = 1 << 30
 CUDA_TORCH = TorchFacts("2.4.1+cu121", "0.19.1+cu121", "12.1", "", "==2.4.1", "cu121")
 
 
+@pytest.fixture(autouse=True)
+def driver_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPUs of machines that are not here start; this machine's driver is not asked."""
+    monkeypatch.setattr("yolo_launch.host.cuda_driver.find_problem", lambda environment, devices: "")
+
+
 @pytest.fixture(scope="session")
 def make_gpu() -> Callable[..., Device]:
     """A GPU nobody uses, unless told otherwise."""

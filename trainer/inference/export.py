@@ -33,6 +33,8 @@ def export(session: Session, config: ExportConfig) -> None:
         require("onnxruntime")
     import torch
 
+    # The file is compared with this model: TF32 alone would differ by more than the comparison allows.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     detector = load_detector(Path(config.weights), session.device)
     if config.half:
         as_dtype(detector.model, torch.float16)

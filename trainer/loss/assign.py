@@ -79,10 +79,16 @@ def match_targets(
     integers = torch.stack((image, anchor, grid_y, grid_x, class_index, last_row))
     reals = torch.cat((centers - cells, sides, anchors[level, anchor]), dim=1)
     counts = torch.bincount(level, minlength=len(grid_sizes)).tolist()
-    integers = integers.to(device or targets.device, non_blocking=True)
-    reals = reals.to(device or targets.device, non_blocking=True)
+    integers, reals = (to_device(tensor, torch.device(device or targets.device)) for tensor in (integers, reals))
     levels = zip(integers.split(counts, dim=1), reals.split(counts), strict=True)
     return [_level_matches(whole, real) for whole, real in levels]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a small CPU tensor to a device; from page-locked memory, so that the host need not wait for a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _level_matches(integers: Tensor, reals: Tensor) -> LevelMatches:

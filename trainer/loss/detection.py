@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.loss.assign import LevelMatches, match_targets
+from trainer.loss.assign import LevelMatches, match_targets, to_device
 from trainer.loss.terms import box_term, classification_term, objectness_term
 
 # B = images, A = anchors of a level, C = classes, m = matches of one level, M = matches of all levels
@@ -118,7 +118,7 @@ class DetectionLoss:
         taken = [_TakeMatches.apply(level, found) for level, found in zip(predictions, matches, strict=True)]
         rows = torch.cat([matched for matched, _ in taken])
         # A level without matches on any rank has an empty sum; dividing the sum by 1 keeps it 0.
-        divisors = counts.to(rows.device, non_blocking=True).clamp(min=1)
+        divisors = to_device(counts, rows.device).clamp(min=1)
         weights = torch.cat([(1 / divisors[i]).expand(len(found)) for i, found in enumerate(matches)]).to(rows)
         boxes = torch.cat([found.boxes_cxcywh for found in matches]).to(rows)
         anchors = torch.cat([found.anchors_wh for found in matches]).to(rows)

@@ -62,6 +62,7 @@ def focal_modulation(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, pos_weight: float, focal_gamma: float) -> Tensor:
-    weight = None if pos_weight == 1 else logits.new_tensor(pos_weight)
+    # Filled on the device: a number that is copied there makes the host wait.
+    weight = None if pos_weight == 1 else logits.new_full((), pos_weight)
     loss = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
     return loss * focal_modulation(logits, targets, focal_gamma) if focal_gamma > 0 else loss

@@ -37,7 +37,8 @@ class Conv(nn.Module):
             in_channels, out_channels, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
         )
         self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
-        self.act: nn.Module = nn.SiLU(inplace=True) if act else nn.Identity()
+        # Not in place: autograd would clone the input first.
+        self.act: nn.Module = nn.SiLU() if act else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(features)))

@@ -48,9 +48,16 @@ def make_optimizer(model: nn.Module, name: str, *, lr: float, momentum: float, w
     }
     maker, options = makers[name]
     try:
-        return maker(settings, **options, fused=True)
+        optimizer = maker(settings, **options, fused=True)
     except (TypeError, RuntimeError):  # this torch has no fused kernel for this optimizer or device
-        return maker([{**group} for group in settings], **options)
+        optimizer = maker([{**group} for group in settings], **options)
+    if name == "SGD":
+        # The fused kernel leaves at once if a scaled gradient overflowed, and a buffer that it was to fill holds what
+        # the memory held. From zero the first update is the same: momentum times zero, plus the gradient.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_rates(optimizer: Optimizer, *, lr: float, bias_lr: float, momentum: float) -> None:

@@ -115,9 +115,9 @@ def _refining(
 
     ``share`` is the number of the run's images over that of the images which taught them: a few images say little that
     many others have not said, so the rate falls with its square root, and so does that of the batch norms' statistics:
-    these alone, with weights that never changed, took COCO's from 0.236 to 0.213 on 59 of its images. AdamW's steps are of unit size from the first one
-    on. SGD's shrink with the gradient, which is small here, and in a short run YOLOv5's warm-up, which has 100 steps or
-    more, ends before the rate is high.
+    these alone, with weights that never changed, took COCO's from 0.236 to 0.213 on 59 of its images. AdamW's steps
+    are of unit size from the first one on. SGD's shrink with the gradient, which is small here, and in a short run
+    YOLOv5's warm-up, which has 100 steps or more, ends before the rate is high.
     """
     updates = updates_in(micro_steps, published.warmup_steps, NOMINAL_BATCH_SIZE / global_batch_size)
     return replace(

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.errors import RELAYED, ConfigError
+from trainer.errors import RELAYED, ConfigError, DeviceError
+from trainer.protocol import DEVICE_VARIABLE
 from trainer.runtime.sync_batch_norm import synchronize_batch_norm
 
 T = TypeVar("T")
@@ -33,14 +34,19 @@ class DistEnv:
     local_rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
+    device_kind: str = ""
+    """The kind of device that a launcher planned, ``cpu`` or ``cuda``; empty for a worker that was started by hand."""
+    mask: str | None = None
+    """CUDA_VISIBLE_DEVICES; None if it is not set."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> DistEnv:
-        """Reads RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE. Raises ConfigError if only some are set."""
+        """Reads the ranks, the sizes and the devices. Raises ConfigError if only some of the ranks are set."""
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         present = [name for name in names if name in environ]
+        kind, mask = environ.get(DEVICE_VARIABLE, ""), environ.get("CUDA_VISIBLE_DEVICES")
         if not present:
-            return cls()
+            return cls(device_kind=kind, mask=mask)
         if len(present) < len(names):
             raise ConfigError(
                 "the worker's environment is incomplete",
@@ -48,7 +54,7 @@ class DistEnv:
                 expected="RANK, LOCAL_RANK and WORLD_SIZE together, as a launcher sets them, or none of them",
             )
         rank, local_rank, world_size = (int(environ[name]) for name in names)
-        return cls(rank, local_rank, world_size, int(environ.get("LOCAL_WORLD_SIZE", world_size)))
+        return cls(rank, local_rank, world_size, int(environ.get("LOCAL_WORLD_SIZE", world_size)), kind, mask)
 
     @property
     def is_main(self) -> bool:
@@ -61,9 +67,15 @@ class DistEnv:
         return self.local_rank == 0
 
     def device(self) -> torch.device:
-        """Returns CUDA device LOCAL_RANK if CUDA is visible, else CPU. Raises ConfigError for a rank without a GPU."""
-        if not torch.cuda.is_available():
+        """Returns CUDA device LOCAL_RANK, or the CPU if that was planned or there is no GPU and no word of one.
+
+        Never falls back: a GPU that was planned or that CUDA_VISIBLE_DEVICES names has to work. Raises DeviceError with
+        torch's own reason if it does not, and ConfigError for a rank without a GPU.
+        """
+        names_a_gpu = self.mask is not None and self.mask.strip() not in ("", "-1", "NoDevFiles", "none", "void")
+        if self.device_kind == "cpu" or not (self.device_kind or names_a_gpu or torch.cuda.is_available()):
             return torch.device("cpu")
+        start_cuda(self.mask)
         if self.local_rank >= torch.cuda.device_count():
             raise ConfigError(
                 "there are more workers than visible GPUs",
@@ -71,6 +83,21 @@ class DistEnv:
                 expected="one worker for each GPU",
             )
         return torch.device("cuda", self.local_rank)
+
+
+def start_cuda(mask: str | None) -> None:
+    """Starts CUDA and runs one kernel. Raises DeviceError with torch's own reason if that fails."""
+    try:
+        torch.cuda.init()
+        torch.zeros(1, device="cuda").add_(1).item()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DeviceError(
+            "the planned GPU does not work with this torch",
+            seen=f"{reason} (torch {torch.__version__}, CUDA_VISIBLE_DEVICES={'not set' if mask is None else mask!r})",
+            expected="a GPU, driver and torch that fit one another, or --gpus cpu",
+            next_command="yolo-launch doctor",
+        ) from None
 
 
 @contextmanager
@@ -175,12 +202,32 @@ class Collectives:
         return action(False) if not self.env.is_local_main else result  # type: ignore[return-value]
 
 
+class AutocastModel(nn.Module):
+    """A model in mixed precision of its own: threads of DataParallel take over that there is one, but not which."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.module = model
+        self.dtype = dtype
+
+    def forward(self, images_bchw: Tensor) -> Any:
+        """Returns what the model returns."""
+        with torch.autocast(images_bchw.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return self.module(images_bchw)
+
+
 def wrap_model(
-    model: nn.Module, env: DistEnv, device: torch.device, *, sync_bn: bool, data_parallel: bool
+    model: nn.Module,
+    env: DistEnv,
+    device: torch.device,
+    *,
+    sync_bn: bool,
+    data_parallel: bool,
+    autocast_dtype: torch.dtype | None,
 ) -> nn.Module:
     """Returns the model as the training step calls it: itself, in DataParallel, or in DistributedDataParallel."""
     if data_parallel:
-        return nn.DataParallel(model) if device.type == "cuda" else model
+        return nn.DataParallel(AutocastModel(model, autocast_dtype)) if device.type == "cuda" else model
     if env.world_size == 1:
         return model
     if sync_bn:

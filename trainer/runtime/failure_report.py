@@ -7,8 +7,15 @@ import sys
 import traceback
 from pathlib import Path
 
-from trainer.errors import RELAYED, UserError
-from trainer.protocol import ERROR_FILE_VARIABLE, EXIT_FAILED, EXIT_USAGE, FailureRecord, write_failure
+from trainer.errors import RELAYED, DeviceError, UserError
+from trainer.protocol import (
+    ERROR_FILE_VARIABLE,
+    EXIT_ENVIRONMENT,
+    EXIT_FAILED,
+    EXIT_USAGE,
+    FailureRecord,
+    write_failure,
+)
 from trainer.runtime.distributed import DistEnv
 from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.origin import raised_by_torch
@@ -30,7 +37,7 @@ def report_failure(
     if isinstance(error, UserError):
         if not path:
             print(error, file=sys.stderr)
-        return EXIT_USAGE
+        return EXIT_ENVIRONMENT if isinstance(error, DeviceError) else EXIT_USAGE
     traceback.print_exc()
     return EXIT_FAILED
 

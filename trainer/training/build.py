@@ -205,7 +205,7 @@ def build_run(
     run = Run(
         collectives=collectives,
         device=device,
-        model=model_to_train(config, model, env, device, image_size),
+        model=model_to_train(config, model, env, device, image_size, autocast),
         state=make_state(model, config, recipe, schedule, autocast is torch.float16),
         loss=loss,
         schedule=schedule,
@@ -224,14 +224,20 @@ def build_run(
 
 
 def model_to_train(
-    config: TrainConfig, model: DetectionModel, env: DistEnv, device: torch.device, image_size: int
+    config: TrainConfig,
+    model: DetectionModel,
+    env: DistEnv,
+    device: torch.device,
+    image_size: int,
+    autocast: torch.dtype | None,
 ) -> nn.Module:
     """Returns the model as the training step calls it: compiled if that is asked for, and shared between ranks."""
     called: nn.Module = model
     if config.compile:
         local_batch = config.local_batch_size(env.world_size)
         called = FixedShapeCompiled(model, (local_batch, 3, image_size, image_size))
-    return wrap_model(called, env, device, sync_bn=config.sync_bn, data_parallel=config.parallel == "dp")
+    is_dp = config.parallel == "dp"
+    return wrap_model(called, env, device, sync_bn=config.sync_bn, data_parallel=is_dp, autocast_dtype=autocast)
 
 
 def image_size_on_grid(wanted: int, grid: int, reporter: Reporter) -> int:

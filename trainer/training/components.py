@@ -37,6 +37,7 @@ from trainer.training.run_data import Data
 from trainer.training.state import Progress, TrainState
 
 MAX_VALIDATION_BATCH = 32
+FIRST_LOSS_SCALE = 1024.0
 
 
 def make_state(
@@ -58,7 +59,8 @@ def make_state(
         model=model,
         ema=ModelEma(model, recipe.ema_decay, recipe.ema_tau_updates),
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=fp16),
+        # torch's own first scale, 65,536, overflows where a gradient is above 1, as they are from scratch.
+        scaler=torch.amp.GradScaler(device.type, init_scale=FIRST_LOSS_SCALE, enabled=fp16),
         progress=Progress(),
         loss_sums=torch.zeros(3, dtype=torch.float64, device=device),
     )

@@ -148,7 +148,9 @@ def update_weights(run: Run) -> None:
     )
     state.scaler.unscale_(state.optimizer)
     norm = clip_gradients(state.model, GRADIENT_LIMIT)
-    if not state.scaler.is_enabled():  # the scaler leaves such updates out by itself
+    if state.scaler.is_enabled():  # it leaves such updates out by itself; too many in a row are no accident
+        run.finite.note_skipped(micro_step, norm)
+    else:
         run.finite.note(micro_step, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()

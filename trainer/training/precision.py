@@ -11,7 +11,7 @@ from trainer.runtime.distributed import Collectives
 from trainer.runtime.reporter import Reporter
 
 # fp16 gives NaN on these cards, whatever their compute capability says.
-BROKEN_FP16_CARDS = ("GTX 16", "T400", "T500", "T550", "T600", "T1000", "T1200")
+BROKEN_FP16_CARDS = ("GTX 16", "T400", "T500", "T550", "T600", "T1000", "T1200", "T2000", "MX450", "MX550")
 
 
 def pick_autocast(amp: str, device: torch.device) -> torch.dtype | None:

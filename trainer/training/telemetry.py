@@ -107,6 +107,10 @@ def _make_board(run_dir: Path) -> Any:
         return None
 
 
+MOST_SKIPPED = 20
+"""Updates in a row that loss scaling may leave out while it looks for a scale: 2 ** 20 is more than it begins with."""
+
+
 class NonFiniteDetector:
     """Finds the first step whose loss was not finite without making any step wait.
 
@@ -118,6 +122,7 @@ class NonFiniteDetector:
         self.bad_step: int | None = None
         """The first micro step seen with a NaN or infinite loss."""
         self._traveling: deque[tuple[int, Tensor, torch.cuda.Event]] = deque()
+        self._skipped: Tensor | None = None
 
     def note(self, micro_step: int, items: Tensor) -> None:
         """Checks a step's items for NaN and infinity; ``items`` is a tensor of any shape."""
@@ -134,6 +139,14 @@ class NonFiniteDetector:
             step, flag, _ = self._traveling.popleft()
             self._found(step, bool(flag))
 
+    def note_skipped(self, micro_step: int, norm: Tensor) -> None:
+        """Counts on the device the updates that loss scaling leaves out: too many in a row are a bad step."""
+        if self._skipped is None or self._skipped.device != norm.device:
+            self._skipped = torch.zeros((), device=norm.device)
+        is_skipped = (~torch.isfinite(norm)).to(self._skipped)
+        self._skipped = (self._skipped + 1) * is_skipped
+        self.note(micro_step, torch.where(self._skipped > MOST_SKIPPED, torch.inf, 0.0))
+
     def settle(self) -> None:
         """Waits for every flag that is still being copied."""
         while self._traveling:
@@ -144,6 +157,7 @@ class NonFiniteDetector:
     def reset(self) -> None:
         """Forgets what was seen, after a return to an earlier state."""
         self._traveling.clear()
+        self._skipped = None
         self.bad_step = None
 
     def _found(self, step: int, finite: bool) -> None:

@@ -34,7 +34,7 @@ def main(config: TrainConfig, run_dir: Path) -> int:
         heartbeat.beat("start")
         reporter = Reporter(enabled=env.is_main, log_path=files.logs.log(0))
         device = env.device()
-        set_determinism(device, config.deterministic)
+        set_determinism(device, config.deterministic, fixed_shapes=not (config.multi_scale or config.rect))
         with process_group(env, device):
             finished = train(config, env, device, run_dir, reporter, heartbeat)
         heartbeat.beat("done")
@@ -69,14 +69,15 @@ def train(
     return finished
 
 
-def set_determinism(device: torch.device, deterministic: bool) -> None:
+def set_determinism(device: torch.device, deterministic: bool, *, fixed_shapes: bool = True) -> None:
     """Makes a CPU do every sum in a fixed order, at no cost worth naming; on CUDA only if ``deterministic``."""
     if device.type == "cpu" or deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling memory that is about to be overwritten anyway costs 6 % of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+    # Each new shape costs a search for the fastest algorithm.
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic and fixed_shapes
 
 
 def _stop_on_signals(run: Run) -> None:

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from trainer.protocol import DEFAULT_IMAGE_SIZE
 from yolo_launch.checks.context import Context
-from yolo_launch.host import ports
+from yolo_launch.host import cuda_driver, ports
 from yolo_launch.host.torch_versions import check_torch, check_torchvision
 from yolo_launch.planning.loader_workers import shared_memory_need, size_text
 from yolo_launch.spec import Finding
@@ -70,6 +70,17 @@ def check_driver(context: Context) -> Iterable[Finding]:
         yield Finding("driver", "warning", f"{seen}; torch was built for CUDA {built_for}", advice)
     else:
         yield Finding("driver", "ok", seen)
+
+
+def check_cuda_starts(context: Context) -> Iterable[Finding]:
+    """Asks the driver whether the planned GPUs start: a worker that got none of them would have to end."""
+    plan = context.plan
+    if plan is None or plan.devices[0].kind != "cuda":
+        return
+    problem = cuda_driver.find_problem(plan.environment, len({device.uuid or device.index for device in plan.devices}))
+    if problem:
+        advice = "yolo-launch doctor, nvidia-smi and `dmesg | grep -i nvrm` say more; --gpus cpu trains without GPUs"
+        yield Finding("cuda", "failure", f"the planned GPUs do not start: {problem}", advice)
 
 
 def check_compiler(context: Context) -> Iterable[Finding]:

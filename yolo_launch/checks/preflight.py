@@ -18,6 +18,7 @@ CHECKS: tuple[Check, ...] = (
     machine_checks.check_torch_packages,
     machine_checks.check_gpus,
     machine_checks.check_driver,
+    machine_checks.check_cuda_starts,
     input_checks.check_data,
     input_checks.check_model,
     input_checks.check_weights,

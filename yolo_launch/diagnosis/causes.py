@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.protocol import OUT_OF_GPU_MEMORY
 from yolo_launch.spec import Device, GpuProcess, LaunchPlan, RankFailure
 
 CONSEQUENCES = re.compile(
@@ -94,7 +95,7 @@ def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills: int) -> Fac
     """Reads from the host what a hint needs; what cannot be read is left out."""
     device = plan.devices[failure.local_rank] if 0 <= failure.local_rank < len(plan.devices) else None
     processes: Sequence[GpuProcess] = ()
-    if device is not None and device.kind == "cuda" and "out of memory" in failure.message:
+    if device is not None and device.kind == "cuda" and re.search(OUT_OF_GPU_MEMORY, failure.message):
         from yolo_launch.host.nvml import read_gpus
 
         processes = next((gpu.processes for gpu in read_gpus().devices if gpu.uuid == device.uuid), device.processes)
@@ -143,7 +144,7 @@ def _gpu_memory(facts: Facts) -> str:
 
 
 _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (
-    (r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory", (), _gpu_memory),
+    (OUT_OF_GPU_MEMORY, (), _gpu_memory),
     (r"Bus error|unable to (?:open|mmap|allocate) shared memory|/torch_\d+_\d+.*No space left", (-7,), _shm),
     (r"DataLoader worker \(pid.*killed by signal: Killed", (), _killed),
     (r"MemoryError|Cannot allocate memory|DefaultCPUAllocator: can't allocate", (), _killed),
@@ -160,10 +161,27 @@ _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (
         "the GPU or its driver failed: see `dmesg | grep Xid`, then yolo-launch doctor --deep",
     ),
     (
-        r"driver version is insufficient|no kernel image is available",
+        r"driver version is insufficient|no kernel image is available|driver .{0,40}is too old",
         (),
         "this torch was built for another driver or GPU: yolo-launch doctor names the versions",
     ),
+    (
+        r"illegal memory access|CUDA error: an illegal instruction",
+        (),
+        "a GPU kernel left its memory: CUDA_LAUNCH_BLOCKING=1 shows where, yolo-launch doctor --deep if the card fails",
+    ),
+    (
+        r"busy or unavailable",
+        (),
+        "the GPU belongs to one process alone (nvidia-smi -q -d COMPUTE shows the mode), or hangs",
+    ),
+    (
+        r"system not yet initialized|error 802",
+        (),
+        "the fabric manager of this machine's NVSwitch does not run: systemctl status nvidia-fabricmanager",
+    ),
+    (r"Duplicate GPU detected", (), "two workers share a GPU: see yolo-launch plan"),
+    (r"NCCL.*(?:shm|shared memory)|/dev/shm/nccl", (), _shm),
     (r"invalid device ordinal", (), "there are more workers than visible GPUs: see yolo-launch plan"),
     (
         r"NCCL|ncclSystemError|ncclUnhandledCudaError",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from trainer.errors import UserError
+from trainer.errors import DeviceError, UserError
 from yolo_launch.defaults import MAX_RESTARTS, REJOIN_TIMEOUT_S
 from yolo_launch.diagnosis.failures import FailureKey
 from yolo_launch.diagnosis.hangs import StalledRank, blocking_rank, stall_failure
@@ -239,13 +239,16 @@ def _failed(ended: _Round, end: NodeEnd, failure: RankFailure) -> RoundDecision:
         foreign=rules.foreign,
     )
     if not decision.restart:
-        code = ExitCode.USAGE if failure.user_error is not None else ExitCode.WORKER_FAILED
+        is_devices = (failure.user_error or {}).get("kind") == DeviceError.__name__
+        refused = ExitCode.ENVIRONMENT if is_devices else ExitCode.USAGE
+        code = refused if failure.user_error is not None else ExitCode.WORKER_FAILED
         return ended.end(Outcome("worker_failed", code, failure=failure, detail=decision.why))
     if not decision.counts:
         return RoundDecision(replace(progress, port_clashes=progress.port_clashes + 1), note=decision.why)
     last_line = failure.message.strip().split("\n")[-1][:200]
     note = f"rank {failure.rank}{_on(end)} failed ({last_line}); {decision.why}, {ended.source()}"
-    return RoundDecision(replace(progress, restarts=progress.restarts + 1), note=note)
+    failed_at = (failure.epoch, failure.step)
+    return RoundDecision(replace(progress, restarts=progress.restarts + 1, failed_at=failed_at), note=note)
 
 
 def _on(end: NodeEnd) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass
 
+from trainer.protocol import OUT_OF_GPU_MEMORY
 from yolo_launch.diagnosis.causes import PORT_CLASH
 from yolo_launch.errors import ExitCode
 from yolo_launch.spec import LEFT_TO_SCRIPT, STATE_SAVED, Outcome, RankFailure
@@ -12,6 +14,8 @@ from yolo_launch.spec import LEFT_TO_SCRIPT, STATE_SAVED, Outcome, RankFailure
 UNWATCHED_START_S = 60.0
 """A script without heartbeats counts as started once it has run this long."""
 PORT_TRIES = 3
+_COMES_BACK = re.compile(rf"{OUT_OF_GPU_MEMORY}|device-side assert")
+"""What a step does again that gets the same samples and memory."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Progress:
     finished_a_step: bool = False
     heard: bool = False
     """Whether any heartbeat was ever seen."""
+    failed_at: tuple[int | None, int | None] | None = None
+    """Epoch and step of the last failure that a restart followed."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ def decide(
             else "no step had finished yet"
         )
         return Decision(False, f"not restarted: {reason}, so it would fail in the same way again")
+    if progress.failed_at == (failure.epoch, failure.step) and _COMES_BACK.search(text):
+        return Decision(False, "not restarted again: the same step failed in the same way twice")
     if progress.restarts >= max_restarts:
         return Decision(False, f"all {max_restarts} restarts are used up")
     return Decision(True, f"restart {progress.restarts + 1} of {max_restarts}")

@@ -12,6 +12,9 @@ from yolo_launch.spec import Device, Finding, Host, LaunchPlan, LaunchRequest
 IDLE_USED_BYTES = 1 << 30
 """A GPU with more memory in use may be used from another container; a driver alone takes less than this."""
 CPU_WORDS = ("cpu",)
+APPLE_GPU = "an Apple GPU, which the trainer does not run on"
+HIDES_ALL = ("", "-1", "NoDevFiles", "none", "void")
+"""Masks that hide every GPU on purpose; containers without GPUs have the last three."""
 
 
 def choose_devices(request: LaunchRequest, host: Host) -> tuple[tuple[Device, ...], list[Finding]]:
@@ -22,7 +25,9 @@ def choose_devices(request: LaunchRequest, host: Host) -> tuple[tuple[Device, ..
     wanted = (request.gpus or "").strip()
     if wanted.lower() in CPU_WORDS:
         return _cpu_ranks(request, host), []
-    usable = visible_devices(host)
+    _refuse_bad_mask(host)
+    # Apple's GPUs are listed, but the trainer does not run on them.
+    usable = tuple(device for device in visible_devices(host) if device.kind == "cuda")
     if not wanted:
         return _default_devices(request, host, usable)
     if wanted.lower() == "all":
@@ -61,6 +66,25 @@ def visible_devices(host: Host) -> tuple[Device, ...]:
     return tuple(found)
 
 
+def _refuse_bad_mask(host: Host) -> None:
+    """Raises LaunchError for an inherited mask that names what is not there, where CUDA silently ends the list."""
+    mask = host.visible_devices
+    if mask is None or mask.strip() in HIDES_ALL or not any(device.kind == "cuda" for device in host.devices):
+        return
+    for entry in (part.strip() for part in mask.split(",")):
+        if entry == "-1":
+            return
+        if _find(entry, host.devices) is None:
+            there = "; ".join(f"{device.index}: {describe_device(device)}" for device in host.devices)
+            raise LaunchError(
+                f"CUDA_VISIBLE_DEVICES names '{entry}', which is no GPU of this machine.",
+                seen=f"CUDA_VISIBLE_DEVICES={mask}",
+                expected=f"indices or UUIDs of {there}",
+                next_command="unset CUDA_VISIBLE_DEVICES, and choose with --gpus",
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+
+
 def is_idle(device: Device) -> bool:
     """Returns True if no process uses a device and less than 1 GiB of its memory is in use."""
     return not device.processes and device.memory_total_bytes - device.memory_free_bytes < IDLE_USED_BYTES
@@ -84,7 +108,8 @@ def _default_devices(
     """Chooses every usable GPU, or the CPU if there is none."""
     if not usable:
         hidden = _hidden_text(host) if host.devices else ""
-        seen = host.gpu_problem or hidden
+        has_apple_gpu = any(device.kind == "mps" for device in host.devices)
+        seen = host.gpu_problem or (APPLE_GPU if has_apple_gpu else hidden)
         findings = [Finding("devices", "warning", f"{seen}; training on the CPU")] if seen else []
         return _cpu_ranks(request, host), findings
     if usable[0].kind == "cuda" and is_cpu_build(host.torch):
@@ -180,7 +205,9 @@ def _absent(request: LaunchRequest, entry: str, host: Host, usable: tuple[Device
 
 
 def _no_gpu(option: str, host: Host) -> LaunchError:
-    seen = host.gpu_problem or (_hidden_text(host) if host.devices else "no GPU was found on this machine")
+    hidden = _hidden_text(host) if host.devices else "no GPU was found on this machine"
+    has_apple_gpu = any(device.kind == "mps" for device in host.devices)
+    seen = host.gpu_problem or (APPLE_GPU if has_apple_gpu else hidden)
     return LaunchError(
         f"{option} asks for a GPU, and there is none to use.",
         seen=seen,
@@ -191,7 +218,8 @@ def _no_gpu(option: str, host: Host) -> LaunchError:
 
 
 def _hidden_text(host: Host) -> str:
-    return f"CUDA_VISIBLE_DEVICES='{host.visible_devices}' hides all {len(host.devices)} GPUs"
+    hidden = "the one GPU" if len(host.devices) == 1 else f"all {len(host.devices)} GPUs"
+    return f"CUDA_VISIBLE_DEVICES='{host.visible_devices}' hides {hidden}"
 
 
 def _none_is_idle(usable: tuple[Device, ...]) -> LaunchError:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from trainer.protocol import DEVICE_VARIABLE
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.inventory import is_rank_variable
 from yolo_launch.host.torch_versions import check_torch, check_torchvision
@@ -35,7 +36,7 @@ def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = 
     is_auto = request.global_batch_size is None and devices[0].kind != "cpu"
     split = _split(request, host, devices, is_auto=is_auto)
     findings += _batch_findings(request, split, mode, devices)
-    threads = _threads(host, nproc)
+    threads = _threads(host, nproc, on_gpu=devices[0].kind == "cuda")
     workers, worker_findings = choose_workers(
         request, host, ranks=nproc, on_cpu=devices[0].kind == "cpu", local_batch_size=split.local_batch_size
     )
@@ -53,7 +54,7 @@ def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = 
         backend="nccl" if devices[0].kind == "cuda" else "gloo",
         threads_per_rank=threads,
         workers_per_rank=workers,
-        environment=_environment(host, devices, threads),
+        environment=_environment(host, devices, threads, builtin_trainer=request.builtin_trainer),
         removed_environment=tuple(name for name in host.environment if is_rank_variable(name)),
         port=request.port,
         max_restarts=request.max_restarts,
@@ -117,8 +118,6 @@ def _choose_mode(request: LaunchRequest, devices: Sequence[Device], findings: li
         findings.append(Finding("parallel", "warning", "--parallel dp needs GPUs; --gpus cpu uses DDP or one worker"))
     elif request.parallel == "dp" and len(devices) > 1:
         return "dp"
-    if devices[0].kind == "mps" and len(devices) > 1:
-        raise LaunchError("An Apple GPU takes one worker.", seen=f"{len(devices)} workers", expected="--nproc 1")
     return "ddp" if sum(_nproc_by_node(request, devices)) > 1 else "single"
 
 
@@ -212,23 +211,36 @@ def _device_findings(devices: Sequence[Device], host: Host) -> list[Finding]:
     return found
 
 
-def _threads(host: Host, nproc: int) -> int:
-    """Returns the threads of each rank: the user's setting, else an equal share of the cores."""
+def _threads(host: Host, nproc: int, *, on_gpu: bool) -> int:
+    """Returns the threads of each rank: the user's setting, else an equal share of the cores, or 1 beside a GPU.
+
+    There the loader processes need the cores, and what is left to the host are small sums, which threads slow down.
+    """
     given = host.environment.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(given) if given.isdigit() and int(given) > 0 else max(1, host.cpu_cores // nproc)
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return 1 if on_gpu else max(1, host.cpu_cores // nproc)
 
 
-def _environment(host: Host, devices: Sequence[Device], threads: int) -> dict[str, str]:
+def _environment(host: Host, devices: Sequence[Device], threads: int, *, builtin_trainer: bool) -> dict[str, str]:
     """Returns the variables of every worker, set before torch loads there; the user's own thread settings stay."""
     given = host.environment
     environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in given}
+    if builtin_trainer:
+        environment[DEVICE_VARIABLE] = devices[0].kind
+    # Threads that spin at a barrier slow a shared machine up to fourfold; threads that sleep do not.
+    if "GOMP_SPINCOUNT" not in given and "OMP_WAIT_POLICY" not in given:
+        environment["GOMP_SPINCOUNT"] = "0"
     if devices[0].kind == "cpu":
         # With CUDA_VISIBLE_DEVICES='' a worker starts no CUDA context, which it would not use.
         environment["CUDA_VISIBLE_DEVICES"] = ""
-        # Threads that spin at a barrier slow a shared machine up to fourfold; threads that sleep do not.
-        if "GOMP_SPINCOUNT" not in given and "OMP_WAIT_POLICY" not in given:
-            environment["GOMP_SPINCOUNT"] = "0"
     elif devices[0].kind == "cuda":
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(device.uuid or str(device.index) for device in devices)
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_mask_entry(device, builtin_trainer) for device in devices)
     return environment
+
+
+def _mask_entry(device: Device, builtin_trainer: bool) -> str:
+    """Returns what names a device in CUDA_VISIBLE_DEVICES: its UUID; to scripts, which may read numbers, its index."""
+    needs_uuid = builtin_trainer or device.uuid.startswith("MIG-")
+    return device.uuid if device.uuid and needs_uuid else str(device.index)

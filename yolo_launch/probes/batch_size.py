@@ -31,8 +31,6 @@ def measure_batch(plan: LaunchPlan, config: TrainConfig, *, say: Callable[[str],
     of the training; 85 % of the free memory may be used, or ``budget_bytes``. ``say`` is called with a line for each
     device and one for the total. Raises LaunchError if a device cannot be measured or has no room for one image.
     """
-    if plan.devices[0].kind == "mps":
-        raise _cannot("an Apple GPU does not report its free memory", plan.devices[0])
     shares = len(plan.devices) * plan.nnodes
     most, why = largest_allowed(config, shares)
     ends = _measure(plan, config, most, budget_bytes)

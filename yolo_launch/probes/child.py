@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UserError
-from trainer.protocol import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, RunFiles
+from trainer.protocol import DEVICE_VARIABLE, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, OUT_OF_GPU_MEMORY, RunFiles
 from trainer.runtime.process_guard import guard_worker
 from yolo_launch.probes.batch_search import search_largest
 from yolo_launch.probes.runner import ANSWER
@@ -180,6 +181,7 @@ def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
     from trainer.config.train import rounded_image_size
 
     run = _make_run(arguments)
+    torch.backends.cudnn.benchmark = False  # its trials take more memory than the algorithm that it chooses
     run.model.train()
     side = rounded_image_size(arguments["image_size"], run.settings.size_grid)
     budget = arguments["budget_bytes"]
@@ -190,7 +192,9 @@ def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
     def peak_of(batch_size: int) -> int | None:
         try:
             return _peak_bytes(run, _synthetic_batch(batch_size, side))
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:  # of which torch's own OutOfMemoryError is one
+            if not re.search(OUT_OF_GPU_MEMORY, f"{type(error).__name__}: {error}"):
+                raise
             run.state.optimizer.zero_grad(set_to_none=True)
             return None
 
@@ -213,7 +217,7 @@ def _make_run(arguments: dict[str, Any]) -> Run:
     files.make_folders()
     values = dict(arguments["config"])
     values["data"] = values["data"] or str(ensure_demo_dataset(default_cache_dir()))
-    config, env = TrainConfig(**values), DistEnv()
+    config, env = TrainConfig(**values), DistEnv(device_kind=os.environ.get(DEVICE_VARIABLE, ""))
     device = env.device()
     set_determinism(device, config.deterministic)
     heartbeat = HeartbeatWriter(files.logs, rank=0)

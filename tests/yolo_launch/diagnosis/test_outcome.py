@@ -79,7 +79,7 @@ def test_the_only_node_is_started_again_after_a_failure():
     decision = decide_one(FAILED)
     assert decision.outcome is None
     assert decision.note == ("rank 0 failed (MemoryError: no room); restart 1 of 3, from the newest checkpoint")
-    assert decision.progress == Progress(restarts=1, finished_a_step=True, heard=True)
+    assert decision.progress == Progress(restarts=1, finished_a_step=True, heard=True, failed_at=(1, 4))
 
 
 def test_the_last_restart_is_counted_over_all_attempts():

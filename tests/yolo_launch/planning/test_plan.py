@@ -33,7 +33,7 @@ def test_equal_gpus_share_batch_and_cores(make_host, count):
     assert (plan.world_size, plan.nproc_per_node, plan.local_batch_size) == (count, count, 16)
     assert plan.global_batch_size == 16 * count
     assert plan.backend == "nccl"
-    assert plan.threads_per_rank == 32 // count
+    assert plan.threads_per_rank == 1, "beside a GPU the cores are for the loader processes"
     assert plan.workers_per_rank == min(8, 32 // count)
     assert [device.index for device in plan.devices] == list(range(count))
     assert levels(plan) <= {"ok"}
@@ -47,6 +47,7 @@ def test_no_gpu_means_one_worker_on_the_cpu(make_host):
         "MKL_NUM_THREADS": "2",
         "CUDA_VISIBLE_DEVICES": "",
         "GOMP_SPINCOUNT": "0",
+        "YOLO_DEVICE": "cpu",
     }
     assert plan.workers_per_rank == 0
 
@@ -258,8 +259,8 @@ def test_torch_1_12_0_runs_a_script_on_one_device(make_host):
 def test_the_torchrun_command_says_it_all(make_host):
     plan = make_plan(LaunchRequest(gpus="1", max_restarts=2), make_host(2, environment={"RANK": "0"}))
     assert torchrun_command(plan, WorkerCommand(("my train.py", "--x"))) == (
-        "env -u RANK OMP_NUM_THREADS=32 MKL_NUM_THREADS=32 CUDA_DEVICE_ORDER=PCI_BUS_ID "
-        "CUDA_VISIBLE_DEVICES=GPU-1b12cd34-0000 torchrun --standalone --nproc_per_node=1 --max_restarts=2 "
+        "env -u RANK OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 YOLO_DEVICE=cuda GOMP_SPINCOUNT=0 "
+        "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=GPU-1b12cd34-0000 torchrun --standalone --nproc_per_node=1 --max_restarts=2 "
         "'my train.py' --x"
     )
     assert "--rdzv_endpoint=127.0.0.1:4000" in torchrun_command(replace(plan, port=4000), COMMAND)
