@@ -260,8 +260,8 @@ def test_the_torchrun_command_says_it_all(make_host):
     plan = make_plan(LaunchRequest(gpus="1", max_restarts=2), make_host(2, environment={"RANK": "0"}))
     assert torchrun_command(plan, WorkerCommand(("my train.py", "--x"))) == (
         "env -u RANK OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 YOLO_DEVICE=cuda GOMP_SPINCOUNT=0 "
-        "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=GPU-1b12cd34-0000 torchrun --standalone --nproc_per_node=1 --max_restarts=2 "
-        "'my train.py' --x"
+        "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=GPU-1b12cd34-0000 "
+        "torchrun --standalone --nproc_per_node=1 --max_restarts=2 'my train.py' --x"
     )
     assert "--rdzv_endpoint=127.0.0.1:4000" in torchrun_command(replace(plan, port=4000), COMMAND)
 
