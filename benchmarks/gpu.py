@@ -48,6 +48,13 @@ def run_part(name, options):
     print("\n" + json.dumps(found))
 
 
+def last_of(output):
+    """What a part printed last: all that it had found by then."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output
+    lines = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+    return json.loads(lines[-1]) if lines else {}
+
+
 def data_of(options):
     """The two data sets and the weights: the given ones, or the repository's own."""
     if options.data_dir:
@@ -124,10 +131,11 @@ def main():
         try:
             command = [sys.executable, str(Path(__file__)), *own, "--child", name]
             ended = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
-            lines = ended.stdout.strip().splitlines()
-            found = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {"error": ended.stderr[-600:]}
-        except subprocess.TimeoutExpired:
-            found = {"error": f"it took more than {limit_s:.0f} s", "seconds": limit_s}
+            found = last_of(ended.stdout) or {"error": ended.stderr[-600:]}
+            if "seconds" not in found:
+                found["error"] = f"it ended with {ended.returncode}: {ended.stderr[-600:]}"
+        except subprocess.TimeoutExpired as late:
+            found = {**last_of(late.stdout or b""), "error": f"it took more than {limit_s:.0f} s", "seconds": limit_s}
         results["parts"][name] = found
         (options.out / "results.json").write_text(json.dumps(results, indent=1))
         (options.out / "results.md").write_text(as_markdown(results))

@@ -39,9 +39,10 @@ class Part:
         self.checks.append({"what": what, "seen": str(seen)[:300], "expected": expected, "ok": bool(ok)})
 
     def figure(self, what: str, values: list[float], unit: str, note: str = "") -> None:
-        """Notes a measured figure, all its values and their median."""
+        """Notes a measured figure with its values, and prints it at once: a part may run out of time."""
         median = statistics.median(values)
         self.figures[what] = {"median": median, "values": values, "unit": unit, "note": note}
+        print("\n" + json.dumps({"checks": self.checks, "figures": self.figures}), flush=True)
 
     def launch(self, *words: str, limit_s: float = 300, **more: str) -> subprocess.CompletedProcess[str]:
         """Runs ``yolo-launch`` as typed."""
@@ -227,33 +228,43 @@ def resume(part: Part) -> None:
 
 def step(part: Part) -> None:
     """The step alone, by model, batch and precision; the median of what follows ten steps of warming up."""
-    cases = [("yolov5n", 2, "off", False)]
-    if not part.rehearse:
-        cases = [
-            (cfg, batch, amp, False) for cfg in ("yolov5n", "yolov5s") for batch in (16, 64) for amp in ("bf16", "fp16")
-        ]
-        cases += [("yolov5s", 64, "off", False), ("yolov5m", 64, "bf16", False), ("yolov5s", 64, "bf16", True)]
+    if part.rehearse:
+        _time_steps(part, "yolov5n", 2, "off")
+        return
+    for cfg, batch_size, amp in (
+        ("yolov5s", 64, "bf16"),
+        ("yolov5s", 64, "fp16"),
+        ("yolov5n", 64, "bf16"),
+        ("yolov5s", 16, "bf16"),
+        ("yolov5m", 64, "bf16"),
+        ("yolov5s", 64, "off"),
+    ):
+        _time_steps(part, cfg, batch_size, amp)
+    _idle_share(part)
+
+
+def compiled(part: Part) -> None:
+    """The same step with --compile."""
+    _time_steps(part, "yolov5n" if part.rehearse else "yolov5s", 2 if part.rehearse else 64, "bf16", compiles=True)
+
+
+def _time_steps(part: Part, cfg, batch_size, amp, compiles=False):
     size = 64 if part.rehearse else 640
     torch.backends.cudnn.benchmark = part.device == "cuda"
-    for cfg, batch_size, amp, compiles in cases:
-        run = _make_run(part, cfg=cfg, imgsz=size, batch_size=batch_size, amp=amp, compile=compiles)
-        batches = _made_up(batch_size, size, part.device)
-        name = f"{cfg} batch {batch_size} {amp}{' compiled' if compiles else ''}"
-        began_at = time.perf_counter()
-        _steps(run, batches, 1)
-        if compiles:
-            part.figure(f"{name}: first step", [time.perf_counter() - began_at], "s")
-        _steps(run, batches, 2 if part.rehearse else 10)
-        if part.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        whole, host = _steps(run, batches, 3 if part.rehearse else 15)
-        part.figure(f"{name}: step", [1e3 * one for one in whole], "ms", f"host {1e3 * statistics.median(host):.1f} ms")
-        part.check(f"{name}: finite", run.finite.bad_step, run.finite.bad_step is None, "None")
-        if part.device == "cuda":
-            part.figure(f"{name}: memory", [torch.cuda.max_memory_allocated() / 2**30], "GiB")
-        del run
+    run = _make_run(part, cfg=cfg, imgsz=size, batch_size=batch_size, amp=amp, compile=compiles)
+    batches = _made_up(batch_size, size, part.device)
+    name = f"{cfg} batch {batch_size} {amp}{' compiled' if compiles else ''}"
+    began_at = time.perf_counter()
+    _steps(run, batches, 1)
+    part.figure(f"{name}: first step", [time.perf_counter() - began_at], "s")
+    _steps(run, batches, 2 if part.rehearse else 10)
     if part.device == "cuda":
-        _idle_share(part)
+        torch.cuda.reset_peak_memory_stats()
+    whole, host = _steps(run, batches, 3 if part.rehearse else 15)
+    part.figure(f"{name}: step", [1e3 * one for one in whole], "ms", f"host {1e3 * statistics.median(host):.1f} ms")
+    part.check(f"{name}: finite", run.finite.bad_step, run.finite.bad_step is None, "None")
+    if part.device == "cuda":
+        part.figure(f"{name}: memory", [torch.cuda.max_memory_allocated() / 2**30], "GiB")
 
 
 def _made_up(batch_size, size, device):
@@ -389,5 +400,6 @@ PARTS = {
     "finetune": (finetune, 200),
     "export": (export, 90),
     "batch_auto": (batch_auto, 120),
+    "compiled": (compiled, 240),
 }
 """Name -> function, and how many seconds it may take, in the order of their worth."""
