@@ -112,13 +112,13 @@ class DetectionLoss:
         # Code for any number of matches is no code for 0 or 1, which torch treats as constants: it would compile anew.
         is_usual = torch.is_grad_enabled() and min(map(len, matches)) > 1
         terms = self._compiled_terms if self._compiled_terms is not None and is_usual else self._terms
-        return terms(predictions, matches, counts)
+        # A level without matches on any rank has an empty sum; dividing the sum by 1 keeps it 0.
+        divisors = to_device(counts, predictions[0].device).clamp(min=1)
+        return terms(predictions, matches, divisors)
 
-    def _terms(self, predictions: Sequence[Tensor], matches: Sequence[LevelMatches], counts: Tensor) -> LossTerms:
+    def _terms(self, predictions: Sequence[Tensor], matches: Sequence[LevelMatches], divisors: Tensor) -> LossTerms:
         taken = [_TakeMatches.apply(level, found) for level, found in zip(predictions, matches, strict=True)]
         rows = torch.cat([matched for matched, _ in taken])
-        # A level without matches on any rank has an empty sum; dividing the sum by 1 keeps it 0.
-        divisors = to_device(counts, rows.device).clamp(min=1)
         weights = torch.cat([(1 / divisors[i]).expand(len(found)) for i, found in enumerate(matches)]).to(rows)
         boxes = torch.cat([found.boxes_cxcywh for found in matches]).to(rows)
         anchors = torch.cat([found.anchors_wh for found in matches]).to(rows)

@@ -17,6 +17,8 @@ MIN_WARMUP_STEPS = 100
 SHORT_RUN_UPDATES = 10_000
 LEAST_GAIN_IMAGE_SIZE = 640
 LEAST_GAIN_CLASSES = 40
+SHARE_EXPONENT = 0.75
+"""Of the share of new images in what rates of a refinement fall by; benchmarks/README.md has 0.5 and 1 beside it."""
 REFINING_SPAN = 0.25
 """The share of a run that the average spans if the weights already detect the classes of the run."""
 
@@ -114,18 +116,19 @@ def _refining(
     """The recipe for weights that know the classes, which large steps would make forget them.
 
     ``share`` is the number of the run's images over that of the images which taught them: a few images say little that
-    many others have not said, so the rate falls with its square root, and so does that of the batch norms' statistics:
-    these alone, with weights that never changed, took COCO's from 0.236 to 0.213 on 59 of its images. AdamW's steps
-    are of unit size from the first one on. SGD's shrink with the gradient, which is small here, and in a short run
-    YOLOv5's warm-up, which has 100 steps or more, ends before the rate is high.
+    many others have not said, so the rate falls with it, and so does that of the batch norms' statistics: these alone,
+    with weights that never changed, took COCO's from 0.236 to 0.213 on 59 of its images. AdamW's steps are of unit size
+    from the first one on. SGD's shrink with the gradient, which is small here, and in a short run YOLOv5's warm-up,
+    which has 100 steps or more, ends before the rate is high.
     """
     updates = updates_in(micro_steps, published.warmup_steps, NOMINAL_BATCH_SIZE / global_batch_size)
+    slowed = share**SHARE_EXPONENT
     return replace(
         published,
-        lr_scale=1.0 if "lr0" in chosen else math.sqrt(share),
-        statistics_scale=math.sqrt(share),
+        lr_scale=1.0 if "lr0" in chosen else slowed,
+        statistics_scale=slowed,
         # A tenth of the published first rate of biases is the rate of everything else.
-        warmup_bias_scale=1.0 if "warmup_bias_lr" in chosen else 0.1 * math.sqrt(share),
+        warmup_bias_scale=1.0 if "warmup_bias_lr" in chosen else 0.1 * slowed,
         # The average starts as the weights that were loaded, so there is no youth in which it must follow fast.
         ema_decay=min(EMA_DECAY, 1 - 1 / max(updates * REFINING_SPAN, 2)),
         ema_tau_updates=0.0,
