@@ -30,7 +30,6 @@ from trainer.training.components import (
     make_schedule,
     make_state,
     make_validator,
-    scale_statistics,
 )
 from trainer.training.precision import agree_on_autocast
 from trainer.training.run import LoopSettings, Run
@@ -191,7 +190,6 @@ def build_run(
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches_per_epoch = -(-len(data.train) // config.batch_size)
     recipe = settle_recipe(config, batches_per_epoch, saved, learned_images=learned_images)
-    scale_statistics(model, recipe.statistics_scale)
     schedule = make_schedule(config, recipe, batches_per_epoch)
     autocast = agree_on_autocast(config.amp, device, collectives, reporter)
     loss = make_loss(config, model, image_size, recipe)

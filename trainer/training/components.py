@@ -54,6 +54,7 @@ def make_state(
         # The published decay is meant for updates of 64 images.
         weight_decay=hyp.weight_decay * gathered / 64,
     )
+    scale_statistics(model, recipe.statistics_scale)
     device = next(model.parameters()).device
     return TrainState(
         model=model,

@@ -31,10 +31,8 @@ MATRIX_SIDE = 4096
 REDUCED_FLOATS = 7_200_000
 """About the number of gradients of yolov5s."""
 REPEATS = 5
-LOADING_S, STEPPING_S = 20.0, 20.0
-"""Seconds after which no further batch or step is timed."""
-REDUCING_S = 20.0
-"""Seconds after which no further sum is timed."""
+LOADING_S, STEPPING_S, REDUCING_S = 20.0, 20.0, 20.0
+"""Seconds after which no further batch, step or sum is timed."""
 BOXES_PER_IMAGE = 20
 USABLE_MEMORY = 0.85
 """Share of the free memory to use; the rest is for communication buffers, fragmentation and validation."""
@@ -181,7 +179,7 @@ def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
     from trainer.config.train import rounded_image_size
 
     run = _make_run(arguments)
-    torch.backends.cudnn.benchmark = False  # its trials take more memory than the algorithm that it chooses
+    torch.backends.cudnn.benchmark = False  # its trials take more memory than what it chooses
     run.model.train()
     side = rounded_image_size(arguments["image_size"], run.settings.size_grid)
     budget = arguments["budget_bytes"]
@@ -193,10 +191,9 @@ def measure_batch(arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             return _peak_bytes(run, _synthetic_batch(batch_size, side))
         except RuntimeError as error:  # of which torch's own OutOfMemoryError is one
-            if not re.search(OUT_OF_GPU_MEMORY, f"{type(error).__name__}: {error}"):
+            if re.search(OUT_OF_GPU_MEMORY, f"{type(error).__name__}: {error}") is None:
                 raise
-            run.state.optimizer.zero_grad(set_to_none=True)
-            return None
+            return run.state.optimizer.zero_grad(set_to_none=True)
 
     found = search_largest(peak_of, budget, arguments["most"])
     return {"batch_size": found.batch_size, "tried": found.tried, "budget_bytes": budget}
@@ -212,16 +209,15 @@ def _make_run(arguments: dict[str, Any]) -> Run:
     from trainer.training.build import build_run
     from trainer.training.worker import set_determinism
 
-    folder = Path(tempfile.mkdtemp(dir=arguments["folder"]))
-    files = RunFiles(folder)
+    files = RunFiles(Path(tempfile.mkdtemp(dir=arguments["folder"])))
     files.make_folders()
     values = dict(arguments["config"])
     values["data"] = values["data"] or str(ensure_demo_dataset(default_cache_dir()))
     config, env = TrainConfig(**values), DistEnv(device_kind=os.environ.get(DEVICE_VARIABLE, ""))
     device = env.device()
     set_determinism(device, config.deterministic)
-    heartbeat = HeartbeatWriter(files.logs, rank=0)
-    return build_run(config, env, device, folder, Reporter(enabled=False), heartbeat)[0]
+    beat = HeartbeatWriter(files.logs, rank=0)
+    return build_run(config, env, device, files.run_dir, Reporter(enabled=False), beat)[0]
 
 
 def _endless(run: Run) -> Iterator[Batch]:
