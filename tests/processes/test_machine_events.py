@@ -137,3 +137,26 @@ def test_what_was_refused_leaves_nothing_and_is_not_proposed_again(tmp_path, nam
     left = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert left == []
     assert not (tmp_path / "runs/train/exp").exists()
+
+
+def test_as_the_first_process_of_a_container_sigterm_ends_what_waits(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root for a namespace of processes")
+    waiting = ["node", "--rank", "1", "--master", "192.0.2.1", "--join-timeout", "60", "--gpus", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT_DIR)}
+    inner = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *COMMAND, *waiting],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        time.sleep(5)
+        (first,) = psutil.Process(inner.pid).children()
+        os.kill(first.pid, signal.SIGTERM)
+        assert inner.wait(20) == 128 + signal.SIGTERM
+    finally:
+        if inner.poll() is None:
+            inner.kill()
+            inner.wait()

@@ -25,7 +25,7 @@ from yolo_launch.workers.environment import (
 
 PYTHON_FLOOR, PYTHON_NEWEST = (3, 10), (3, 13)
 LOW_DISK_BYTES = 1 << 30
-FEWEST_OPEN_FILES = 1024
+LEAST_OPEN_FILES, FEWEST_OPEN_FILES = 64, 1024
 
 
 def check_python(context: Context) -> Iterable[Finding]:
@@ -142,7 +142,10 @@ def check_temporary_folder(context: Context) -> Iterable[Finding]:
 def check_open_files(context: Context) -> Iterable[Finding]:
     """Checks the limit of open files, which loader processes use to share tensors."""
     limit = context.host.open_file_limit
-    if limit < FEWEST_OPEN_FILES:
+    if limit < LEAST_OPEN_FILES:
+        seen = f"at most {limit} open files are allowed, too few to start a worker"
+        yield Finding("open files", "failure", seen, "ulimit -n 4096")
+    elif limit < FEWEST_OPEN_FILES:
         yield Finding("open files", "warning", f"at most {limit} open files are allowed", "ulimit -n 4096")
 
 

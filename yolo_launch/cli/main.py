@@ -7,9 +7,11 @@ import io
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -87,9 +89,16 @@ def make_streams_usable() -> None:
     logging.raiseExceptions = False  # a log on a full disk
 
 
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
 def main() -> None:
     """Runs the console script: the command line of this process, and its exit."""
     make_streams_usable()
+    if os.getpid() == 1:
+        # The first process of a container gets no signal that it has no handler for.
+        signal.signal(signal.SIGTERM, _leave)
     exit_code = run_program(sys.argv[1:])
     if AGENT_MODULE in sys.modules or COMMAND_MODULE not in sys.modules:
         # All workers have ended and all is said, or help was shown: taking the modules apart would keep the user

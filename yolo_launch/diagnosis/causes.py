@@ -191,6 +191,11 @@ _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (
             "peer-to-peer; NCCL_DEBUG=INFO says more, NCCL_P2P_DISABLE=1 is the usual way out"
         ),
     ),
+    (
+        r"Unable to find (?:address|interface)|[Nn]o socket interface found",
+        (),
+        "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names no interface of this machine; gloo takes one name, without ^",
+    ),
     (PORT_CLASH.pattern, (), "another process took the port: leave --port out, or name a free one"),
     (
         r"FileNotFoundError|No such file or directory|(?:[Ff]ile|[Dd]ataset) not found",

@@ -56,8 +56,12 @@ class HangDetector:
         return blind and now - began_at >= self._start_allowance_s
 
     def latest(self) -> dict[int, Heartbeat]:
-        """Returns the last heartbeat of each rank that wrote one; of a script that is over, one that says so."""
-        return self._last | self._over
+        """Returns the last heartbeat of each rank that wrote one."""
+        return dict(self._last)
+
+    def position(self, rank: int) -> Heartbeat | None:
+        """Returns a rank's last heartbeat; of one whose script is over, one that says so."""
+        return self._over.get(rank, self._last.get(rank))
 
     def idle_s(self, rank: int, now: float) -> float:
         """Returns the seconds since the rank's heartbeat changed, or since the workers started."""

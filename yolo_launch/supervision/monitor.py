@@ -265,7 +265,7 @@ class WorkerMonitor:
         if self._stacks_at is not None:
             if now >= self._stacks_at:
                 self.stall = [
-                    examine(files, w.rank, w.pid, watch.idle_s(w.rank, now), watch.latest().get(w.rank))
+                    examine(files, w.rank, w.pid, watch.idle_s(w.rank, now), watch.position(w.rank))
                     for w in workers.living()
                 ] or None
                 self._stacks_at = None
