@@ -41,6 +41,7 @@ def test_every_part_is_rehearsed_and_green(tmp_path):
     assert "not run: one card" in (tmp_path / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_wrong_value_turns_its_part_red_and_what_was_green_is_kept(tmp_path):
     assert run(tmp_path / "first", "--rehearse", "--parts", "gradients").returncode == 0
     earlier = str(tmp_path / "first" / "results.json")

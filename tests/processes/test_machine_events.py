@@ -33,6 +33,7 @@ def write(job, text):
     (job.run_dir / "script.py").write_text(text)
 
 
+@pytest.mark.slow
 def test_a_pause_of_the_whole_machine_is_no_stall(job):
     write(job, BEATS)
     job.start_program("run", "script.py", "--gpus", "cpu", "--stall-timeout", "2").wait_for("step")
