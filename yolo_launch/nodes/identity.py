@@ -92,6 +92,10 @@ def find_identity(
         say(f"{master} ({address}) is not an address of this machine: the rendezvous listens on all of them")
     elif rank == 0 and network.is_local_address(address, host.addresses) and not master.startswith("127."):
         own = address
+    if address.startswith("127.") and not master.startswith("127."):
+        say(
+            f"--master {master} is this machine itself ({address}); from another machine the one with rank 0 has another"
+        )
     return NodeIdentity(
         rank,
         nodes,

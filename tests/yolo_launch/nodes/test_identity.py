@@ -264,3 +264,10 @@ def test_the_schedulers_number_of_workers_chooses_gpus_if_the_user_has_not(nproc
     identity = replace(find(rank=1, master="192.168.1.1"), nproc=nproc)
     options = MachineOptions(**typed)
     assert with_scheduled_devices(options, identity, host) == replace(options, gpus=gpus)
+
+
+@pytest.mark.parametrize(("master", "is_told"), [("gpu-a", True), ("127.0.0.1", False), ("192.168.1.7", False)])
+def test_a_master_that_is_this_machine_itself_is_told(master, is_told):
+    said = []
+    find(rank=1, master=master, said=said)
+    assert any(f"--master {master} is this machine itself" in text for text in said) is is_told
