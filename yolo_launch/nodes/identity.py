@@ -93,9 +93,7 @@ def find_identity(
     elif rank == 0 and network.is_local_address(address, host.addresses) and not master.startswith("127."):
         own = address
     if address.startswith("127.") and not master.startswith("127."):
-        say(
-            f"--master {master} is this machine itself ({address}); from another machine the one with rank 0 has another"
-        )
+        say(f"--master {master} is this machine itself ({address}); rank 0 has another address, seen from elsewhere")
     return NodeIdentity(
         rank,
         nodes,
