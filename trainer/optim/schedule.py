@@ -19,7 +19,7 @@ LEAST_GAIN_IMAGE_SIZE = 640
 LEAST_GAIN_CLASSES = 40
 SHARE_EXPONENT = 0.75
 """Of the share of new images in what rates of a refinement fall by; benchmarks/README.md has 0.5 and 1 beside it."""
-REFINING_SPAN = 0.25
+REFINING_SPAN = 0.08
 """The share of a run that the average spans if the weights already detect the classes of the run."""
 
 
