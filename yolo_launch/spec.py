@@ -39,7 +39,7 @@ class Device:
 
     kind: DeviceKind
     index: int = 0
-    """Index in PCI bus order among all devices of the host, whatever mask is set."""
+    """Position among all devices of the host, whatever mask is set; MIG instances count one by one."""
     uuid: str = ""
     name: str = ""
     memory_total_bytes: int = 0
@@ -51,6 +51,13 @@ class Device:
     links: dict[str, str] = field(default_factory=dict)
     """How this device reaches another: uuid -> 'NVLink', 'PCIe same switch', 'PCIe across CPUs', ..."""
     is_mig: bool = False
+    card_index: int | None = None
+    """Index of the card in PCI bus order, which MIG instances share; None if it is ``index``."""
+
+    @property
+    def card(self) -> int:
+        """Returns the index by which CUDA's masks name this device's card."""
+        return self.index if self.card_index is None else self.card_index
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,9 @@ class Host:
     driver_cuda_version: str = ""
     """The newest CUDA that the NVIDIA driver knows, for example 12.4."""
     visible_devices: str | None = None
-    """CUDA_VISIBLE_DEVICES as inherited; None if it is not set."""
+    """The mask of devices as inherited; None if it is not set."""
+    mask_variable: str = "CUDA_VISIBLE_DEVICES"
+    """The variable that holds the mask: ROCm has one of its own."""
     addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Network interface -> its addresses."""
     torch: TorchFacts = TorchFacts()

@@ -13,10 +13,10 @@ from packaging.version import Version
 
 from trainer.protocol import DEFAULT_IMAGE_SIZE
 from yolo_launch.checks.context import Context
-from yolo_launch.host import cuda_driver, ports
+from yolo_launch.host import card_support, cuda_driver, ports
 from yolo_launch.host.torch_versions import check_torch, check_torchvision
 from yolo_launch.planning.loader_workers import shared_memory_need, size_text
-from yolo_launch.spec import Finding
+from yolo_launch.spec import Finding, Level
 from yolo_launch.workers.environment import (
     LONGEST_TEMPORARY_FOLDER,
     SHORT_TEMPORARY_FOLDER,
@@ -74,9 +74,19 @@ def check_driver(context: Context) -> Iterable[Finding]:
 
 def check_cuda_starts(context: Context) -> Iterable[Finding]:
     """Asks the driver whether the planned GPUs start: a worker that got none of them would have to end."""
-    plan = context.plan
+    plan, facts = context.plan, context.host.torch
     if plan is None or plan.devices[0].kind != "cuda":
         return
+    for device in plan.devices:
+        missing = card_support.explain_missing_code(facts, device)
+        if missing:
+            wheel = card_support.fitting_wheel(device)
+            advice = f"a torch and torchvision from the wheels for {wheel}" if wheel else "another GPU"
+            level: Level = "warning" if card_support.is_own_build(facts) else "failure"
+            yield Finding("cuda", level, missing, f"{advice}; --gpus cpu trains without GPUs")
+            return
+    if facts.hip_version:
+        return  # the worker itself says what ROCm does not start
     problem = cuda_driver.find_problem(plan.environment, len({device.uuid or device.index for device in plan.devices}))
     if problem:
         advice = "yolo-launch doctor, nvidia-smi and `dmesg | grep -i nvrm` say more; --gpus cpu trains without GPUs"

@@ -11,7 +11,7 @@ from yolo_launch.cli import report
 from yolo_launch.cli.console import Console
 from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.resume_changes import Difference
-from yolo_launch.planning.devices import describe_device
+from yolo_launch.planning.masks import describe_device
 from yolo_launch.planning.plan import rank_lines, torchrun_command
 from yolo_launch.spec import Finding, Host, LaunchPlan, Outcome, WorkerCommand
 from yolo_launch.words import counted
@@ -78,7 +78,7 @@ def show_host(host: Host, console: Console) -> None:
     if host.driver_version:
         rows.append(["driver", host.driver_version])
     if host.visible_devices is not None:
-        rows.append(["CUDA_VISIBLE_DEVICES", host.visible_devices or "(empty: no GPU)"])
+        rows.append([host.mask_variable, host.visible_devices or "(empty: no GPU)"])
     rows += [["network", f"{name}: {', '.join(found)}"] for name, found in host.addresses.items() if name != "lo"]
     console.table("Host", (), rows)
     if not host.devices:

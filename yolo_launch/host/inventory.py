@@ -37,7 +37,11 @@ RANK_VARIABLES = (
 )
 """Variables that another launcher sets for its own workers; this launcher's workers must not read them."""
 RANK_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "TORCH_ELASTIC_")
-_KEPT_VARIABLES = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
+_MASKS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+"""Masks of one level, by which a probe that counts every device must not be bound; ROCR_VISIBLE_DEVICES lies below."""
+_KEPT_VARIABLES = (*_MASKS, "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
+_DRIVER_FILES = ("/dev/kfd", "/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/dxg")
+"""Of ROCm, CUDA on a server, on two kinds of Jetson and under Windows: where they are, there may be a GPU."""
 _KEPT_PREFIXES = ("NCCL_", "GLOO_", "OMP_", "TORCH_NCCL_")
 
 INSTALLED_ONLY = {"PYTHONSAFEPATH": "1"}
@@ -64,9 +68,12 @@ def inspect_host(environ: Mapping[str, str] | None = None) -> Host:
     import psutil
 
     environ = os.environ if environ is None else environ
-    report = read_gpus()
+    report, torch_facts = read_gpus(), read_torch_facts()
     devices = report.devices
-    if not report.present and _may_have_other_accelerator():
+    is_rocm = bool(torch_facts.hip_version)
+    mask_variable = "HIP_VISIBLE_DEVICES" if is_rocm and "HIP_VISIBLE_DEVICES" in environ else "CUDA_VISIBLE_DEVICES"
+    if (is_rocm or not report.present) and _may_have_other_accelerator():
+        # A torch for ROCm does not run on what NVML lists; containers and Jetsons may lack NVML.
         devices = _probe_with_torch()
     memory = psutil.virtual_memory()
     limit, left = cgroup.memory_limit(), cgroup.memory_left()
@@ -83,9 +90,10 @@ def inspect_host(environ: Mapping[str, str] | None = None) -> Host:
         open_file_limit=_open_file_limit(),
         driver_version=report.driver_version,
         driver_cuda_version=report.driver_cuda_version,
-        visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
+        visible_devices=environ.get(mask_variable),
+        mask_variable=mask_variable,
         addresses=_addresses(),
-        torch=read_torch_facts(),
+        torch=torch_facts,
         python_version=platform.python_version(),
         environment=relevant_environment(environ),
         gpu_problem=report.problem,
@@ -145,7 +153,7 @@ def _is_kept(name: str) -> bool:
 
 
 def _may_have_other_accelerator() -> bool:
-    return Path("/dev/kfd").exists() or (platform.system() == "Darwin" and platform.machine() == "arm64")
+    return any(map(os.path.exists, _DRIVER_FILES)) or (platform.system() == "Darwin" and platform.machine() == "arm64")
 
 
 def _probe_with_torch() -> tuple[Device, ...]:
@@ -153,7 +161,8 @@ def _probe_with_torch() -> tuple[Device, ...]:
     try:
         run = subprocess.run(
             [sys.executable, "-c", _PROBE],
-            env={**os.environ, **INSTALLED_ONLY},
+            env={name: value for name, value in os.environ.items() if name not in _MASKS}
+            | {**INSTALLED_ONLY, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
             capture_output=True,
             text=True,
             timeout=_PROBE_TIMEOUT_S,

@@ -79,9 +79,9 @@ def _read_all(nvml: Any) -> NvmlReport:
             problems.append(f"GPU {index} does not answer: {error}")
     devices: list[Device] = []
     whole_gpus: list[Any] = []
-    for handle in handles:
+    for card, handle in enumerate(handles):
         for part, is_mig in _parts(nvml, handle):
-            device = _read_device(nvml, part, handle, len(devices), is_mig)
+            device = replace(_read_device(nvml, part, handle, len(devices), is_mig), card_index=card)
             devices.append(device)
             whole_gpus.append(None if is_mig else handle)
     linked = tuple(_with_links(nvml, index, devices, whole_gpus) for index in range(len(devices)))
@@ -108,7 +108,7 @@ def _parts(nvml: Any, handle: Any) -> Iterator[tuple[Any, bool]]:
 
 
 def _read_device(nvml: Any, part: Any, gpu: Any, index: int, is_mig: bool) -> Device:
-    memory = _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(part), None)
+    memory_total, memory_free = _memory(nvml, part)
     name = _ask(nvml, lambda: _text(nvml.nvmlDeviceGetName(part)), "") or _ask(
         nvml, lambda: _text(nvml.nvmlDeviceGetName(gpu)), "NVIDIA GPU"
     )
@@ -118,13 +118,26 @@ def _read_device(nvml: Any, part: Any, gpu: Any, index: int, is_mig: bool) -> De
         index=index,
         uuid=_ask(nvml, lambda: _text(nvml.nvmlDeviceGetUUID(part)), ""),
         name=short_name(name),
-        memory_total_bytes=int(memory.total) if memory is not None else 0,
-        memory_free_bytes=int(memory.free) if memory is not None else 0,
+        memory_total_bytes=memory_total,
+        memory_free_bytes=memory_free,
         compute_capability=(int(capability[0]), int(capability[1])) if capability else None,
         processes=_processes(nvml, part),
         throttled=_throttle_reasons(nvml, gpu),
         is_mig=is_mig,
     )
+
+
+def _memory(nvml: Any, part: Any) -> tuple[int, int]:
+    """Returns the bytes that programs can use and those that are free.
+
+    The second version of the answer tells apart what the driver reserves, hundreds of megabytes on a large card, which
+    the first one counts as in use.
+    """
+    memory = _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(part, version=nvml.nvmlMemory_v2), None)
+    if memory is not None:
+        return int(memory.total) - int(memory.reserved), int(memory.free)
+    memory = _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(part), None)
+    return (int(memory.total), int(memory.free)) if memory is not None else (0, 0)
 
 
 def _processes(nvml: Any, part: Any) -> tuple[GpuProcess, ...]:

@@ -16,7 +16,7 @@ from yolo_launch.defaults import RENDEZVOUS_PORT
 from yolo_launch.errors import LaunchError
 from yolo_launch.host import network
 from yolo_launch.nodes.cluster_environment import ClusterFacts, read_cluster, srun_line
-from yolo_launch.planning.devices import visible_devices
+from yolo_launch.planning.masks import visible_devices
 from yolo_launch.rendezvous.admission import parse_nodes
 from yolo_launch.rendezvous.dialing import RendezvousEndpoint
 from yolo_launch.rendezvous.messages import MOST_DEVICES, JoinRequest

@@ -6,6 +6,14 @@ import re
 
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.torch_versions import is_cpu_build
+from yolo_launch.planning.masks import (
+    describe_device,
+    find_by_uuid,
+    hidden_text,
+    mask_findings,
+    refuse_bad_mask,
+    visible_devices,
+)
 from yolo_launch.request.command_line import retype
 from yolo_launch.spec import Device, Finding, Host, LaunchPlan, LaunchRequest
 
@@ -13,8 +21,6 @@ IDLE_USED_BYTES = 1 << 30
 """A GPU with more memory in use may be used from another container; a driver alone takes less than this."""
 CPU_WORDS = ("cpu",)
 APPLE_GPU = "an Apple GPU, which the trainer does not run on"
-HIDES_ALL = ("", "-1", "NoDevFiles", "none", "void")
-"""Masks that hide every GPU on purpose; containers without GPUs have the last three."""
 
 
 def choose_devices(request: LaunchRequest, host: Host) -> tuple[tuple[Device, ...], list[Finding]]:
@@ -25,7 +31,7 @@ def choose_devices(request: LaunchRequest, host: Host) -> tuple[tuple[Device, ..
     wanted = (request.gpus or "").strip()
     if wanted.lower() in CPU_WORDS:
         return _cpu_ranks(request, host), []
-    _refuse_bad_mask(host)
+    refuse_bad_mask(host)
     # Apple's GPUs are listed, but the trainer does not run on them.
     usable = tuple(device for device in visible_devices(host) if device.kind == "cuda")
     if not wanted:
@@ -44,45 +50,7 @@ def choose_devices(request: LaunchRequest, host: Host) -> tuple[tuple[Device, ..
     is_list = wanted.lower() not in ("all", "idle")
     chosen = _limited(chosen, request, is_explicit=is_list)
     _refuse_several_mig(request, chosen)
-    return chosen, _mask_findings(host, by_index=is_list)
-
-
-def visible_devices(host: Host) -> tuple[Device, ...]:
-    """Returns the devices that the inherited CUDA_VISIBLE_DEVICES names, in the order of that variable.
-
-    Reads the variable as CUDA does: entries are indices or beginnings of UUIDs, and the first entry that names no
-    device ends the list.
-    """
-    mask = host.visible_devices
-    if mask is None:
-        return host.devices
-    found: list[Device] = []
-    for entry in mask.split(","):
-        device = _find(entry.strip(), host.devices)
-        if device is None:
-            break
-        if device not in found:
-            found.append(device)
-    return tuple(found)
-
-
-def _refuse_bad_mask(host: Host) -> None:
-    """Raises LaunchError for an inherited mask that names what is not there, where CUDA silently ends the list."""
-    mask = host.visible_devices
-    if mask is None or mask.strip() in HIDES_ALL or not any(device.kind == "cuda" for device in host.devices):
-        return
-    for entry in (part.strip() for part in mask.split(",")):
-        if entry == "-1":
-            return
-        if _find(entry, host.devices) is None:
-            there = "; ".join(f"{device.index}: {describe_device(device)}" for device in host.devices)
-            raise LaunchError(
-                f"CUDA_VISIBLE_DEVICES names '{entry}', which is no GPU of this machine.",
-                seen=f"CUDA_VISIBLE_DEVICES={mask}",
-                expected=f"indices or UUIDs of {there}",
-                next_command="unset CUDA_VISIBLE_DEVICES, and choose with --gpus",
-                exit_code=ExitCode.ENVIRONMENT,
-            )
+    return chosen, mask_findings(host, by_index=is_list)
 
 
 def is_idle(device: Device) -> bool:
@@ -90,24 +58,12 @@ def is_idle(device: Device) -> bool:
     return not device.processes and device.memory_total_bytes - device.memory_free_bytes < IDLE_USED_BYTES
 
 
-def describe_device(device: Device) -> str:
-    """Describes a device, as in 'GPU 2 (RTX 3090, GPU-ab12…, 23.5 GB free)' or 'CPU'."""
-    if device.kind == "cpu":
-        return "CPU"
-    facts = [device.name] if device.name else []
-    if device.uuid:
-        facts.append(f"{device.uuid[:8]}…")
-    if device.memory_total_bytes:
-        facts.append(f"{device.memory_free_bytes / 2**30:.1f} GB free")
-    return f"GPU {device.index}" + (f" ({', '.join(facts)})" if facts else "")
-
-
 def _default_devices(
     request: LaunchRequest, host: Host, usable: tuple[Device, ...]
 ) -> tuple[tuple[Device, ...], list[Finding]]:
     """Chooses every usable GPU, or the CPU if there is none."""
     if not usable:
-        hidden = _hidden_text(host) if host.devices else ""
+        hidden = hidden_text(host) if host.devices else ""
         has_apple_gpu = any(device.kind == "mps" for device in host.devices)
         seen = host.gpu_problem or (APPLE_GPU if has_apple_gpu else hidden)
         findings = [Finding("devices", "warning", f"{seen}; training on the CPU")] if seen else []
@@ -136,7 +92,7 @@ def _named_devices(request: LaunchRequest, wanted: str, host: Host, usable: tupl
     for entry in _entries(wanted):
         if not usable:
             raise _no_gpu(f"--gpus {wanted}", host)
-        device = _find(entry.removeprefix("cuda:"), usable, by_position=True)
+        device = _find(entry.removeprefix("cuda:"), usable)
         if device is None:
             raise _absent(request, entry, host, usable)
         if device in chosen:
@@ -159,16 +115,11 @@ def _entries(wanted: str) -> list[str]:
     return entries
 
 
-def _find(entry: str, devices: tuple[Device, ...], *, by_position: bool = False) -> Device | None:
-    """Returns the device that an index or the beginning of a UUID names; None for an ambiguous beginning."""
+def _find(entry: str, devices: tuple[Device, ...]) -> Device | None:
+    """Returns the device that a position in ``devices`` or the beginning of a UUID names."""
     if re.fullmatch(r"\d+", entry):
-        if by_position:
-            return devices[int(entry)] if int(entry) < len(devices) else None
-        return next((device for device in devices if device.index == int(entry)), None)
-    if len(entry) < len("GPU-") or not entry[:4].upper().startswith(("GPU-", "MIG-")):
-        return None
-    matches = [device for device in devices if device.uuid.lower().startswith(entry.lower())]
-    return matches[0] if len(matches) == 1 else None
+        return devices[int(entry)] if int(entry) < len(devices) else None
+    return find_by_uuid(entry, devices)
 
 
 def _limited(devices: tuple[Device, ...], request: LaunchRequest, *, is_explicit: bool) -> tuple[Device, ...]:
@@ -191,21 +142,21 @@ def _absent(request: LaunchRequest, entry: str, host: Host, usable: tuple[Device
     elsewhere = _find(entry, host.devices)
     if elsewhere is not None and elsewhere not in usable:
         return LaunchError(
-            f"--gpus {entry}: {describe_device(elsewhere)} is hidden by CUDA_VISIBLE_DEVICES={host.visible_devices}.",
+            f"--gpus {entry}: {describe_device(elsewhere)} is hidden by {host.mask_variable}={host.visible_devices}.",
             seen=f"visible here: {listing}",
             expected="indices count inside the mask; a UUID names a GPU wherever it is",
         )
-    counting = " (indices count inside CUDA_VISIBLE_DEVICES)" if host.visible_devices is not None else ""
+    counting = f" (indices count inside {host.mask_variable})" if host.visible_devices is not None else ""
     return LaunchError(
-        f"--gpus {entry}: there is no such GPU here.",
-        seen=entry,
+        f"--gpus {entry or request.gpus}: there is no such GPU here.",
+        seen=entry or f"an empty entry in --gpus {request.gpus}",
         expected=f"one of {listing}{counting}; or all, idle, cpu",
         next_command=retype(request.typed, {"--gpus": ",".join(map(str, range(len(usable))))}),
     )
 
 
 def _no_gpu(option: str, host: Host) -> LaunchError:
-    hidden = _hidden_text(host) if host.devices else "no GPU was found on this machine"
+    hidden = hidden_text(host) if host.devices else "no GPU was found on this machine"
     has_apple_gpu = any(device.kind == "mps" for device in host.devices)
     seen = host.gpu_problem or (APPLE_GPU if has_apple_gpu else hidden)
     return LaunchError(
@@ -215,11 +166,6 @@ def _no_gpu(option: str, host: Host) -> LaunchError:
         next_command="yolo-launch doctor",
         exit_code=ExitCode.ENVIRONMENT,
     )
-
-
-def _hidden_text(host: Host) -> str:
-    hidden = "the one GPU" if len(host.devices) == 1 else f"all {len(host.devices)} GPUs"
-    return f"CUDA_VISIBLE_DEVICES='{host.visible_devices}' hides {hidden}"
 
 
 def _none_is_idle(usable: tuple[Device, ...]) -> LaunchError:
@@ -264,17 +210,6 @@ def _refuse_several_mig(request: LaunchRequest, devices: tuple[Device, ...]) -> 
             expected="one MIG instance, or whole GPUs",
             next_command=retype(request.typed, {"--gpus": instances[0].uuid or str(instances[0].index)}),
         )
-
-
-def _mask_findings(host: Host, *, by_index: bool) -> list[Finding]:
-    """Warns of an inherited mask of indices on mixed cards, which is ambiguous: CUDA's default is fastest first."""
-    mask = host.visible_devices
-    names = {device.name for device in host.devices}
-    is_pci = host.environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-    if not by_index or mask is None or is_pci or len(names) < 2 or not re.search(r"(^|,)\s*\d", mask):
-        return []
-    seen = f"CUDA_VISIBLE_DEVICES={mask} on mixed cards is read in PCI bus order, as nvidia-smi counts"
-    return [Finding("devices", "warning", seen, "name GPUs by UUID to be sure")]
 
 
 def _without_repeats(wanted: str) -> str:

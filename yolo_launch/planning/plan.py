@@ -12,8 +12,9 @@ from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.inventory import is_rank_variable
 from yolo_launch.host.torch_versions import check_torch, check_torchvision
 from yolo_launch.planning.batch_split import CPU_AUTO_BATCH, BatchSplit, split_batch
-from yolo_launch.planning.devices import busy_text, choose_devices, describe_device, is_idle, visible_devices
+from yolo_launch.planning.devices import busy_text, choose_devices, is_idle
 from yolo_launch.planning.loader_workers import choose_workers
+from yolo_launch.planning.masks import describe_device, mask_environment, visible_devices
 from yolo_launch.spec import Device, Finding, Host, LaunchPlan, LaunchRequest, Mode, WorkerCommand
 from yolo_launch.words import counted
 
@@ -231,16 +232,4 @@ def _environment(host: Host, devices: Sequence[Device], threads: int, *, builtin
     # Threads that spin at a barrier slow a shared machine up to fourfold; threads that sleep do not.
     if "GOMP_SPINCOUNT" not in given and "OMP_WAIT_POLICY" not in given:
         environment["GOMP_SPINCOUNT"] = "0"
-    if devices[0].kind == "cpu":
-        # With CUDA_VISIBLE_DEVICES='' a worker starts no CUDA context, which it would not use.
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    elif devices[0].kind == "cuda":
-        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_mask_entry(device, builtin_trainer) for device in devices)
-    return environment
-
-
-def _mask_entry(device: Device, builtin_trainer: bool) -> str:
-    """Returns what names a device in CUDA_VISIBLE_DEVICES: its UUID; to scripts, which may read numbers, its index."""
-    needs_uuid = builtin_trainer or device.uuid.startswith("MIG-")
-    return device.uuid if device.uuid and needs_uuid else str(device.index)
+    return environment | mask_environment(devices, host, by_index=not builtin_trainer)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.config.train import TrainConfig, rounded_image_size
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.planning.devices import describe_device
+from yolo_launch.planning.masks import describe_device
 from yolo_launch.probes.batch_search import round_down
 from yolo_launch.probes.runner import ProbeEnd, alone_on, run_probe
 from yolo_launch.spec import Device, LaunchPlan

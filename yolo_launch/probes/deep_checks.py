@@ -14,7 +14,7 @@ from typing import Any
 from yolo_launch.checks import machine as machine_checks
 from yolo_launch.checks.context import Context
 from yolo_launch.host import ports
-from yolo_launch.planning.devices import describe_device, visible_devices
+from yolo_launch.planning.masks import describe_device, visible_devices
 from yolo_launch.probes.runner import ProbeEnd, alone_on, first_problem, probe_environment, run_probe, visible_name
 from yolo_launch.spec import Device, Finding, LaunchPlan
 

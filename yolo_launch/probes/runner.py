@@ -89,12 +89,15 @@ def alone_on(device: Device, plan: LaunchPlan | None) -> dict[str, str]:
     """Returns the environment of a process that sees one device only."""
     if device.kind != "cuda":
         return probe_environment(plan)
-    return probe_environment(plan, CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=visible_name(device))
+    masks = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible_name(device)}
+    if plan is not None and "HIP_VISIBLE_DEVICES" in plan.environment:  # ROCm reads it before the other
+        masks["HIP_VISIBLE_DEVICES"] = visible_name(device)
+    return probe_environment(plan, **masks)
 
 
 def visible_name(device: Device) -> str:
     """Returns a device's name in CUDA_VISIBLE_DEVICES."""
-    return device.uuid or str(device.index)
+    return device.uuid or str(device.card)
 
 
 def first_problem(ends: Sequence[ProbeEnd]) -> str:

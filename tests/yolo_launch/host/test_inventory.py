@@ -13,6 +13,14 @@ from yolo_launch.errors import LaunchError
 from yolo_launch.host import inventory
 from yolo_launch.host.inventory import host_from_dict, inspect_host, read_host_file, relevant_environment
 from yolo_launch.host.nvml import NvmlReport
+from yolo_launch.planning.masks import visible_devices
+from yolo_launch.spec import TorchFacts
+
+PROBE_OF_TWO_BEHIND_A_MASK = """
+import json, os
+count = 1 if {"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"} & set(os.environ) else 2
+print("DEVICES " + json.dumps([dict(kind="cuda", index=i, name="MI300X") for i in range(count)]))
+"""
 
 
 def test_this_machine_is_described_as_this_process_may_use_it():
@@ -84,6 +92,28 @@ def test_other_accelerators_are_asked_of_torch_in_a_child(monkeypatch):
     monkeypatch.setattr(inventory, "_PROBE", 'print("DEVICES " + \'[{"kind": "mps", "name": "Apple GPU"}]\')')
     monkeypatch.setattr(inventory, "read_gpus", NvmlReport)
     assert [device.kind for device in inspect_host({}).devices] == ["mps"]
+
+
+def test_a_machine_without_nvml_is_asked_once_and_its_mask_applied_once(monkeypatch):
+    monkeypatch.setattr(inventory, "_may_have_other_accelerator", lambda: True)
+    monkeypatch.setattr(inventory, "_PROBE", PROBE_OF_TWO_BEHIND_A_MASK)
+    monkeypatch.setattr(inventory, "read_gpus", NvmlReport)
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "1")
+    host = inspect_host({"CUDA_VISIBLE_DEVICES": "1"})
+    assert [device.index for device in host.devices] == [0, 1]
+    assert [device.index for device in visible_devices(host)] == [1]
+
+
+def test_a_torch_for_rocm_reads_rocms_mask_and_not_nvml(monkeypatch, make_gpu):
+    monkeypatch.setattr(inventory, "_may_have_other_accelerator", lambda: True)
+    monkeypatch.setattr(inventory, "_PROBE", PROBE_OF_TWO_BEHIND_A_MASK)
+    monkeypatch.setattr(inventory, "read_gpus", lambda: NvmlReport((make_gpu(0),), present=True))
+    monkeypatch.setattr(inventory, "read_torch_facts", lambda: TorchFacts("2.9.0+rocm6.4", hip_version="6.4"))
+    host = inspect_host({"CUDA_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "1"})
+    assert (host.mask_variable, host.visible_devices) == ("HIP_VISIBLE_DEVICES", "1")
+    assert [device.name for device in host.devices] == ["MI300X", "MI300X"]
+    assert inspect_host({"CUDA_VISIBLE_DEVICES": "0"}).visible_devices == "0"
 
 
 def test_a_probe_that_fails_finds_nothing(monkeypatch):

@@ -10,6 +10,7 @@ import pynvml
 import pytest
 
 from yolo_launch.host.nvml import read_gpus, short_name
+from yolo_launch.planning.devices import is_idle
 
 GB = 1 << 30
 
@@ -128,6 +129,19 @@ def test_mig_instances_take_the_place_of_their_card():
         (1, "MIG-2", True),
         (2, "GPU-b", False),
     ]
+
+
+def test_what_the_driver_reserves_is_not_in_use(monkeypatch):
+    def memory(self, card, version=None):
+        facts = {"total": 80 * GB, "free": 79 * GB, "used": 1 * GB} if version is None else card["v2"]
+        return SimpleNamespace(**facts)
+
+    monkeypatch.setattr(FakeNvml, "nvmlDeviceGetMemoryInfo", memory)
+    monkeypatch.setattr(FakeNvml, "nvmlMemory_v2", 2, raising=False)
+    card = {"uuid": "GPU-1", "v2": {"total": 80 * GB, "reserved": 2 * GB, "free": int(77.5 * GB), "used": GB // 2}}
+    (device,) = read_gpus(FakeNvml([card])).devices
+    assert device.memory_total_bytes - device.memory_free_bytes == GB // 2
+    assert is_idle(device)
 
 
 def test_a_lost_card_does_not_hide_the_others():

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.planning.devices import choose_devices, describe_device, visible_devices
+from yolo_launch.planning.devices import choose_devices
+from yolo_launch.planning.masks import describe_device
 from yolo_launch.spec import LaunchRequest, TorchFacts
 
 GB = 1 << 30
@@ -32,24 +33,6 @@ def chosen(host, gpus, **more):
 )
 def test_without_a_mask(make_host, gpus, expected):
     assert chosen(make_host(4), gpus) == expected
-
-
-@pytest.mark.parametrize(
-    ("mask", "expected"),
-    [
-        ("2,3", [2, 3]),
-        ("3, 1", [3, 1]),
-        ("GPU-1b,GPU-0b", [1, 0]),
-        ("0,-1,1", [0]),
-        ("0,9,1", [0]),
-        ("1,1,2", [1, 2]),
-        ("", []),
-        ("NoDevFiles", []),
-        ("GPU-", []),
-    ],
-)
-def test_masks_are_read_as_cuda_reads_them(make_host, mask, expected):
-    assert [device.index for device in visible_devices(make_host(4, visible_devices=mask))] == expected
 
 
 def test_indices_count_inside_the_mask_and_uuids_name_what_is_in_it(make_host):
