@@ -134,9 +134,11 @@ def _memory(nvml: Any, part: Any) -> tuple[int, int]:
     the first one counts as in use.
     """
     memory = _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(part, version=nvml.nvmlMemory_v2), None)
-    if memory is not None:
-        return int(memory.total) - int(memory.reserved), int(memory.free)
-    memory = _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(part), None)
+    if memory is None:
+        memory = _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(part), None)
+    reserved = getattr(memory, "reserved", None)  # some drivers and stand-ins answer as of old, whatever was asked for
+    if memory is not None and reserved is not None:
+        return int(memory.total) - int(reserved), int(memory.free)
     return (int(memory.total), int(memory.free)) if memory is not None else (0, 0)
 
 

@@ -144,6 +144,16 @@ def test_what_the_driver_reserves_is_not_in_use(monkeypatch):
     assert is_idle(device)
 
 
+def test_a_driver_that_answers_as_of_old_whatever_was_asked_for_is_read(monkeypatch):
+    def memory(self, card, version=None):
+        return SimpleNamespace(total=80 * GB, free=79 * GB, used=1 * GB)
+
+    monkeypatch.setattr(FakeNvml, "nvmlDeviceGetMemoryInfo", memory)
+    monkeypatch.setattr(FakeNvml, "nvmlMemory_v2", 2, raising=False)
+    (device,) = read_gpus(FakeNvml([{"uuid": "GPU-1"}])).devices
+    assert (device.memory_total_bytes, device.memory_free_bytes) == (80 * GB, 79 * GB)
+
+
 def test_a_lost_card_does_not_hide_the_others():
     report = read_gpus(FakeNvml([{"uuid": "GPU-a", "lost": True}, {"uuid": "GPU-b"}]))
     assert [device.uuid for device in report.devices] == ["GPU-b"]
