@@ -24,6 +24,7 @@ import torch
 
 from trainer.data import images as images_module
 from trainer.data import loader as loader_module
+from trainer.data.augment import finish as finish_module
 from trainer.data.augment.basic import AugmentationSettings
 from trainer.data.dataset import load_dataset_file
 from trainer.data.image_cache import open_image_cache
@@ -34,13 +35,12 @@ from trainer.data.scan.scan import scan_split
 
 LOW = AugmentationSettings(hsv_h=0.015, hsv_s=0.7, hsv_v=0.4, translate=0.1, scale=0.5, fliplr=0.5, mosaic=1.0)
 
-STAGES: tuple[tuple[str, ModuleType, str], ...] = (
+STAGES: tuple[tuple[str, ModuleType | type, str], ...] = (
     ("decode and resize (4)", images_module, "load_resized"),
     ("labels to pixels (4)", loader_module, "_to_pixels"),
     ("mosaic: placing", loader_module, "mosaic"),
     ("warp: painting, pixels, boxes", loader_module, "random_warp"),
-    ("color", loader_module, "jitter_color"),
-    ("flips", loader_module, "flip_randomly"),
+    ("color, flips, channels", finish_module.Finish, "write"),
 )
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "image_format",
     "images",
     "loader",
+    "loading",
     "sampler",
     "scan",
     "shared_scan",

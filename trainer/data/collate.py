@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.boxes import cxcywh_from_xyxy_numpy
+from trainer.data.augment.finish import AS_IT_IS, Finish
 
 
 class ImageGeometry(NamedTuple):
@@ -27,12 +27,13 @@ class LoadedSample:
     """One image, ready for a batch."""
 
     image: np.ndarray
-    """uint8 BGR (height, width, 3), the same size all over a batch."""
+    """uint8 BGR (height, width, 3), the same size all over a batch; still without its finish."""
     boxes: np.ndarray
-    """float32 (n, 5): class, then xyxy in pixels."""
+    """float32 (n, 5): class, then xyxy in pixels of the finished image."""
     position: int
     index: int
     geometry: ImageGeometry | None = None
+    finish: Finish = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,19 @@ class Batch:
 
 
 class Collate:
-    """Joins samples; a batch without any keeps the size of images that it would have had."""
+    """Joins samples; a batch without any has the size ``empty_hw``."""
 
-    def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
+    def __init__(self, empty_hw: tuple[int, int]) -> None:
+        self.empty_hw = empty_hw
 
     def __call__(self, samples: Sequence[LoadedSample]) -> Batch:
         """Joins samples of one size to one batch."""
-        height, width = samples[0].image.shape[:2] if samples else (self.image_size, self.image_size)
-        images = _empty_images(len(samples), height, width)
+        height, width = samples[0].image.shape[:2] if samples else self.empty_hw
+        images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
         for image, sample in zip(images.numpy(), samples, strict=True):
-            # Writes each channel straight into its plane: six times as fast as transposing and copying.
-            cv2.split(sample.image, [image[2], image[1], image[0]])
+            sample.finish.write(sample.image, image)
         rows = [np.zeros((0, 6), np.float32)]
-        for at, sample in enumerate(samples):
-            boxes = cxcywh_from_xyxy_numpy(sample.boxes[:, 1:]) / np.array((width, height, width, height), np.float32)
-            numbers = np.full((len(boxes), 1), at, np.float32)
-            rows.append(np.concatenate((numbers, sample.boxes[:, :1], boxes), axis=1).astype(np.float32))
+        rows += [numbered_rows(at, sample.boxes, (height, width)) for at, sample in enumerate(samples)]
         return Batch(
             images_bchw=images,
             targets=torch.from_numpy(np.concatenate(rows)),
@@ -93,10 +90,9 @@ class Collate:
         )
 
 
-def _empty_images(count: int, height: int, width: int) -> Tensor:
-    """Returns room for images; in a loader process it is shared memory at once, which saves a copy on the way out."""
-    size = count * 3 * height * width
-    if torch.utils.data.get_worker_info() is None or size == 0:
-        return torch.empty((count, 3, height, width), dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, 3, height, width)
+def numbered_rows(at: int, boxes: np.ndarray, canvas_hw: tuple[int, int]) -> np.ndarray:
+    """Returns the target rows of one image of a batch, as in ``Batch``, for its boxes as in ``LoadedSample``."""
+    height, width = canvas_hw
+    scaled = cxcywh_from_xyxy_numpy(boxes[:, 1:]) / np.array((width, height, width, height), np.float32)
+    numbers = np.full((len(boxes), 1), at, np.float32)
+    return np.concatenate((numbers, boxes[:, :1], scaled), axis=1).astype(np.float32)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from trainer.data.collate import Batch
+from trainer.data.loading.batch_loader import BatchLoader
 from trainer.data.sampler import EpochBatches
 from trainer.data.scan.label_cache import LabeledImages
 
@@ -19,7 +19,7 @@ class EpochLoader:
         self,
         images: LabeledImages,
         sampler: EpochBatches,
-        loader: DataLoader[Batch],
+        loader: BatchLoader,
         *,
         num_classes: int,
         draws_by_weight: bool,
@@ -49,14 +49,17 @@ class EpochLoader:
 
         ``class_map`` is mAP per class, empty at first.
         """
-        self._sampler.set_epoch(epoch, start_step, self._weights(class_map))
-        return iter(self._loader)
+        return self._loader.epoch(epoch, start_step, self._weights(class_map))
+
+    def begin(self, epoch: int, start_step: int = 0) -> None:
+        """Has the loader processes begin an epoch whose batches are taken later, unless its draw is not known yet."""
+        if self._class_counts is None:
+            self._loader.begin(epoch, start_step)
 
     def preview(self, count: int) -> Batch:
         """Returns the run's first samples, made in this process; training makes them again."""
         keys = self._sampler.global_batch(0, 0, self._weights(()))[:count]
-        collate = self._loader.collate_fn
-        return collate([self._loader.dataset[key] for key in keys])  # type: ignore[misc]
+        return self._loader.collate([self._loader.data[key] for key in keys])
 
     def image_names(self, micro_step: int, class_map: Sequence[float]) -> list[str]:
         """Returns the names of the files in a global batch, counted from the start of the run."""

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import cv2
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
 from trainer.boxes import xyxy_from_cxcywh_numpy
 from trainer.data.augment.basic import (
     AugmentationSettings,
     Sample,
     fit_letterbox,
-    flip_randomly,
-    jitter_color,
     letterbox,
     mixup,
 )
 from trainer.data.augment.canvas import letterboxed
+from trainer.data.augment.finish import draw_finish
 from trainer.data.augment.mosaic import copy_paste, mosaic
 from trainer.data.augment.warp import random_warp
-from trainer.data.collate import Collate, ImageGeometry, LoadedSample
+from trainer.data.collate import ImageGeometry, LoadedSample
 from trainer.data.images import ImageFiles, ImageSource
-from trainer.data.sampler import NUM_PARTNERS, EpochBatches, SampleKey, ValidationBatches, sample_generator
+from trainer.data.loading.batch_loader import BatchLoader
+from trainer.data.loading.image_store import WindowStore
+from trainer.data.sampler import (
+    NUM_PARTNERS,
+    EpochBatches,
+    RankBatches,
+    SampleKey,
+    ValidationBatches,
+    sample_generator,
+)
 from trainer.data.scan.label_cache import LabeledImages
 from trainer.protocol import PREFETCHED_BATCHES, affinity_cores, default_loader_workers
-from trainer.runtime.process_guard import loader_init
 
 
-class TrainingData(Dataset[LoadedSample]):
+class TrainingData:
     """Augmented samples by key. The same key gives the same sample in any process, at any time."""
 
     def __init__(
@@ -58,9 +61,14 @@ class TrainingData(Dataset[LoadedSample]):
         generator = sample_generator(self.seed, key.epoch, key.position)
         partners = key.partners or tuple(int(i) for i in generator.integers(len(self.images), size=NUM_PARTNERS))
         sample = self._compose(key, partners, generator)
-        sample = jitter_color(sample, self.settings, generator)
-        sample = flip_randomly(sample, self.settings, generator)
-        return LoadedSample(sample.image, sample.boxes, key.position, key.index)
+        finish = draw_finish(self.settings, generator)
+        boxes = finish.boxes(sample.boxes, sample.shape_hw)
+        return LoadedSample(sample.image, boxes, key.position, key.index, finish=finish)
+
+    def begin_step(self, epoch: int, step: int) -> None:
+        """Has to be called before the samples of a step are made, so that what is not needed any more is forgotten."""
+        if isinstance(self.source, WindowStore):
+            self.source.begin_step(epoch, step)
 
     def load_sample(self, index: int) -> Sample:
         """Returns an image of the split, its long side at ``image_size``, with its objects in pixels."""
@@ -88,7 +96,7 @@ class TrainingData(Dataset[LoadedSample]):
         return random_warp(canvas, self.settings, generator, (self.image_size, self.image_size))
 
 
-class ValidationData(Dataset[LoadedSample]):
+class ValidationData:
     """Images as they are, in the canvas of their batch."""
 
     def __init__(self, images: LabeledImages, *, image_size: int, source: ImageSource | None = None) -> None:
@@ -97,6 +105,9 @@ class ValidationData(Dataset[LoadedSample]):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def begin_step(self, epoch: int, step: int) -> None:
+        """Does nothing: no image is shown twice."""
 
     def __getitem__(self, key: SampleKey) -> LoadedSample:
         pixels, original_hw, readable = self.source.load(key.index)
@@ -114,27 +125,21 @@ class ValidationData(Dataset[LoadedSample]):
         return LoadedSample(letterbox(pixels, fit), boxes, key.position, key.index, geometry)
 
 
-class RankBatches:
-    """A rank's validation batches, for a DataLoader's ``batch_sampler``."""
-
-    def __init__(self, batches: ValidationBatches, rank: int, world_size: int) -> None:
-        self._mine = batches.rank_batches(rank, world_size)
-
-    def __len__(self) -> int:
-        return len(self._mine)
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        return iter(self._mine)
-
-
 def make_training_loader(
-    data: TrainingData, batches: EpochBatches, *, num_workers: int, pin_memory: bool = False
-) -> DataLoader[Any]:
+    data: TrainingData,
+    sampler: EpochBatches,
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+    prefetch: int = PREFETCHED_BATCHES,
+) -> BatchLoader:
     """Makes the loader of a rank's training batches, in order; ``num_workers`` is per rank.
 
-    Call ``batches.set_epoch`` before each iteration.
+    Call ``sampler.set_epoch`` before each iteration.
     """
-    return _make_loader(data, batches, Collate(data.image_size), num_workers, pin_memory)
+    # Samples are made in parallel; threads inside each would only fight over the same cores.
+    cv2.setNumThreads(0)
+    return BatchLoader(data, sampler, num_workers=num_workers, pin_memory=pin_memory, prefetch=prefetch)
 
 
 def make_validation_loader(
@@ -145,42 +150,11 @@ def make_validation_loader(
     world_size: int = 1,
     num_workers: int,
     pin_memory: bool = False,
-) -> DataLoader[Any]:
+) -> BatchLoader:
     """Makes the loader of a rank's validation batches, in order."""
-    return _make_loader(data, RankBatches(batches, rank, world_size), Collate(0), num_workers, pin_memory)
-
-
-def _make_loader(
-    data: Dataset[LoadedSample],
-    batches: EpochBatches | RankBatches,
-    collate: Collate,
-    num_workers: int,
-    pin_memory: bool,
-) -> DataLoader[Any]:
-    # Samples are made in parallel; threads inside each would only fight over the same cores.
     cv2.setNumThreads(0)
-    if num_workers == 0:
-        return DataLoader(data, batch_sampler=batches, collate_fn=collate, pin_memory=pin_memory)
-    return DataLoader(
-        data,
-        batch_sampler=batches,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        num_workers=num_workers,
-        prefetch_factor=PREFETCHED_BATCHES,
-        persistent_workers=True,
-        # Labels and caches are shared with a forked process at no cost. Such a process dies with its parent, so it
-        # cannot keep a GPU that it inherited.
-        multiprocessing_context="fork",
-        worker_init_fn=prepare_loader_process,
-    )
-
-
-def prepare_loader_process(worker_id: int) -> None:
-    """Runs in a new loader process before its first sample."""
-    loader_init(worker_id)
-    # A pool of threads does not survive the fork.
-    cv2.setNumThreads(0)
+    sampler = RankBatches(batches, rank, world_size)
+    return BatchLoader(data, sampler, num_workers=num_workers, pin_memory=pin_memory, prefetch=PREFETCHED_BATCHES)
 
 
 def _to_pixels(pixels: np.ndarray, boxes: np.ndarray | None, segments: list[np.ndarray]) -> Sample:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.data.loading.partners import draw_from_lane, lane_candidates
 from trainer.protocol import DEFAULT_IMAGE_SIZE
 
 NUM_PARTNERS = 7
@@ -32,7 +33,7 @@ class SampleKey:
     index: int
     """Of the image."""
     partners: tuple[int, ...] = ()
-    """Images to combine with, drawn by weight; empty: drawn evenly."""
+    """Images to combine with, from its lane or drawn by weight; empty: drawn evenly from the set."""
     canvas_hw: tuple[int, int] = (0, 0)
     """Size of a rectangular batch; (0, 0): square."""
 
@@ -83,7 +84,9 @@ class EpochBatches:
         aspect_ratios: np.ndarray | None = None,
         image_size: int = DEFAULT_IMAGE_SIZE,
         stride: int = 32,
+        window: int = 0,
     ) -> None:
+        """Draws partners from ``window`` steps of a sample's lane, or from the whole set if that is 0."""
         self.seed = seed
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
@@ -92,7 +95,19 @@ class EpochBatches:
         self._aspect_ratios = aspect_ratios
         self._image_size = image_size
         self._stride = stride
+        self.window = window
         self.set_epoch(0)
+
+    @property
+    def local_batch_size(self) -> int:
+        """Returns the largest number of images that this rank has in a step."""
+        mine = rank_slice(min(self.global_batch_size, self.num_samples), self.rank, self.world_size)
+        return mine.stop - mine.start
+
+    @property
+    def largest_canvas_hw(self) -> tuple[int, int]:
+        """Returns the size of a square batch; rectangular ones are no larger."""
+        return self._image_size, self._image_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -109,14 +124,14 @@ class EpochBatches:
             raise ValueError(f"weights must be {self.num_samples} numbers with a sum above 0, got {len(weights)}")
         self.epoch = epoch
         self.start_step = start_step
-        self._weights = weights
+        self.weights = weights
 
     def __len__(self) -> int:
         return max(0, self.steps_per_epoch - self.start_step)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         # Bound here and now: a later set_epoch must not reach batches of this epoch that are not drawn yet.
-        return self._iterate(self.epoch, self.start_step, self._weights)
+        return self.batches(self.epoch, self.start_step, self.weights)
 
     def order(self, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
         """Returns int64 (num_samples,): the image of each position of an epoch."""
@@ -127,13 +142,23 @@ class EpochBatches:
         """Returns the keys of a step over all ranks."""
         return self._keys(epoch, step, self.order(epoch, weights), _running_sum(weights), 0, 1)
 
-    def _iterate(self, epoch: int, start_step: int, weights: np.ndarray | None) -> Iterator[list[SampleKey]]:
+    def batches(
+        self, epoch: int, start_step: int, weights: np.ndarray | None, rows: slice = slice(None)
+    ) -> Iterator[list[SampleKey]]:
+        """Yields this rank's keys of each step from ``start_step`` on; of each batch only these rows."""
         order, edges = self.order(epoch, weights), _running_sum(weights)
         for step in range(start_step, self.steps_per_epoch):
-            yield self._keys(epoch, step, order, edges, self.rank, self.world_size)
+            yield self._keys(epoch, step, order, edges, self.rank, self.world_size, rows)
 
     def _keys(
-        self, epoch: int, step: int, order: np.ndarray, edges: np.ndarray | None, rank: int, world_size: int
+        self,
+        epoch: int,
+        step: int,
+        order: np.ndarray,
+        edges: np.ndarray | None,
+        rank: int,
+        world_size: int,
+        rows: slice = slice(None),
     ) -> list[SampleKey]:
         """Returns a rank's keys of a step; ``edges`` is the running sum of the weights, if there are any."""
         first = step * self.global_batch_size
@@ -143,16 +168,23 @@ class EpochBatches:
             canvas_hw = batch_canvas(self._aspect_ratios[batch], self._image_size, self._stride, margin=0.0)
         mine = rank_slice(len(batch), rank, world_size)
         return [
-            SampleKey(epoch, first + at, int(batch[at]), self._draw_partners(epoch, first + at, edges), canvas_hw)
-            for at in range(mine.start, mine.stop)
+            SampleKey(
+                epoch, first + at, int(batch[at]), self._draw_partners(epoch, first + at, order, edges), canvas_hw
+            )
+            for at in range(mine.start, mine.stop)[rows]
         ]
 
-    def _draw_partners(self, epoch: int, position: int, edges: np.ndarray | None) -> tuple[int, ...]:
-        """Draws images to combine a sample with, if images have weights."""
-        if edges is None:
+    def _draw_partners(self, epoch: int, position: int, order: np.ndarray, edges: np.ndarray | None) -> tuple[int, ...]:
+        """Draws images to combine a sample with: from its lane, or from the whole set by weight."""
+        from_lane = self.window > 0 and self._aspect_ratios is None  # rectangular batches have no mosaics
+        if not from_lane and edges is None:
             return ()
-        words = _philox(self.seed, _PARTNER_STREAM, epoch, position).random_raw(NUM_PARTNERS)
-        return tuple(int(index) for index in _draw_by_weight(words, edges))
+        words = _philox(self.seed, _PARTNER_STREAM, epoch, position).random_raw(max(NUM_PARTNERS, self.window))
+        if from_lane:
+            candidates = lane_candidates(position, self.num_samples, self.global_batch_size, self.window)
+            return tuple(order[draw_from_lane(words, candidates, NUM_PARTNERS)].tolist())
+        assert edges is not None
+        return tuple(int(index) for index in _draw_by_weight(words[:NUM_PARTNERS], edges))
 
     def _group_by_shape(self, order: np.ndarray, epoch: int) -> np.ndarray:
         """Returns the order with like shapes together: whole batches of them, shuffled, and the smaller batch last."""
@@ -196,6 +228,34 @@ class ValidationBatches:
         """Returns a rank's batches; the position of each key is the image's index."""
         mine = range(rank, len(self.batches), world_size)
         return [[SampleKey(0, index, index, (), self.canvases[b]) for index in self.batches[b]] for b in mine]
+
+
+class RankBatches:
+    """A rank's validation batches, for a loader: the same in every epoch."""
+
+    weights = None
+    epoch = start_step = 0
+
+    def __init__(self, batches: ValidationBatches, rank: int, world_size: int) -> None:
+        self._mine = batches.rank_batches(rank, world_size)
+        self.num_samples = sum(map(len, self._mine))
+        self.local_batch_size = max(map(len, self._mine), default=0)
+        self.largest_canvas_hw = max((keys[0].canvas_hw for keys in self._mine), key=math.prod, default=(0, 0))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Returns the number of batches."""
+        return len(self._mine)
+
+    def __len__(self) -> int:
+        return len(self._mine)
+
+    def batches(
+        self, epoch: int, start_step: int, weights: np.ndarray | None, rows: slice = slice(None)
+    ) -> Iterator[list[SampleKey]]:
+        """Yields the keys of each batch; of each only these rows."""
+        for keys in self._mine[start_step:]:
+            yield keys[rows]
 
 
 def batch_canvas(

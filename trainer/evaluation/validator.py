@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.utils.data import DataLoader
 
 from trainer.data.collate import Batch
+from trainer.data.loading.batch_loader import BatchLoader
 from trainer.evaluation.evaluator import Evaluator, Metrics
 from trainer.evaluation.metrics import RankPart
 from trainer.model.graph import DetectionModel, fuse_batch_norm
@@ -27,7 +27,7 @@ class Validator:
     """An evaluator with its batches and collectives; every rank calls ``validate`` and gets the same numbers."""
 
     def __init__(
-        self, evaluator: Evaluator, batches: DataLoader[Batch], collectives: Collectives, device: torch.device
+        self, evaluator: Evaluator, batches: BatchLoader, collectives: Collectives, device: torch.device
     ) -> None:
         self._evaluator = evaluator
         self._batches = batches
@@ -69,6 +69,4 @@ class Validator:
 
     def first_batch(self) -> Batch:
         """Makes this rank's first batch in this process."""
-        keys = next(iter(self._batches.batch_sampler))  # type: ignore[arg-type]
-        assert self._batches.collate_fn is not None
-        return self._batches.collate_fn([self._batches.dataset[key] for key in keys])
+        return self._batches.first_batch()

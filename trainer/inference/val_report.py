@@ -95,7 +95,7 @@ def _draw_worst(path: Path, metrics: Metrics, images: LabeledImages, names: Sequ
         return
     data = ValidationData(images, image_size=image_size)
     keys = [SampleKey(0, row.index, row.index, (), (image_size, image_size)) for row in metrics.worst_images]
-    batch = Collate(image_size)([data[key] for key in keys])
+    batch = Collate((image_size, image_size))([data[key] for key in keys])
     found = [metrics.detections[row.position] for row in metrics.worst_images]
     captions = [
         f"{images.paths[row.index].name}: {row.missed} missed, {row.imagined} imagined" for row in metrics.worst_images

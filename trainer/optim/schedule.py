@@ -53,6 +53,8 @@ class Recipe:
     """True if the weights that the run starts from already detect its classes."""
     learned_images: int = 0
     """Number of images that these weights were learned from; 0 if it is unknown."""
+    partner_window: int = 0
+    """Steps of its lane that a sample's partners come from; 0: from the whole set."""
 
 
 def make_recipe(

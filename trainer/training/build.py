@@ -16,7 +16,7 @@ from trainer.config.train import TrainConfig, rounded_image_size
 from trainer.model.anchors import anchors_per_level, best_possible_recall, fit_anchors
 from trainer.model.compiled import FixedShapeCompiled
 from trainer.model.graph import DetectionModel, build_model, load_definition
-from trainer.optim.schedule import Recipe, make_recipe
+from trainer.optim.schedule import Recipe
 from trainer.protocol import RunFiles
 from trainer.runtime.distributed import Collectives, DistEnv, warm_up_ddp, wrap_model
 from trainer.runtime.heartbeat import HeartbeatWriter
@@ -30,8 +30,10 @@ from trainer.training.components import (
     make_schedule,
     make_state,
     make_validator,
+    window_for,
 )
 from trainer.training.precision import agree_on_autocast
+from trainer.training.resume import definition_to_go_on_with, settle_recipe
 from trainer.training.run import LoopSettings, Run
 from trainer.training.run_data import Data, count_small_boxes, load_data
 from trainer.training.telemetry import NonFiniteDetector, ResultsWriter
@@ -109,43 +111,6 @@ def suitable_anchors(
     return None
 
 
-def definition_to_go_on_with(config: TrainConfig, saved: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Returns the model definition, with its anchors, of the run that ``saved`` is a checkpoint of.
-
-    Returns None if there is no checkpoint or the configuration asks for another model.
-    """
-    if saved is None or any(saved["config"][name] != getattr(config, name) for name in ("cfg", "weights")):
-        return None
-    return saved.get("definition")
-
-
-def settle_recipe(
-    config: TrainConfig, batches_per_epoch: int, saved: dict[str, Any] | None, *, learned_images: int | None = None
-) -> Recipe:
-    """Returns the recipe of a run: kept on a resume, so that more --epochs do not change it under way.
-
-    Another recipe, optimizer, batch size or warm-up makes a new one.
-    What the run's first weights knew is kept in its checkpoint, since a resume does not read them again.
-    """
-    if saved is not None:
-        before = saved.get("recipe", {})
-        learned_images = before.get("learned_images", 0) if before.get("knows_classes", False) else None
-    if saved is not None and "recipe" in saved:
-        before = saved["config"]
-        is_same = all(before[name] == getattr(config, name) for name in ("recipe", "optimizer", "batch_size"))
-        if is_same and before["hyperparameters"]["warmup_epochs"] == config.hyperparameters.warmup_epochs:
-            return Recipe(**saved["recipe"])
-    return make_recipe(
-        config.recipe,
-        epochs=config.epochs,
-        batches_per_epoch=batches_per_epoch,
-        global_batch_size=config.batch_size,
-        warmup_epochs=config.hyperparameters.warmup_epochs,
-        learned_images=learned_images,
-        chosen=config.hyperparameters.chosen(),
-    )
-
-
 def read_data(config: TrainConfig, collectives: Collectives, reporter: Reporter, heartbeat: HeartbeatWriter) -> Data:
     """Returns the data set of a configuration. Raises DataError or ConfigError on all ranks."""
     return load_data(
@@ -182,24 +147,22 @@ def build_run(
     if config.autoanchor and definition is None:
         # Fitted once: the last digits of a fit depend on the processor, which may differ between machines.
         fit = partial(suitable_anchors, config, model, data, image_size, learned_images is not None, reporter)
-        found = collectives.from_main(fit)
-        if found is not None:
+        if (found := collectives.from_main(fit)) is not None:
             model.set_anchors(found)
             learned_images = None  # the head's boxes were learned for the anchors that the weights came with
     freeze_layers(model, config.freeze)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches_per_epoch = -(-len(data.train) // config.batch_size)
-    recipe = settle_recipe(config, batches_per_epoch, saved, learned_images=learned_images)
+    window = window_for(config, data, image_size)
+    recipe = settle_recipe(config, batches_per_epoch, saved, learned_images=learned_images, partner_window=window)
     schedule = make_schedule(config, recipe, batches_per_epoch)
     autocast = agree_on_autocast(config.amp, device, collectives, reporter)
     loss = make_loss(config, model, image_size, recipe)
-    cached = partial(image_source, config, image_size=image_size, heartbeat=heartbeat)
-    epoch_loader = make_epoch_loader(
-        config, data, cached(data.train, training=True), grid, image_size, recipe, collectives, device
-    )
-    validator = make_validator(
-        config, data, cached(data.val, training=False), grid, loss, image_size, collectives, device
-    )
+    source = partial(image_source, config, env, image_size, heartbeat)
+    to_learn = source(data.train, window=recipe.partner_window, training=True)
+    to_measure = source(data.val, window=0, training=False)
+    epoch_loader = make_epoch_loader(config, data, to_learn, grid, image_size, recipe, collectives, device)
+    validator = make_validator(config, data, to_measure, grid, loss, image_size, collectives, device)
     run = Run(
         collectives=collectives,
         device=device,

@@ -13,7 +13,7 @@ from trainer.data.augment.basic import AugmentationSettings
 from trainer.data.demo.dataset import default_cache_dir
 from trainer.data.epoch_loader import EpochLoader
 from trainer.data.image_cache import open_image_cache
-from trainer.data.images import ImageSource
+from trainer.data.images import ImageFiles, ImageSource
 from trainer.data.loader import (
     TrainingData,
     ValidationData,
@@ -21,6 +21,8 @@ from trainer.data.loader import (
     make_training_loader,
     make_validation_loader,
 )
+from trainer.data.loading.image_store import decoded_bytes, keep_decoded
+from trainer.data.loading.partners import partner_window
 from trainer.data.sampler import EpochBatches, ValidationBatches
 from trainer.data.scan.label_cache import LabeledImages
 from trainer.errors import ConfigError
@@ -31,7 +33,7 @@ from trainer.model.graph import DetectionModel
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
 from trainer.optim.schedule import Recipe, Schedule
-from trainer.runtime.distributed import Collectives
+from trainer.runtime.distributed import Collectives, DistEnv
 from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.training.run_data import Data
 from trainer.training.state import Progress, TrainState
@@ -126,25 +128,43 @@ def augmentation_of(config: TrainConfig) -> AugmentationSettings:
 
 
 def image_source(
-    config: TrainConfig, images: LabeledImages, image_size: int, heartbeat: HeartbeatWriter, *, training: bool
-) -> ImageSource | None:
-    """Opens the machine's one decoded copy of a split if --cache asks for it; returns None otherwise."""
-    if not config.cache:
-        return None
-    return open_image_cache(
-        images,
-        image_size=image_size,
-        training=training,
-        kind=config.cache,
-        cache_dir=default_cache_dir(),
-        on_progress=lambda done, total: heartbeat.beat("scan", step=done),
-    )
+    config: TrainConfig,
+    env: DistEnv,
+    image_size: int,
+    heartbeat: HeartbeatWriter,
+    images: LabeledImages,
+    *,
+    window: int,
+    training: bool,
+) -> ImageSource:
+    """Returns where a split's pixels come from: the machine's decoded copy if --cache asks for it, else the files."""
+    cache = None
+    if config.cache:
+        cache = open_image_cache(
+            images,
+            image_size=image_size,
+            training=training,
+            kind=config.cache,
+            cache_dir=default_cache_dir(),
+            on_progress=lambda done, total: heartbeat.beat("scan", step=done),
+        )
+    if cache is not None:
+        return cache
+    files = ImageFiles(images.paths, images.shapes_hw, image_size, training=training)
+    return keep_decoded(files, images.shapes_hw, image_size, window=window, local_world_size=env.local_world_size)
+
+
+def window_for(config: TrainConfig, data: Data, image_size: int) -> int:
+    """Returns how many steps of its lane a sample's partners come from; 0: from the whole set."""
+    if config.rect:
+        return 0  # no mosaics
+    return partner_window(decoded_bytes(data.train.shapes_hw, image_size), config.batch_size, image_size)
 
 
 def make_epoch_loader(  # noqa: PLR0913 (what build.py has made so far)
     config: TrainConfig,
     data: Data,
-    source: ImageSource | None,
+    source: ImageSource,
     stride: int,
     image_size: int,
     recipe: Recipe,
@@ -163,6 +183,7 @@ def make_epoch_loader(  # noqa: PLR0913 (what build.py has made so far)
         aspect_ratios=shapes[:, 0] / shapes[:, 1] if config.rect else None,
         image_size=image_size,
         stride=stride,
+        window=recipe.partner_window,
     )
     training = TrainingData(
         data.train,
@@ -184,7 +205,7 @@ def make_epoch_loader(  # noqa: PLR0913 (what build.py has made so far)
 def make_validator(  # noqa: PLR0913 (what build.py has made so far)
     config: TrainConfig,
     data: Data,
-    source: ImageSource | None,
+    source: ImageSource,
     stride: int,
     loss: DetectionLoss,
     image_size: int,

@@ -36,6 +36,7 @@ def fit(run: Run) -> bool:
     progress = run.state.progress
     if run.settings.save:
         save_checkpoint(run)  # a run that cannot write learns so now, and a rollback always has a place to go to
+    run.epoch_loader.begin(progress.epoch, progress.batch)
     if not measure_start(run):
         _save_and_stop(run)
         return False
@@ -165,6 +166,8 @@ def finish_epoch(run: Run) -> bool:
     A run resumed from a checkpoint of that state starts with the validation.
     """
     progress, settings = run.state.progress, run.settings
+    if progress.epoch + 1 < settings.epochs:
+        run.epoch_loader.begin(progress.epoch + 1)  # its first batches are made during the validation
     speed, data_wait = run.speed.images_per_second, run.speed.data_wait_s / run.speed.elapsed_s
     first_step = progress.micro_step - run.schedule.batches_per_epoch
     skipped = sum(step >= first_step for step in progress.skipped_steps)

@@ -1,16 +1,63 @@
-"""Resumes a run from its newest good checkpoint, and reports what differs from before."""
+"""Resumes a run from its newest good checkpoint, keeps what it settled, and reports what differs from before."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainer.config.train import TrainConfig
 from trainer.errors import ConfigError
+from trainer.optim.schedule import Recipe, make_recipe
 from trainer.runtime.distributed import Collectives
 from trainer.runtime.reporter import Reporter
 from trainer.training.rollback import find_checkpoint
 from trainer.training.run import Run
 from trainer.weights.checkpoint import remove_leftovers
+
+
+def definition_to_go_on_with(config: TrainConfig, saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the model definition, with its anchors, of the run that ``saved`` is a checkpoint of.
+
+    Returns None if there is no checkpoint or the configuration asks for another model.
+    """
+    if saved is None or any(saved["config"][name] != getattr(config, name) for name in ("cfg", "weights")):
+        return None
+    return saved.get("definition")
+
+
+def settle_recipe(
+    config: TrainConfig,
+    batches_per_epoch: int,
+    saved: dict[str, Any] | None,
+    *,
+    learned_images: int | None = None,
+    partner_window: int = 0,
+) -> Recipe:
+    """Returns the recipe of a run: kept on a resume, so that more --epochs do not change it under way.
+
+    Another recipe, optimizer, batch size or warm-up makes a new one.
+    What the run's first weights knew is kept in its checkpoint, since a resume does not read them again.
+    ``partner_window`` is that of the data and the batch; the published recipe draws partners from the whole set.
+    """
+    if saved is not None:
+        before = saved.get("recipe", {})
+        learned_images = before.get("learned_images", 0) if before.get("knows_classes", False) else None
+    if saved is not None and "recipe" in saved:
+        before = saved["config"]
+        is_same = all(before[name] == getattr(config, name) for name in ("recipe", "optimizer", "batch_size"))
+        if is_same and before["hyperparameters"]["warmup_epochs"] == config.hyperparameters.warmup_epochs:
+            return Recipe(**saved["recipe"])
+    made = make_recipe(
+        config.recipe,
+        epochs=config.epochs,
+        batches_per_epoch=batches_per_epoch,
+        global_batch_size=config.batch_size,
+        warmup_epochs=config.hyperparameters.warmup_epochs,
+        learned_images=learned_images,
+        chosen=config.hyperparameters.chosen(),
+    )
+    return made if config.recipe == "yolov5" else replace(made, partner_window=partner_window)
 
 
 def resume(run: Run, saved: dict[str, Any] | None) -> None:

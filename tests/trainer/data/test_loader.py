@@ -17,7 +17,9 @@ from trainer.boxes import xyxy_from_cxcywh
 from trainer.data.augment.basic import AugmentationSettings
 from trainer.data.collate import Batch, Collate, LoadedSample
 from trainer.data.image_cache import open_image_cache
+from trainer.data.images import ImageFiles
 from trainer.data.loader import TrainingData, ValidationData, make_training_loader, make_validation_loader
+from trainer.data.loading.image_store import SharedStore, WindowStore
 from trainer.data.sampler import EpochBatches, SampleKey, ValidationBatches
 from trainer.data.scan.label_cache import LabeledImages
 
@@ -66,13 +68,17 @@ def sample_hashes(batch: Batch) -> list[tuple[int, str]]:
     return hashes
 
 
-def run_epoch(data, epoch=2, *, ranks=1, workers=0, start_step=0, rect=False, weights=None) -> list[list]:
+def run_epoch(
+    data, epoch=2, *, ranks=1, workers=0, start_step=0, rect=False, weights=None, window=0, **options
+) -> list[list]:
     """Per global step, the hashes of all ranks' samples in the order of ranks."""
     ratios = data.images.shapes_hw[:, 0] / data.images.shapes_hw[:, 1] if rect else None
     steps: list[list] = []
     for rank in range(ranks):
-        sampler = EpochBatches(SEED, len(data), BATCH, rank, ranks, aspect_ratios=ratios, image_size=SIZE)
-        loader = make_training_loader(data, sampler, num_workers=workers)
+        sampler = EpochBatches(
+            SEED, len(data), BATCH, rank, ranks, aspect_ratios=ratios, image_size=SIZE, window=window
+        )
+        loader = make_training_loader(data, sampler, num_workers=workers, **options)
         sampler.set_epoch(epoch, start_step, weights)
         for step, batch in enumerate(loader):
             if rank == 0:
@@ -105,9 +111,37 @@ def test_samples_do_not_depend_on_a_resume(few, reference, ranks, workers):
 
 
 @pytest.mark.parametrize("prefetch", [1, 5])
-def test_samples_do_not_depend_on_the_prefetch(few, reference, monkeypatch, prefetch):
-    monkeypatch.setattr("trainer.data.loader.PREFETCHED_BATCHES", prefetch)
-    assert run_epoch(training_data(few), workers=2) == reference
+def test_samples_do_not_depend_on_the_prefetch(few, reference, prefetch):
+    assert run_epoch(training_data(few), workers=2, prefetch=prefetch) == reference
+
+
+@pytest.mark.parametrize("window", [3, 16])
+@pytest.mark.parametrize(
+    ("ranks", "workers", "start_step"), [(2, 0, 0), (3, 0, 2), (1, 1, 0), (1, 8, 1), (2, 3, 0), (3, 2, 1)]
+)
+def test_partners_from_a_lane_depend_on_nothing_but_the_position(few, window, ranks, workers, start_step):
+    def data() -> TrainingData:
+        files = ImageFiles(few.paths, few.shapes_hw, SIZE, training=True)
+        return training_data(few, WindowStore(files, window))
+
+    expected = run_epoch(training_data(few), window=window)
+    assert expected != run_epoch(training_data(few))
+    steps = run_epoch(data(), window=window, ranks=ranks, workers=workers, start_step=start_step)
+    assert steps == expected[start_step:]
+    weights = np.arange(30.0)
+    by_weight = run_epoch(data(), window=window, ranks=ranks, workers=workers, weights=weights)
+    assert by_weight == run_epoch(training_data(few), window=window, weights=weights)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("max_bytes", [1 << 30, 20 * 3 * SIZE * SIZE])
+def test_samples_do_not_depend_on_what_is_kept_decoded(few, reference, workers, max_bytes):
+    files = ImageFiles(few.paths, few.shapes_hw, SIZE, training=True)
+    data = training_data(few, SharedStore(files, few.shapes_hw, SIZE, max_bytes))
+    sampler = EpochBatches(SEED, len(data), BATCH, 0, 1)
+    loader = make_training_loader(data, sampler, num_workers=workers)
+    for _ in range(2):
+        assert [sample_hashes(batch) for batch in loader.epoch(2, 0)] == reference
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])
@@ -168,7 +202,9 @@ def test_real_boxes_stay_in_the_image_and_follow_it(bccd, mosaic):
         assert (sample.boxes[:, 1:3] < sample.boxes[:, 3:]).all()
         assert sample.boxes[:, 1:].min() >= 0
         assert sample.boxes[:, 1:].max() <= 320
-        saturation = cv2.cvtColor(sample.image, cv2.COLOR_BGR2HSV)[..., 1]
+        planes = np.empty((3, 320, 320), np.uint8)
+        sample.finish.write(sample.image, planes)
+        saturation = cv2.cvtColor(cv2.merge(planes), cv2.COLOR_RGB2HSV)[..., 1]
         mask = np.zeros((320, 320), bool)
         for _, x1, y1, x2, y2 in sample.boxes[sample.boxes[:, 0] == 1].round().astype(int):
             mask[y1:y2, x1:x2] = True
@@ -185,7 +221,7 @@ def test_collate_puts_red_first_and_normalizes():
     image[..., 2] = np.arange(32).reshape(4, 8)
     boxes = np.array([[2, 2, 1, 6, 3]], np.float32)
     none = np.zeros((0, 5), np.float32)
-    batch = Collate(64)([LoadedSample(image[:, ::-1], none, 5, 7), LoadedSample(image, boxes, 6, 9)])
+    batch = Collate((64, 64))([LoadedSample(image[:, ::-1], none, 5, 7), LoadedSample(image, boxes, 6, 9)])
     assert (batch.images_bchw.shape, batch.images_bchw.dtype) == ((2, 3, 4, 8), torch.uint8)
     assert batch.images_bchw.is_contiguous()
     np.testing.assert_array_equal(batch.images_bchw[1, 0], image[..., 2])
@@ -193,7 +229,7 @@ def test_collate_puts_red_first_and_normalizes():
     assert not batch.images_bchw[:, 1:].any()
     assert batch.targets.tolist() == [[1, 2, 0.5, 0.5, 0.5, 0.5]]
     assert (batch.positions.tolist(), batch.indices.tolist(), len(batch)) == ([5, 6], [7, 9], 2)
-    empty = Collate(64)([])
+    empty = Collate((64, 64))([])
     assert (empty.images_bchw.shape, empty.targets.shape, len(empty)) == ((0, 3, 64, 64), (0, 6), 0)
     assert empty.to(torch.device("cpu")).positions.dtype == torch.int64
 
@@ -243,6 +279,7 @@ from pathlib import Path
 from trainer.data.augment.basic import AugmentationSettings
 from trainer.data.dataset import load_dataset_file
 from trainer.data.scan.scan import scan_split
+from trainer.data.images import ImageFiles
 from trainer.data.loader import TrainingData, make_training_loader
 from trainer.data.sampler import EpochBatches
 dataset = load_dataset_file(sys.argv[1])

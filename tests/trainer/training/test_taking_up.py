@@ -15,8 +15,7 @@ from trainer.errors import ConfigError
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
 from trainer.optim.schedule import make_recipe
-from trainer.training.build import settle_recipe
-from trainer.training.resume import changes_since, compare_names
+from trainer.training.resume import changes_since, compare_names, settle_recipe
 from trainer.training.run import LoopSettings
 from trainer.training.selection import START, out_of_patience
 from trainer.training.state import Progress, TrainState

@@ -1,3 +1,3 @@
 """Changes images and boxes of training samples."""
 
-__all__ = ["basic", "canvas", "mosaic", "warp"]
+__all__ = ["basic", "canvas", "finish", "mosaic", "warp"]

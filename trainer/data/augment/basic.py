@@ -1,7 +1,7 @@
-"""Augments whole images: letterbox, flips, color, blending, most of them as one ``Sample -> Sample`` step.
+"""Augments whole images: letterbox and blending.
 
 The augmentations are those that YOLOv5 publishes, under the names of its hyperparameters. All randomness comes from
-the generator passed in. ``mosaic`` and ``warp`` hold the augmentations that combine or move parts of images.
+the generator passed in. ``mosaic`` and ``warp`` combine or move parts of images, ``finish`` has color and flips.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import cv2
 import numpy as np
 
 from trainer.data.images import FILL
-
-_STRIP_ROWS = 64
 
 
 @dataclass
@@ -96,50 +94,6 @@ def letterbox(image: np.ndarray, box: Letterbox) -> np.ndarray:
     if not any((left, top, right, bottom)):
         return image
     return cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(FILL, FILL, FILL))
-
-
-def jitter_color(sample: Sample, settings: AugmentationSettings, generator: np.random.Generator) -> Sample:
-    """Scales hue, saturation and brightness by factors from 1 - gain to 1 + gain."""
-    gains = np.array((settings.hsv_h, settings.hsv_s, settings.hsv_v))
-    factors = generator.uniform(-1.0, 1.0, 3) * gains + 1.0
-    if not gains.any():
-        return sample
-    levels = np.arange(256, dtype=np.float64)
-    tables = (
-        (levels * factors[0] % 180).astype(np.uint8),
-        np.clip(levels * factors[1], 0, 255).astype(np.uint8),
-        np.clip(levels * factors[2], 0, 255).astype(np.uint8),
-    )
-    jittered = np.empty_like(sample.image)
-    for top in range(0, sample.image.shape[0], _STRIP_ROWS):
-        # Strips fit the processor's cache, and three tables are faster than one of three channels: half the time.
-        rows = slice(top, top + _STRIP_ROWS)
-        hsv = cv2.cvtColor(sample.image[rows], cv2.COLOR_BGR2HSV)
-        channels = [cv2.LUT(channel, table) for channel, table in zip(cv2.split(hsv), tables, strict=True)]
-        cv2.cvtColor(cv2.merge(channels), cv2.COLOR_HSV2BGR, dst=jittered[rows])
-    return Sample(jittered, sample.boxes, sample.segments)
-
-
-def flip_randomly(sample: Sample, settings: AugmentationSettings, generator: np.random.Generator) -> Sample:
-    """Flips upside down with probability ``flipud`` and left to right with probability ``fliplr``."""
-    upside_down, left_right = generator.random(2) < (settings.flipud, settings.fliplr)
-    if upside_down:
-        sample = flip(sample, axis=0)
-    if left_right:
-        sample = flip(sample, axis=1)
-    return sample
-
-
-def flip(sample: Sample, axis: int) -> Sample:
-    """Mirrors a sample: rows reversed for axis 0, columns for axis 1."""
-    size = sample.shape_hw[axis]
-    low, high = (2, 4) if axis == 0 else (1, 3)
-    boxes = sample.boxes.copy()
-    boxes[:, low], boxes[:, high] = size - sample.boxes[:, high], size - sample.boxes[:, low]
-    segments = [polygon.copy() for polygon in sample.segments]
-    for polygon in segments:
-        polygon[:, 1 - axis] = size - polygon[:, 1 - axis]
-    return Sample(cv2.flip(sample.image, axis), boxes, segments)
 
 
 def mixup(sample: Sample, other: Sample, generator: np.random.Generator) -> Sample:

@@ -12,13 +12,11 @@ from trainer.data.augment.basic import (
     AugmentationSettings,
     Sample,
     fit_letterbox,
-    flip,
-    flip_randomly,
-    jitter_color,
     letterbox,
     mixup,
 )
 from trainer.data.augment.canvas import Canvas, Tile, letterboxed, place
+from trainer.data.augment.finish import draw_finish
 from trainer.data.augment.mosaic import copy_paste, mosaic
 from trainer.data.augment.polygons import bounds_xyxy, clip_polygon
 from trainer.data.augment.warp import draw_matrix, random_warp
@@ -85,43 +83,6 @@ def test_letterbox_is_the_published_one(golden_dir):
         assert (image[:top] == 114).all()
         assert (image[:, :left] == 114).all()
         assert not image[top, left].any()
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_flip(axis):
-    sample = sample_of((10, 20, 40, 90), (100, 5, 150, 30), polygons=True)
-    flipped = flip(sample, axis)
-    assert_boxes_follow_pixels(flipped)
-    for polygon, row in zip(flipped.segments, flipped.boxes, strict=True):
-        np.testing.assert_allclose(bounds_xyxy(polygon), row[1:])
-    back = flip(flipped, axis)
-    np.testing.assert_array_equal(back.image, sample.image)
-    np.testing.assert_array_equal(back.boxes, sample.boxes)
-
-
-def test_flips_come_as_often_as_asked():
-    sample = sample_of((10, 20, 40, 90))
-    generator = np.random.default_rng(0)
-    settings = settings_with(fliplr=0.5, flipud=0.1)
-    boxes = np.array([flip_randomly(sample, settings, generator).boxes[0, 1:3] for _ in range(2000)])
-    assert (boxes[:, 0] != 10).mean() == pytest.approx(0.5, abs=0.04)
-    assert (boxes[:, 1] != 20).mean() == pytest.approx(0.1, abs=0.03)
-
-
-def test_color_jitter_is_that_of_the_formula():
-    rng = np.random.default_rng(3)
-    image = cv2.GaussianBlur(rng.integers(0, 256, (150, 90, 3), np.uint8), (0, 0), 2)
-    sample = Sample(image, np.zeros((0, 5), np.float32))
-    settings = settings_with(hsv_h=0.4, hsv_s=0.7, hsv_v=0.4)
-    result = jitter_color(sample, settings, np.random.default_rng(5)).image
-    hue, saturation, value = np.random.default_rng(5).uniform(-1, 1, 3) * (0.4, 0.7, 0.4) + 1
-    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV).astype(float)
-    hsv *= (hue, saturation, value)
-    hsv[..., 0] %= 180
-    expected = cv2.cvtColor(np.clip(hsv, 0, 255).astype(np.uint8), cv2.COLOR_HSV2BGR)
-    np.testing.assert_array_equal(result, expected)
-    assert (result != image).mean() > 0.5
-    assert jitter_color(sample, settings_with(), np.random.default_rng(5)) is sample
 
 
 def test_mixup_blends_and_keeps_all_objects():
@@ -376,5 +337,7 @@ def test_inputs_are_never_changed():
     canvas = copy_paste(mosaic([sample] * 4, 160, generator), 1.0, generator)
     warped = random_warp(canvas, everything, generator, (160, 160))
     random_warp(letterboxed(sample, (160, 160)), everything, generator, (160, 160))
-    mixup(flip_randomly(sample, everything, generator), warped, generator)
-    jitter_color(sample, everything, generator)
+    mixup(sample, warped, generator)
+    finish = draw_finish(everything, generator)
+    finish.write(sample.image, np.empty((3, 160, 160), np.uint8))
+    finish.boxes(sample.boxes, (160, 160))
