@@ -46,8 +46,7 @@ EXIT_SAVED_AND_STOPPED = 75
 """A signal asked to stop and the state is saved."""
 
 PREFETCHED_BATCHES = 4
-"""Batches that each loader process works ahead."""
-MOST_LOADER_WORKERS = 8
+"""Batches that a rank's loader processes together work ahead."""
 
 DEFAULT_IMAGE_SIZE = 640
 DEFAULT_BATCH_SIZE = 16
@@ -289,12 +288,8 @@ def affinity_cores() -> int:
 def default_loader_workers(cores: int, ranks: int, *, on_cpu: bool) -> int:
     """Returns the loader processes of each of a machine's ranks if nobody asked for a number.
 
-    On a CPU the model wants the cores too, so loaders get a quarter of them, and none of a few.
+    On a GPU all of the rank's cores but one, which the training loop needs. On a CPU the model wants the cores too, so
+    loaders get a quarter of them, and none of a few.
     """
     cores_per_rank = max(1, cores // ranks)
-    return min(MOST_LOADER_WORKERS, cores_per_rank // 4 if on_cpu else cores_per_rank)
-
-
-def batches_in_shared_memory(loader_workers: int) -> int:
-    """Batches of one rank that /dev/shm holds at most: those made ahead, the one in use and the one that follows it."""
-    return PREFETCHED_BATCHES * loader_workers + 2 if loader_workers else 0
+    return cores_per_rank // 4 if on_cpu else max(1, cores_per_rank - 1)

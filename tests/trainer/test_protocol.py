@@ -15,14 +15,12 @@ from typing import get_args
 import pytest
 
 from trainer.protocol import (
-    PREFETCHED_BATCHES,
     STEP_PHASES,
     FailureRecord,
     Heartbeat,
     LogFiles,
     Phase,
     RunFiles,
-    batches_in_shared_memory,
     default_loader_workers,
     output_is_data,
     rank_in,
@@ -203,16 +201,7 @@ def test_the_files_of_a_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("cores", "ranks", "on_cpu", "workers"),
-    [(2, 1, True, 0), (8, 1, True, 2), (64, 1, True, 8), (8, 4, False, 2), (64, 4, False, 8), (2, 4, False, 1)],
+    [(2, 1, True, 0), (8, 1, True, 2), (64, 1, True, 16), (8, 4, False, 1), (64, 4, False, 15), (2, 4, False, 1)],
 )
 def test_loader_processes_are_a_share_of_the_cores(cores, ranks, on_cpu, workers):
     assert default_loader_workers(cores, ranks, on_cpu=on_cpu) == workers
-
-
-def test_the_loaders_of_a_rank_hold_no_more_batches_than_planned():
-    assert batches_in_shared_memory(0) == 0
-    assert [batches_in_shared_memory(workers) for workers in (1, 2, 8)] == [
-        PREFETCHED_BATCHES + 2,
-        2 * PREFETCHED_BATCHES + 2,
-        8 * PREFETCHED_BATCHES + 2,
-    ]

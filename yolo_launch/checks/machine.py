@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 from packaging.version import Version
 
-from trainer.protocol import DEFAULT_IMAGE_SIZE
 from yolo_launch.checks.context import Context
 from yolo_launch.host import card_support, cuda_driver, ports
 from yolo_launch.host.torch_versions import check_torch, check_torchvision
@@ -160,25 +159,25 @@ def check_open_files(context: Context) -> Iterable[Finding]:
 
 
 def check_shared_memory(context: Context) -> Iterable[Finding]:
-    """Compares /dev/shm with the need of this run's loaders; if it is too small, the plan already has a finding."""
-    total, plan = context.host.shm_total_bytes, context.plan
-    if 0 < total <= 64 << 20:
-        advice = "in a container: --ipc=host, or --shm-size=4g"
-        yield Finding("shm", "warning", f"/dev/shm has {total >> 20} MB, the default of Docker", advice)
+    """Compares /dev/shm with what this run needs of it: our loaders nothing, those of scripts much, and NCCL."""
+    total, free, plan = context.host.shm_total_bytes, context.host.shm_free_bytes, context.plan
+    advice = "in a container: --ipc=host, or --shm-size=1g"
+    if not total:
         return
-    is_script = context.script is not None
-    if plan is None or is_script or not total or any(finding.check == "shm" for finding in plan.findings):
+    if plan is None or context.script is not None:
+        if total <= 64 << 20:
+            yield Finding("shm", "warning", f"/dev/shm has {total >> 20} MB, the default of Docker", advice)
         return
-    seen = f"/dev/shm has {context.host.shm_free_bytes / 2**30:.1f} GB free"
-    image_size = context.config.imgsz if context.config is not None else DEFAULT_IMAGE_SIZE
-    need = shared_memory_need(plan.workers_per_rank, plan.nproc_per_node, plan.local_batch_size, image_size)
-    if plan.batch_is_auto and plan.workers_per_rank:
-        yield Finding("shm", "ok", f"{seen}; what the loaders need depends on the measured batch")
+    seen, need = f"/dev/shm has {size_text(free)} free", shared_memory_need(plan)
+    if need > free:
+        text = (
+            f"{seen}; NCCL may need {size_text(need)} for {plan.nproc_per_node} GPUs without a direct way between them"
+        )
+        yield Finding("shm", "warning", text, advice)
     elif need:
-        count = f"{plan.nproc_per_node * plan.workers_per_rank} loader processes"
-        yield Finding("shm", "ok", f"{seen}; {count} of this run need at most {size_text(need)}")
+        yield Finding("shm", "ok", f"{seen}; NCCL may need {size_text(need)}")
     else:
-        yield Finding("shm", "ok", f"{seen}; this run has no loader processes and needs none")
+        yield Finding("shm", "ok", f"{seen}; this run needs none")
 
 
 def check_port(context: Context) -> Iterable[Finding]:

@@ -146,7 +146,7 @@ def _gpu_memory(facts: Facts) -> str:
 _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (
     (OUT_OF_GPU_MEMORY, (), _gpu_memory),
     (r"Bus error|unable to (?:open|mmap|allocate) shared memory|/torch_\d+_\d+.*No space left", (-7,), _shm),
-    (r"DataLoader worker \(pid.*killed by signal: Killed", (), _killed),
+    (r"(?:DataLoader worker|loader process).*\(pid.*killed by signal: Killed", (), _killed),
     (r"MemoryError|Cannot allocate memory|DefaultCPUAllocator: can't allocate", (), _killed),
     (r"No space left on device|Disk quota exceeded", (), DISK_FULL),
     (r"Too many open files|received 0 items of ancdata", (), "raise the limit first: ulimit -n 65536"),

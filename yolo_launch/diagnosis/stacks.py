@@ -36,6 +36,7 @@ _COLLECTIVES = frozenset(
 _OUTSIDE_SCRIPT = ("runpy>", "/runpy.py", "/yolo_launch/workers/script_entrypoint.py")
 """Endings of files that start a script and are no part of it."""
 _BACKWARD = frozenset({"_engine_run_backward"})
+_LOADERS = ("torch/utils/data/dataloader.py", "trainer/data/loading/batch_loader.py")
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def collective_in(frames: Sequence[Frame]) -> str:
 
 
 def waits_for_loader(frames: Sequence[Frame]) -> bool:
-    """Returns whether the code waits for a batch of a DataLoader's processes."""
-    return any(frame.path.endswith("torch/utils/data/dataloader.py") for frame in frames)
+    """Returns whether the code waits for a batch of loader processes, our trainer's or a script's DataLoader's."""
+    return any(frame.path.endswith(_LOADERS) for frame in frames)
 
 
 def own_frame(frames: Sequence[Frame]) -> Frame | None:

@@ -38,8 +38,9 @@ def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = 
     split = _split(request, host, devices, is_auto=is_auto)
     findings += _batch_findings(request, split, mode, devices)
     threads = _threads(host, nproc, on_gpu=devices[0].kind == "cuda")
+    local_batch_size = split.global_batch_size if mode == "dp" else split.local_batch_size
     workers, worker_findings = choose_workers(
-        request, host, ranks=nproc, on_cpu=devices[0].kind == "cpu", local_batch_size=split.local_batch_size
+        request, host, ranks=nproc, on_cpu=devices[0].kind == "cpu", local_batch_size=local_batch_size
     )
     findings += worker_findings + _mode_findings(request, mode) + _device_findings(devices, host)
     by_node = (1,) if mode == "dp" else _nproc_by_node(request, devices)
@@ -50,7 +51,7 @@ def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = 
         nproc_per_node=nproc,
         world_size=sum(by_node),
         global_batch_size=split.global_batch_size,
-        local_batch_size=split.global_batch_size if mode == "dp" else split.local_batch_size,
+        local_batch_size=local_batch_size,
         devices=devices,
         backend="nccl" if devices[0].kind == "cuda" else "gloo",
         threads_per_rank=threads,

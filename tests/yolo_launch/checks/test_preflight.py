@@ -227,17 +227,20 @@ def test_the_driver_against_torchs_cuda(make_host, driver_cuda, torch_cuda, leve
 
 
 def test_shared_memory_against_what_this_run_needs(context, make_host):
-    ((level, seen),) = found(machine_checks.check_shared_memory, context)
-    workers = context.plan.workers_per_rank
-    need_mb = (workers * 4 + 2) * 16 * 3 * 640 * 640 / 2**20
-    assert level == "ok"
-    assert seen == f"/dev/shm has 64.0 GB free; {workers} loader processes of this run need at most {need_mb:.0f} MB"
-    host = make_host(1, shm_free_bytes=1 << 30, shm_total_bytes=1 << 30)
-    small = make_plan(LaunchRequest(global_batch_size=256), host)
-    assert [finding.check for finding in small.findings if finding.level == "warning"] == ["shm"]
-    assert found(machine_checks.check_shared_memory, replace(context, host=host, plan=small)) == []
-    on_cpu = make_plan(LaunchRequest(gpus="cpu", workers=0), context.host)
-    assert "needs none" in found(machine_checks.check_shared_memory, replace(context, plan=on_cpu))[0][1]
+    assert found(machine_checks.check_shared_memory, context) == [
+        ("ok", "/dev/shm has 64.0 GB free; this run needs none")
+    ]
+    docker = make_host(2, shm_free_bytes=64 << 20, shm_total_bytes=64 << 20)
+    for gpus, level, words in (
+        ("0", "ok", "needs none"),
+        ("cpu", "ok", "needs none"),
+        ("0,1", "warning", "74 MB for 2 GPUs"),
+    ):
+        plan = make_plan(LaunchRequest(gpus=gpus, global_batch_size=256), docker)
+        ((seen_level, seen),) = found(machine_checks.check_shared_memory, replace(context, host=docker, plan=plan))
+        assert (seen_level, words in seen) == (level, True)
+    plan = make_plan(LaunchRequest(gpus="0,1"), make_host(2))
+    assert "NCCL may need 74 MB" in found(machine_checks.check_shared_memory, replace(context, plan=plan))[0][1]
 
 
 def test_a_busy_port_names_its_holder(context):

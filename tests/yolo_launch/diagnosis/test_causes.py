@@ -19,6 +19,7 @@ def hint(message="", exit_code=1, facts=None):
         ("RuntimeError: DataLoader worker (pid 17) is killed by signal: Bus error.", 1, "--shm-size"),
         ("", -7, "--shm-size"),
         ("RuntimeError: DataLoader worker (pid 17) is killed by signal: Killed.", 1, "--workers"),
+        ("LoaderProcessError: loader process loader1 (pid 17) is killed by signal: Killed", 1, "--workers"),
         ("killed by SIGKILL", -9, "out of memory"),
         ("OSError: [Errno 28] No space left on device", 1, "disk is full"),
         ("OSError: [Errno 24] Too many open files", 1, "ulimit -n"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 
 from trainer.data.augment.basic import AugmentationSettings
 from trainer.data.images import ImageFiles, LoadedImage
-from trainer.data.loader import TrainingData, make_training_loader
+from trainer.data.loader import TrainingData, ValidationData, make_training_loader, make_validation_loader
 from trainer.data.loading.batch_loader import LoaderProcessError
-from trainer.data.sampler import EpochBatches
+from trainer.data.sampler import EpochBatches, ValidationBatches
 
 SIZE, BATCH = 64, 4
 
@@ -150,3 +151,14 @@ def test_no_process_waits_for_one_with_more_rows(bccd, source, num_workers, proc
     batches = loader_of(bccd, source, num_workers=num_workers).epoch(0, 0)
     next(batches)
     assert len(batches._workers) == processes
+
+
+def test_batches_take_nothing_of_shared_memory(bccd):
+    before = shutil.disk_usage("/dev/shm").used
+    data = TrainingData(bccd, image_size=640, settings=AugmentationSettings(), seed=0)
+    learned = iter(make_training_loader(data, EpochBatches(0, len(bccd), 16, 0, 1), num_workers=2))
+    batches = ValidationBatches(bccd.shapes_hw, 16, image_size=640)
+    measured = iter(make_validation_loader(ValidationData(bccd, image_size=640), batches, num_workers=2))
+    for loader in (learned, measured):
+        assert next(loader).images_bchw.nbytes > 10 << 20
+    assert shutil.disk_usage("/dev/shm").used - before < 1 << 20
