@@ -177,7 +177,7 @@ def gradients(part: Part) -> None:
     found = []
     for device in ("cpu", part.device):
         one = copy.deepcopy(model).to(device)
-        matches = loss.match(targets, [(16, 16), (8, 8), (4, 4)], device)
+        matches = loss.match(targets, [(16, 16), (8, 8), (4, 4)]).to(device)
         loss(one(images.to(device)), matches, loss.counts(matches, 4)).total.backward()
         found.append(torch.cat([parameter.grad.flatten().cpu() for parameter in one.parameters()]))
     difference = float((found[1] - found[0]).norm() / found[0].norm())

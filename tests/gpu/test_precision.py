@@ -137,7 +137,7 @@ def test_gradients_of_the_gpu_are_those_of_the_cpu(bccd_yaml):
         gradients = {}
         for device in ("cpu", "cuda"):
             one = copy.deepcopy(model).to(device)
-            matches = loss.match(targets, [(16, 16), (8, 8), (4, 4)], device)
+            matches = loss.match(targets, [(16, 16), (8, 8), (4, 4)]).to(device)
             loss(one(images.to(device)), matches, loss.counts(matches, 4)).total.backward()
             gradients[device] = torch.cat([parameter.grad.flatten().cpu() for parameter in one.parameters()])
     finally:

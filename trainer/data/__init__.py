@@ -5,6 +5,7 @@ __all__ = [
     "collate",
     "dataset",
     "demo",
+    "device_copy",
     "epoch_loader",
     "image_cache",
     "image_format",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trainer.boxes import cxcywh_from_xyxy_numpy
 from trainer.data.augment.finish import AS_IT_IS, Finish
+from trainer.loss import Matches
 
 
 class ImageGeometry(NamedTuple):
@@ -50,28 +51,45 @@ class Batch:
     """int64 (B,): index of the image in the split."""
     geometry: tuple[ImageGeometry, ...] = ()
     """Per image, for validation."""
+    matches: Matches | None = None
+    """What the loss compares with; None: still to be found."""
 
     def __len__(self) -> int:
         return self.images_bchw.shape[0]
 
     def pin_memory(self) -> Batch:
         """Returns the batch in page-locked memory, from which copies to a GPU run beside other work."""
-        return replace(self, images_bchw=self.images_bchw.pin_memory(), targets=self.targets.pin_memory())
+        return replace(
+            self,
+            images_bchw=self.images_bchw.pin_memory(),
+            targets=self.targets.pin_memory(),
+            matches=self.matches.pin_memory() if self.matches is not None else None,
+        )
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch on a device; from pinned memory without waiting. ``positions`` and ``indices`` stay."""
+        """Returns images and matches on a device; from pinned memory without waiting. Everything else stays."""
         return replace(
             self,
             images_bchw=self.images_bchw.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
+            matches=self.matches.to(device) if self.matches is not None else None,
         )
+
+    def device_tensors(self) -> tuple[Tensor, ...]:
+        """Returns the tensors that ``to`` moves."""
+        matches = () if self.matches is None else (self.matches.integers, self.matches.reals)
+        return (self.images_bchw, *matches)
+
+
+Match = Callable[[Tensor, tuple[int, int]], Matches]
+"""Finds the matches of a batch's targets, by them and the height and width of its images."""
 
 
 class Collate:
     """Joins samples; a batch without any has the size ``empty_hw``."""
 
-    def __init__(self, empty_hw: tuple[int, int]) -> None:
+    def __init__(self, empty_hw: tuple[int, int], match: Match | None = None) -> None:
         self.empty_hw = empty_hw
+        self.match = match
 
     def __call__(self, samples: Sequence[LoadedSample]) -> Batch:
         """Joins samples of one size to one batch."""
@@ -81,12 +99,14 @@ class Collate:
             sample.finish.write(sample.image, image)
         rows = [np.zeros((0, 6), np.float32)]
         rows += [numbered_rows(at, sample.boxes, (height, width)) for at, sample in enumerate(samples)]
+        targets = torch.from_numpy(np.concatenate(rows))
         return Batch(
             images_bchw=images,
-            targets=torch.from_numpy(np.concatenate(rows)),
+            targets=targets,
             positions=torch.tensor([sample.position for sample in samples], dtype=torch.int64),
             indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
             geometry=tuple(sample.geometry for sample in samples if sample.geometry is not None),
+            matches=self.match(targets, (height, width)) if self.match is not None else None,
         )
 
 

@@ -17,7 +17,7 @@ from trainer.data.augment.canvas import letterboxed
 from trainer.data.augment.finish import draw_finish
 from trainer.data.augment.mosaic import copy_paste, mosaic
 from trainer.data.augment.warp import random_warp
-from trainer.data.collate import ImageGeometry, LoadedSample
+from trainer.data.collate import ImageGeometry, LoadedSample, Match
 from trainer.data.images import ImageFiles, ImageSource
 from trainer.data.loading.batch_loader import BatchLoader
 from trainer.data.loading.image_store import WindowStore
@@ -132,14 +132,15 @@ def make_training_loader(
     num_workers: int,
     pin_memory: bool = False,
     prefetch: int = PREFETCHED_BATCHES,
+    match: Match | None = None,
 ) -> BatchLoader:
     """Makes the loader of a rank's training batches, in order; ``num_workers`` is per rank.
 
-    Call ``sampler.set_epoch`` before each iteration.
+    With ``match`` batches carry their matches. Call ``sampler.set_epoch`` before each iteration.
     """
     # Samples are made in parallel; threads inside each would only fight over the same cores.
     cv2.setNumThreads(0)
-    return BatchLoader(data, sampler, num_workers=num_workers, pin_memory=pin_memory, prefetch=prefetch)
+    return BatchLoader(data, sampler, num_workers=num_workers, pin_memory=pin_memory, prefetch=prefetch, match=match)
 
 
 def make_validation_loader(

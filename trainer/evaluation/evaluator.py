@@ -215,8 +215,8 @@ class _StageTimer:
 def _loss_items(loss: DetectionLoss, raw: Sequence[Tensor], batch: Batch) -> np.ndarray:
     """Returns box, objectness and class loss of a batch by itself: float64 (3,)."""
     grid_sizes = [(level.shape[2], level.shape[3]) for level in raw]
-    matches = loss.match(batch.targets, grid_sizes, raw[0].device)
-    terms = loss(raw, matches, loss.counts(matches, len(batch.positions)))
+    matches = loss.match(batch.targets, grid_sizes)
+    terms = loss(raw, matches.to(raw[0].device), loss.counts(matches, len(batch.positions)))
     return terms.items.double().cpu().numpy()
 
 

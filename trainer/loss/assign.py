@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,22 +45,49 @@ class LevelMatches:
         return len(self.image)
 
 
+@dataclass(frozen=True)
+class Matches(Sequence[LevelMatches]):
+    """The matches of each level, of all together in two tensors, which a batch carries to the device."""
+
+    integers: Tensor
+    """(6, M) int64: image, anchor, grid_y, grid_x, class_index and last_row, as in ``LevelMatches``."""
+    reals: Tensor
+    """(M, 6): boxes_cxcywh and anchors_wh."""
+    counts: tuple[int, ...]
+    """Number of matches of each level."""
+
+    def pin_memory(self) -> Matches:
+        """Returns the matches in page-locked memory, from which copies to a GPU run beside other work."""
+        return Matches(self.integers.pin_memory(), self.reals.pin_memory(), self.counts)
+
+    def to(self, device: torch.device) -> Matches:
+        """Returns the matches on a device; from pinned memory without waiting."""
+        integers, reals = (tensor.to(device, non_blocking=True) for tensor in (self.integers, self.reals))
+        return Matches(integers, reals, self.counts)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, level: Any) -> Any:
+        return self._levels[level]
+
+    @cached_property
+    def _levels(self) -> list[LevelMatches]:
+        parts = zip(self.integers.split(self.counts, dim=1), self.reals.split(self.counts), strict=True)
+        return [_level_matches(whole, real) for whole, real in parts]
+
+
 def match_targets(
-    targets: Tensor,
-    anchors: Tensor,
-    grid_sizes: Sequence[tuple[int, int]],
-    anchor_threshold: float,
-    *,
-    device: torch.device | str | None = None,
-) -> list[LevelMatches]:
+    targets: Tensor, anchors: Tensor, grid_sizes: Sequence[tuple[int, int]], anchor_threshold: float
+) -> Matches:
     """Assigns every target to each anchor of a similar shape, in the target's own cell and in up to two neighbors.
 
     A target fits an anchor if max(w ratio, 1 / w ratio, h ratio, 1 / h ratio) < ``anchor_threshold``. A target whose
     center lies in the left (upper) half of its own cell also takes the left (upper) neighbor; the right (lower)
     neighbor follows the same rule from the far edge. ``targets``: (T, 6) image, class, cx, cy, w, h, normalized.
-    ``anchors``: (L, A, 2) in grid units. ``grid_sizes``: (rows, columns) per level. The result is put on
-    ``device``, by default that of ``targets``. With CUDA targets this call waits for the device twice; with CPU
-    targets it never does. Source: YOLOv5 architecture description, "Build Targets".
+    ``anchors``: (L, A, 2) in grid units. ``grid_sizes``: (rows, columns) per level. The result lies where
+    ``targets`` do; with CUDA targets this call waits for the device twice. Source: YOLOv5 architecture description,
+    "Build Targets".
     """
     anchors = anchors.to(targets)
     sizes_xy = targets.new_tensor([(columns, rows) for rows, columns in grid_sizes])
@@ -79,9 +108,7 @@ def match_targets(
     integers = torch.stack((image, anchor, grid_y, grid_x, class_index, last_row))
     reals = torch.cat((centers - cells, sides, anchors[level, anchor]), dim=1)
     counts = torch.bincount(level, minlength=len(grid_sizes)).tolist()
-    integers, reals = (to_device(tensor, torch.device(device or targets.device)) for tensor in (integers, reals))
-    levels = zip(integers.split(counts, dim=1), reals.split(counts), strict=True)
-    return [_level_matches(whole, real) for whole, real in levels]
+    return Matches(integers, reals, tuple(counts))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.loss.assign import LevelMatches, match_targets, to_device
+from trainer.loss.assign import LevelMatches, Matches, match_targets, to_device
 from trainer.loss.terms import box_term, classification_term, objectness_term
 
 # B = images, A = anchors of a level, C = classes, m = matches of one level, M = matches of all levels
@@ -87,34 +87,30 @@ class DetectionLoss:
         """Makes calls that train use torch.compile's code; nothing is compiled before the first of them."""
         self._compiled_terms = torch.compile(self._terms, backend=backend, dynamic=True)
 
-    def match(
-        self,
-        targets: Tensor,
-        grid_sizes: Sequence[tuple[int, int]],
-        device: torch.device | str | None = None,
-    ) -> list[LevelMatches]:
-        """Assigns ``targets`` (T, 6), preferably still on the CPU, and puts the result on ``device``."""
-        return match_targets(targets, self.anchors, grid_sizes, self.gains.anchor_threshold, device=device)
+    def match(self, targets: Tensor, grid_sizes: Sequence[tuple[int, int]]) -> Matches:
+        """Assigns ``targets`` (T, 6), preferably still on the CPU; the result lies where they do."""
+        return match_targets(targets, self.anchors, grid_sizes, self.gains.anchor_threshold)
 
-    def counts(self, matches: Sequence[LevelMatches], num_images: int) -> Tensor:
+    def counts(self, matches: Matches, num_images: int) -> Tensor:
         """Returns the matches per level, then the images: float64 (levels + 1,) on the CPU, no device needed.
 
         Calling the loss takes the sum of these counts over ranks and over the micro batches of a step.
         """
-        return torch.tensor([*map(len, matches), num_images], dtype=torch.float64)
+        return torch.tensor([*matches.counts, num_images], dtype=torch.float64)
 
-    def __call__(self, predictions: Sequence[Tensor], matches: Sequence[LevelMatches], counts: Tensor) -> LossTerms:
+    def __call__(self, predictions: Sequence[Tensor], matches: Matches, counts: Tensor) -> LossTerms:
         """Returns this rank's share of the loss.
 
         ``predictions``: raw (B, A, rows, columns, 5 + C) per level; half precision is computed in float32.
-        ``counts``: as from ``counts``, summed over everything that one optimizer step sees.
+        ``matches``: on the device of the predictions. ``counts``: as from ``counts``, summed over everything that one
+        optimizer step sees.
         """
         # Code for any number of matches is no code for 0 or 1, which torch treats as constants: it would compile anew.
         is_usual = torch.is_grad_enabled() and min(map(len, matches)) > 1
         terms = self._compiled_terms if self._compiled_terms is not None and is_usual else self._terms
         # A level without matches on any rank has an empty sum; dividing the sum by 1 keeps it 0.
         divisors = to_device(counts, predictions[0].device).clamp(min=1)
-        return terms(predictions, matches, divisors)
+        return terms(predictions, list(matches), divisors)
 
     def _terms(self, predictions: Sequence[Tensor], matches: Sequence[LevelMatches], divisors: Tensor) -> LossTerms:
         taken = [_TakeMatches.apply(level, found) for level, found in zip(predictions, matches, strict=True)]

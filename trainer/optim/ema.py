@@ -38,8 +38,9 @@ class ModelEma:
         weight = 1 - self.decay_at(self.updates)
         averages, values = self._floats
         torch._foreach_lerp_(averages, values, weight)
-        for average, value in zip(*self._others, strict=True):
-            average.copy_(value)
+        others, counted = self._others
+        if others:
+            torch._foreach_copy_(others, counted)  # one launch for the counters of all batch norms
 
     def buffers(self) -> list[Tensor]:
         """Returns the average's buffers, which differ between ranks until those of rank 0 are broadcast."""

@@ -30,6 +30,7 @@ from trainer.training.components import (
     make_schedule,
     make_state,
     make_validator,
+    strides_of,
     window_for,
 )
 from trainer.training.precision import agree_on_autocast
@@ -161,7 +162,7 @@ def build_run(
     source = partial(image_source, config, env, image_size, heartbeat)
     to_learn = source(data.train, window=recipe.partner_window, training=True)
     to_measure = source(data.val, window=0, training=False)
-    epoch_loader = make_epoch_loader(config, data, to_learn, grid, image_size, recipe, collectives, device)
+    epoch_loader = make_epoch_loader(config, data, to_learn, model, loss, image_size, recipe, collectives, device)
     validator = make_validator(config, data, to_measure, grid, loss, image_size, collectives, device)
     run = Run(
         collectives=collectives,
@@ -222,7 +223,7 @@ def loop_settings(
         epochs=config.epochs,
         seed=config.seed,
         image_size=image_size,
-        strides=tuple(int(value) for value in model.stride),
+        strides=strides_of(model),
         size_grid=model.size_grid,
         multi_scale=config.multi_scale,
         patience=config.patience,

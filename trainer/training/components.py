@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.config.train import TrainConfig
 from trainer.data.augment.basic import AugmentationSettings
+from trainer.data.collate import Match
 from trainer.data.demo.dataset import default_cache_dir
 from trainer.data.epoch_loader import EpochLoader
 from trainer.data.image_cache import open_image_cache
@@ -28,7 +30,7 @@ from trainer.data.scan.label_cache import LabeledImages
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.validator import Validator
-from trainer.loss import DetectionLoss, LossGains, scaled_gains
+from trainer.loss import DetectionLoss, LossGains, Matches, scaled_gains
 from trainer.model.graph import DetectionModel
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
@@ -154,6 +156,22 @@ def image_source(
     return keep_decoded(files, images.shapes_hw, image_size, window=window, local_world_size=env.local_world_size)
 
 
+def _matcher_of(config: TrainConfig, loss: DetectionLoss, strides: Sequence[int]) -> Match | None:
+    """Returns what finds a batch's matches while it is joined; None if its size is only known in the step."""
+    if config.multi_scale:
+        return None
+
+    def match(targets: Tensor, canvas_hw: tuple[int, int]) -> Matches:
+        return loss.match(targets, [(canvas_hw[0] // stride, canvas_hw[1] // stride) for stride in strides])
+
+    return match
+
+
+def strides_of(model: DetectionModel) -> tuple[int, ...]:
+    """Returns pixels per cell of each level, finest first."""
+    return tuple(int(value) for value in model.stride)
+
+
 def window_for(config: TrainConfig, data: Data, image_size: int) -> int:
     """Returns how many steps of its lane a sample's partners come from; 0: from the whole set."""
     if config.rect:
@@ -165,7 +183,8 @@ def make_epoch_loader(  # noqa: PLR0913 (what build.py has made so far)
     config: TrainConfig,
     data: Data,
     source: ImageSource,
-    stride: int,
+    model: DetectionModel,
+    loss: DetectionLoss,
     image_size: int,
     recipe: Recipe,
     collectives: Collectives,
@@ -182,7 +201,7 @@ def make_epoch_loader(  # noqa: PLR0913 (what build.py has made so far)
         env.world_size,
         aspect_ratios=shapes[:, 0] / shapes[:, 1] if config.rect else None,
         image_size=image_size,
-        stride=stride,
+        stride=model.size_grid,
         window=recipe.partner_window,
     )
     training = TrainingData(
@@ -198,6 +217,7 @@ def make_epoch_loader(  # noqa: PLR0913 (what build.py has made so far)
         sampler,
         num_workers=loader_workers(config.workers, env.local_world_size, device.type),
         pin_memory=device.type == "cuda",
+        match=_matcher_of(config, loss, strides_of(model)),
     )
     return EpochLoader(data.train, sampler, loader, num_classes=len(data.names), draws_by_weight=config.image_weights)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from trainer.data.collate import Batch
+from trainer.data.device_copy import on_device
 from trainer.data.sampler import step_generator
 from trainer.evaluation.validator import ValidationStopped
 from trainer.optim.optimizer import clip_gradients, set_rates
@@ -68,7 +69,8 @@ def run_epoch(run: Run) -> bool:
     progress, settings = run.state.progress, run.settings
     run.model.train()
     run.speed.start()
-    batches = run.epoch_loader.epoch(progress.epoch, progress.batch, progress.class_map)
+    host_batches = run.epoch_loader.epoch(progress.epoch, progress.batch, progress.class_map)
+    batches = on_device(host_batches, run.device)
     run.reporter.start_epoch(progress.epoch, settings.epochs, run.schedule.batches_per_epoch, progress.batch)
     pending = 0  # micro steps since the last update; never carried over the end of an epoch or into a checkpoint
     for batch in _timed(batches, run.speed):
@@ -112,9 +114,12 @@ class StepControl:
 def train_step(run: Run, batch: Batch, *, is_update: bool) -> StepControl:
     """Runs forward, backward and, if it is due, an update; one reduction adds up counts and requests of all ranks."""
     images = _prepare_images(run, batch)
-    height, width = images.shape[2:]
-    grids = [(height // stride, width // stride) for stride in run.settings.strides]
-    matches = run.loss.match(batch.targets, grids, run.device)
+    matches = batch.matches
+    if matches is None:  # the images' size is only known now
+        height, width = images.shape[2:]
+        grids = [(height // stride, width // stride) for stride in run.settings.strides]
+        found = run.loss.match(batch.targets, grids)
+        matches = (found.pin_memory() if run.device.type == "cuda" else found).to(run.device)
     num_images = len(batch.images_bchw)
     counts, step_control = _reduce_counts(run, run.loss.counts(matches, num_images))
     if step_control.rollback:

@@ -187,7 +187,7 @@ def test_a_gpu_gives_the_loss_of_the_cpu_from_targets_on_either(make_loss, make_
     total, items, gradients = run(loss, predictions, targets)
     for place in ("cpu", "cuda"):
         on_gpu = [level.cuda().requires_grad_() for level in predictions]
-        matches = loss.match(targets.to(place), [level.shape[2:4] for level in on_gpu], "cuda")
+        matches = loss.match(targets.to(place), [level.shape[2:4] for level in on_gpu]).to("cuda")
         terms = loss(on_gpu, matches, loss.counts(matches, 4))
         terms.total.backward()
         torch.testing.assert_close(terms.total.detach().cpu(), total, rtol=1e-5, atol=0)

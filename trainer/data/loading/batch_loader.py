@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from trainer.data.collate import Batch, Collate
+from trainer.data.collate import Batch, Collate, Match
 from trainer.data.loading.loader_process import BatchPart, BufferFreed, EpochOrder, LoaderProcess, PartFailed
 from trainer.data.loading.shared_batches import SharedBatches
 from trainer.data.sampler import EpochBatches, RankBatches
@@ -48,11 +48,12 @@ class BatchLoader:
         num_workers: int,
         prefetch: int,
         pin_memory: bool = False,
+        match: Match | None = None,
     ) -> None:
         """Starts no process yet. ``prefetch`` is the number of batches made ahead of the one in use."""
         self.data = data
         self.sampler = sampler
-        self.collate = Collate(sampler.largest_canvas_hw)
+        self.collate = Collate(sampler.largest_canvas_hw, match)
         self._pin_memory = pin_memory
         self._prefetch = prefetch
         rows = max(1, sampler.local_batch_size)
@@ -89,7 +90,8 @@ class BatchLoader:
             self.begin(epoch, start_step, weights)
         self._begun = None
         assert self._processes is not None
-        return _EpochIterator(self._processes, max(0, self.sampler.steps_per_epoch - start_step), self._pin_memory)
+        num_batches = max(0, self.sampler.steps_per_epoch - start_step)
+        return _EpochIterator(self._processes, num_batches, self.collate.match, self._pin_memory)
 
     def first_batch(self) -> Batch:
         """Makes the first batch of epoch 0 in this process, whatever the processes are doing."""
@@ -177,11 +179,12 @@ class _Processes:
 class _EpochIterator(Iterator[Batch]):
     """Joins the parts of each batch as they come in."""
 
-    def __init__(self, processes: _Processes, num_batches: int, pin_memory: bool) -> None:
+    def __init__(self, processes: _Processes, num_batches: int, match: Match | None, pin_memory: bool) -> None:
         self._processes = processes
         self._workers = processes.workers
         self._generation = processes.generation
         self._num_batches = num_batches
+        self._match = match
         self._pin_memory = pin_memory
         self._taken = 0
         self._parts: dict[int, dict[int, BatchPart]] = {}
@@ -206,7 +209,8 @@ class _EpochIterator(Iterator[Batch]):
         """Makes the batch as if one process had made all of its rows."""
         rows = sum(len(part.indices) for part in parts)
         canvas_hw = next((part.canvas_hw for part in parts if len(part.indices)), self._processes.empty_hw)
-        targets = np.concatenate([part.targets for part in parts])
+        rows_of_targets = np.concatenate([part.targets for part in parts])
+        targets = torch.from_numpy(rows_of_targets[np.argsort(rows_of_targets[:, 0], kind="stable")])
         positions, indices = np.empty((2, rows), np.int64)
         for at, part in enumerate(parts):
             positions[at :: len(parts)], indices[at :: len(parts)] = part.positions, part.indices
@@ -215,10 +219,11 @@ class _EpochIterator(Iterator[Batch]):
         )
         return Batch(
             images_bchw=self._processes.room.batch(number, rows, canvas_hw),
-            targets=torch.from_numpy(targets[np.argsort(targets[:, 0], kind="stable")]),
+            targets=targets,
             positions=torch.from_numpy(positions),
             indices=torch.from_numpy(indices),
             geometry=tuple(placed),
+            matches=self._match(targets, canvas_hw) if self._match is not None else None,
         )
 
 
