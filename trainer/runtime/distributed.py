@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.errors import RELAYED, ConfigError, DeviceError
 from trainer.protocol import DEVICE_VARIABLE
+from trainer.runtime.patience import wait_for_ranks
 from trainer.runtime.sync_batch_norm import synchronize_batch_norm
 
 T = TypeVar("T")
@@ -163,10 +164,15 @@ class Collectives:
                 result = action()
             except Exception as error:
                 failure = error
+        self._wait_for([0], is_done=self.env.is_main)
         result, failure = self.broadcast((result, failure))
         if failure is not None:
             raise self._told_by(0, failure)
         return result  # type: ignore[return-value]
+
+    def _wait_for(self, ranks: Sequence[int], *, is_done: bool) -> None:
+        if self.env.world_size > 1:
+            wait_for_ranks(ranks, self.env.rank, is_done=is_done)
 
     def _told_by(self, rank: int, error: Exception) -> Exception:
         """Returns one rank's failure as every rank raises it; copies are marked, so that the report skips them."""
@@ -191,11 +197,13 @@ class Collectives:
         """
         result: T | None = None
         failure: Exception | None = None
+        working = [rank for rank, works in enumerate(self.gather(self.env.is_local_main)) if works]
         if self.env.is_local_main:
             try:
                 result = action(True)
             except Exception as error:
                 failure = error
+        self._wait_for(working, is_done=self.env.is_local_main)
         for rank, told in enumerate(self.gather(failure)):
             if told is not None:
                 raise self._told_by(rank, told)

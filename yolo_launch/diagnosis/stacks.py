@@ -36,6 +36,7 @@ _COLLECTIVES = frozenset(
 _OUTSIDE_SCRIPT = ("runpy>", "/runpy.py", "/yolo_launch/workers/script_entrypoint.py")
 """Endings of files that start a script and are no part of it."""
 _BACKWARD = frozenset({"_engine_run_backward"})
+_WAITS = "trainer/runtime/patience.py"
 _LOADERS = ("torch/utils/data/dataloader.py", "trainer/data/loading/batch_loader.py")
 
 
@@ -66,6 +67,8 @@ def collective_in(frames: Sequence[Frame]) -> str:
     for frame in reversed(frames):
         if "/torch/distributed/" in frame.path and frame.function in _COLLECTIVES:
             return frame.function
+        if frame.path.endswith(_WAITS):
+            return "the work of another rank"
         if frame.function in _BACKWARD:
             return "the backward pass"
     return ""

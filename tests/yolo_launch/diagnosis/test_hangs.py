@@ -70,6 +70,14 @@ def test_a_process_group_gives_up_in_minutes():
 def test_a_collective_is_recognized_below_its_wrappers():
     assert collective_in(main_stack(WAITING)) == "all_reduce"
     assert collective_in(main_stack(LOADING)) == ""
+    waiting = (
+        '  File "/env/trainer/runtime/patience.py", line 33 in wait_for_ranks\n'
+        '  File "/env/trainer/runtime/distributed.py", line 160 in _wait_for\n'
+    )
+    assert (
+        collective_in(main_stack("Current thread 0x1 (most recent call first):\n" + waiting))
+        == "the work of another rank"
+    )
     assert str(own_frame(main_stack(WAITING))) == "trainer/distributed.py:107 in sum"
 
 
