@@ -38,6 +38,14 @@ class TrainConfig(BaseModel):
         gt=0,
         text="total batch over all workers, or 'auto'",
     )
+    nominal_batch: int | None = option(
+        None,
+        "--nominal-batch",
+        "--nbs",
+        panel=LEARNING,
+        gt=0,
+        text="images an update learns from at least, gathered over batches; default: the recipe's",
+    )
     epochs: int = option(100, "--epochs", panel=LEARNING, gt=0, text="passes over the training set")
     cfg: str = option(
         "",

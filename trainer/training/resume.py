@@ -36,7 +36,7 @@ def settle_recipe(
 ) -> Recipe:
     """Returns the recipe of a run: kept on a resume, so that more --epochs do not change it under way.
 
-    Another recipe, optimizer, batch size or warm-up makes a new one.
+    Another recipe, optimizer, batch size, nominal batch or warm-up makes a new one.
     What the run's first weights knew is kept in its checkpoint, since a resume does not read them again.
     ``partner_window`` is that of the data and the batch; the published recipe draws partners from the whole set.
     """
@@ -45,7 +45,8 @@ def settle_recipe(
         learned_images = before.get("learned_images", 0) if before.get("knows_classes", False) else None
     if saved is not None and "recipe" in saved:
         before = saved["config"]
-        is_same = all(before[name] == getattr(config, name) for name in ("recipe", "optimizer", "batch_size"))
+        names = ("recipe", "optimizer", "batch_size", "nominal_batch")
+        is_same = all(before.get(name) == getattr(config, name) for name in names)
         if is_same and before["hyperparameters"]["warmup_epochs"] == config.hyperparameters.warmup_epochs:
             return Recipe(**saved["recipe"])
     made = make_recipe(
@@ -57,6 +58,7 @@ def settle_recipe(
         learned_images=learned_images,
         chosen=config.hyperparameters.chosen(),
     )
+    made = replace(made, nominal_batch_size=max(made.nominal_batch_size, config.nominal_batch or 0))
     return made if config.recipe == "yolov5" else replace(made, partner_window=partner_window)
 
 

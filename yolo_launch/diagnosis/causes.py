@@ -74,6 +74,9 @@ class Facts:
     gpu_processes: tuple[GpuProcess, ...] = ()
     """Others on the failed rank's GPU."""
     device: Device | None = None
+    global_batch_size: int = 0
+    """Of our trainer; 0 for a script."""
+    world_size: int = 1
 
 
 Hint = str | Callable[[Facts], str]
@@ -91,7 +94,7 @@ def hint_for(failure: RankFailure, facts: Facts) -> str:
     return DISK_FULL if facts.logs_disk_is_full else ""
 
 
-def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills: int) -> Facts:
+def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills: int, *, foreign: bool = False) -> Facts:
     """Reads from the host what a hint needs; what cannot be read is left out."""
     device = plan.devices[failure.local_rank] if 0 <= failure.local_rank < len(plan.devices) else None
     processes: Sequence[GpuProcess] = ()
@@ -106,6 +109,8 @@ def look_up_facts(failure: RankFailure, plan: LaunchPlan, oom_kills: int) -> Fac
         logs_disk_is_full=_is_full(failure.log_path),
         gpu_processes=tuple(processes),
         device=device,
+        global_batch_size=0 if foreign else plan.global_batch_size,
+        world_size=plan.world_size,
     )
 
 
@@ -140,7 +145,16 @@ def _gpu_memory(facts: Facts) -> str:
         for one in facts.gpu_processes
     )
     shared = f"; others use it too: {others}" if others else ""
+    if fewer := halved_batch(facts.global_batch_size, facts.world_size):
+        kept = f"--batch {fewer} --nbs {facts.global_batch_size}, which learns from as many images an update"
+        return f"{name} is full{shared}: {kept}; a smaller --imgsz; or --batch auto"
     return f"{name} is full{shared}: a smaller --batch or --imgsz, or --batch auto"
+
+
+def halved_batch(global_batch_size: int, world_size: int) -> int:
+    """Returns half a total batch, in equal shares of whole images; 0 if there is no smaller one."""
+    half = global_batch_size // 2 // world_size * world_size
+    return half if half >= world_size else 0
 
 
 _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (

@@ -83,7 +83,7 @@ def _new_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int)
     )
     plan = make_plan(_draft(request), host)
     wanted = config.workers
-    config = _settled(config, plan)
+    config = settled(config, plan)
     run_dir = run_directory.next_run_dir(config.project, config.name, exist_ok=config.exist_ok)
     job = TrainingJob(host, config, request, plan, run_dir, is_demo=is_demo, wanted_workers=wanted)
     return replace(job, findings=_check(job))
@@ -121,7 +121,7 @@ def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: 
     request, plan = _plan_on_same_devices(request, host, run_dir)
     job = TrainingJob(
         host,
-        _settled(config, plan),
+        settled(config, plan),
         request,
         plan,
         run_dir,
@@ -156,7 +156,7 @@ def _plan_on_same_devices(request: LaunchRequest, host: Host, run_dir: Path) -> 
         return request, replace(plan, findings=(gone, *plan.findings))
 
 
-def _settled(config: TrainConfig, plan: LaunchPlan) -> TrainConfig:
+def settled(config: TrainConfig, plan: LaunchPlan) -> TrainConfig:
     """Returns the configuration with what the plan decided."""
     parallel = "dp" if plan.mode == "dp" else "auto"
     return config.model_copy(
@@ -181,7 +181,7 @@ def with_measured_batch(job: TrainingJob, say: Callable[[str], None]) -> Trainin
 
     batch = measure_batch(job.plan, job.config, say=say)
     plan = make_plan(replace(job.request, global_batch_size=batch), job.host)
-    return replace(job, plan=plan, config=_settled(job.config, plan))
+    return replace(job, plan=plan, config=settled(job.config, plan))
 
 
 def with_data(job: TrainingJob) -> TrainingJob:

@@ -174,7 +174,8 @@ class AttemptRunner:
         """Returns the failure with one sentence on what to do, from what this machine knows."""
         if failure.user_error is not None or failure.hint:
             return failure
-        return replace(failure, hint=hint_for(failure, look_up_facts(failure, self.plan, self._oom_kills.count())))
+        facts = look_up_facts(failure, self.plan, self._oom_kills.count(), foreign=self.command.foreign)
+        return replace(failure, hint=hint_for(failure, facts))
 
     def _agent_failed(self, error: Exception) -> LaunchError:
         return LaunchError(

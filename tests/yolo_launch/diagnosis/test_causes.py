@@ -56,6 +56,10 @@ def test_a_full_gpu_names_its_other_users():
     assert "RTX 3090 is full; others use it too: PID 4242 (ann: python notebook.py, 20.0 GB)" in hint(
         "CUDA out of memory", facts=facts
     )
+    fixed = Facts(device=Device("cuda", name="RTX 3090"), global_batch_size=24, world_size=4)
+    assert "RTX 3090 is full: --batch 12 --nbs 24, which learns" in hint("CUDA out of memory", facts=fixed)
+    least = Facts(device=Device("cuda", name="RTX 3090"), global_batch_size=4, world_size=4)
+    assert "--nbs" not in hint("CUDA out of memory", facts=least)
 
 
 def test_exit_codes_in_words():

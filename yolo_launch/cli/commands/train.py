@@ -19,6 +19,7 @@ from yolo_launch.cli.views import show_differences, show_plan, show_result, show
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs import run_directory
+from yolo_launch.jobs.smaller_batch import MOST_TRIES, with_smaller_batch
 from yolo_launch.jobs.training_job import TrainingJob, make_job, opened, with_data, with_measured_batch
 from yolo_launch.planning.plan import plan_facts
 from yolo_launch.request.train_options import TrainOptions
@@ -66,6 +67,7 @@ def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome,
     """Makes the run directory, writes the plan and runs the job to its end; returns the outcome and the job."""
     if inline and job.plan.world_size > 1:
         raise LaunchError("--inline trains with one worker.", seen=f"{job.plan.world_size}", expected="--nproc 1")
+    is_auto = job.plan.batch_is_auto
     with opened(with_data(with_measured_batch(job, console.note))) as job:
         config = job.config
         size = f"{config.imgsz}, batch {config.batch_size}, {config.epochs} epochs"
@@ -73,9 +75,16 @@ def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome,
         # Only now is torch loaded, so that everything that can be refused was refused at once.
         from yolo_launch.supervision.supervisor import launch
 
-        outcome = launch(
-            job.plan, job.command, job.run_dir, console_json=console.json_mode, inline=inline, say=console.note
-        )
+        for try_number in range(MOST_TRIES + 1):
+            outcome = launch(
+                job.plan, job.command, job.run_dir, console_json=console.json_mode, inline=inline, say=console.note
+            )
+            smaller = with_smaller_batch(job, outcome) if is_auto and try_number < MOST_TRIES else None
+            if smaller is None:
+                break
+            was, now, gathered = job.config.batch_size, smaller.config.batch_size, smaller.config.nominal_batch
+            console.note(f"--batch auto: {was} did not fit after all; {now} now, and {gathered} images an update")
+            job = smaller
     return outcome, job
 
 

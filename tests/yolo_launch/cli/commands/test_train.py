@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -330,3 +331,50 @@ def test_a_real_run_is_trained_further(yolo_launch, data):
     assert "--epochs  1       2" in second.stdout
     assert "resumed at epoch 2" in second.stdout
     assert "weights" in second.stdout
+
+
+FULL = RankFailure(1, 1, 1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", epoch=0, step=3)
+
+
+@pytest.fixture
+def two_gpus(supervisor, monkeypatch, make_host):
+    """A machine with two GPUs on which --batch auto chooses 32; the supervisor's outcomes come in order."""
+    monkeypatch.setattr("yolo_launch.cli.commands.train.inspect_host", lambda: make_host(2))
+    monkeypatch.setattr("yolo_launch.probes.batch_size.measure_batch", lambda *given, **options: 32)
+    outcomes = []
+
+    def launch(*given, **more):
+        supervisor.outcome = outcomes.pop(0)
+        return Supervisor.launch(supervisor, *given, **more)
+
+    monkeypatch.setattr(supervisor, "launch", launch, raising=False)
+    supervisor.outcomes = outcomes
+    return supervisor
+
+
+def test_a_batch_that_was_chosen_and_does_not_fit_is_halved_and_gathered(two_gpus, data, capsys):
+    failed, done = Outcome("worker_failed", 1, failure=FULL), Outcome("done", 0)
+    two_gpus.outcomes += [failed, failed, done]
+    assert train("--data", data, "--batch", "auto", "--epochs", "2") == 0
+    assert [call.plan.global_batch_size for call in two_gpus.calls] == [32, 16, 8]
+    assert [call.plan.local_batch_size for call in two_gpus.calls] == [16, 8, 4]
+    assert len({call.run_dir for call in two_gpus.calls}) == 1
+    config = read_config(two_gpus.last.run_dir / "config.yaml")
+    assert (config.batch_size, config.nominal_batch) == (8, 32)
+    assert run_directory.read_plan(two_gpus.last.run_dir)["global_batch_size"] == 8
+    assert "32 did not fit after all; 16 now, and 32 images an update" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("batch", "failure", "calls"),
+    [
+        ("32", FULL, 1),
+        ("auto", replace(FULL, epoch=1), 1),
+        ("auto", replace(FULL, message="ValueError: labels are out of range"), 1),
+        ("auto", FULL, 4),
+    ],
+)
+def test_a_batch_is_not_halved_without_end_or_reason(two_gpus, data, batch, failure, calls):
+    two_gpus.outcomes += 9 * [Outcome("worker_failed", 1, failure=failure)]
+    assert train("--data", data, "--batch", batch, "--epochs", "2") == 1
+    assert len(two_gpus.calls) == calls
