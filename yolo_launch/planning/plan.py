@@ -35,6 +35,13 @@ def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = 
     nproc = 1 if mode == "dp" else len(devices)
     _refuse_bad_torch(request, host, devices, mode, findings)
     is_auto = request.global_batch_size is None and devices[0].kind != "cpu"
+    if is_auto and mode == "dp":
+        raise LaunchError(
+            "--batch auto cannot choose for --parallel dp.",
+            seen="DataParallel, whose first GPU holds what the others return besides its own share",
+            expected="a number, or one worker a GPU, which is faster too",
+            next_command="yolo-launch train --batch auto, without --parallel dp",
+        )
     split = _split(request, host, devices, is_auto=is_auto)
     findings += _batch_findings(request, split, mode, devices)
     threads = _threads(host, nproc, on_gpu=devices[0].kind == "cuda")

@@ -210,6 +210,8 @@ def test_data_parallel_is_one_worker_with_all_gpus_and_advised_against(make_host
     assert (plan.mode, plan.world_size, plan.nproc_per_node, plan.local_batch_size) == ("dp", 1, 1, 64)
     assert len(plan.devices) == 4
     assert "DataParallel is slow" in texts(plan)
+    with pytest.raises(LaunchError, match="--batch auto cannot choose for --parallel dp"):
+        make_plan(LaunchRequest(parallel="dp", global_batch_size=None), make_host(4))
     with pytest.raises(LaunchError, match="cannot be split evenly over 3 GPUs"):
         make_plan(LaunchRequest(parallel="dp", global_batch_size=64), make_host(3))
 
