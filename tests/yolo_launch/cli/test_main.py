@@ -22,8 +22,8 @@ TRAIN_FLAGS = """
 --allow-leakage --amp --autoanchor --batch --batch-size --cache --cfg --checkpoint-interval --compile --config
 --cos-lr --data --debug --deterministic --device --dry-run --epochs --exist-ok --freeze --gpus --hyp --image-weights
 --img --img-size --imgsz --inline --json --label-smoothing --max-bad-share --max-restarts --multi-scale --name
---nbs --noautoanchor --nominal-batch --noplots --nosave --noval --nproc --optimizer --override --parallel --patience --plots --port
---project --recipe --rect --resume --save --save-period --seed --set --single-cls --stall-timeout --sync-bn --val
+--nbs --noautoanchor --nominal-batch --noplots --nosave --noval --nproc --optimizer --override --parallel --patience
+--plots --port --project --recipe --rect --resume --save --save-period --seed --set --single-cls --stall-timeout --sync-bn --val
 --weights --workers
 """
 NODE_FLAGS = """
