@@ -55,7 +55,12 @@ docs:
 # Toy sizes: whether each still runs, not how fast anything is. The others need data, weights or several torch versions.
 bench:
 	$(BIN)/python benchmarks/metrics.py --images 50 --repeats 1
-	$(BIN)/python benchmarks/step.py --imgsz 64 --batch 2 --steps 2
+	$(BIN)/python benchmarks/step.py --imgsz 64 --batch 2 --steps 2 --repeats 1
+	$(BIN)/python benchmarks/loader.py --data tests/data/bccd/bccd.yaml --imgsz 64 --warm 1 --batches 2 --repeats 1
+	$(BIN)/python benchmarks/training.py --data tests/data/bccd/bccd.yaml --imgsz 64 --epochs 1 --repeats 1
+	$(BIN)/python benchmarks/validation.py --data tests/data/bccd/bccd.yaml --weights tests/data/detector.pt --imgsz 64 --repeats 1
+	$(BIN)/python benchmarks/growth.py --sizes 50 --imgsz 64 --repeats 1
+	$(BIN)/python benchmarks/starts.py --repeats 1
 	$(BIN)/python benchmarks/rendezvous.py 2 8
 	$(BIN)/python benchmarks/endings.py --repeat 1
 	$(BIN)/python benchmarks/restarts.py --restarts 1

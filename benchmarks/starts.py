@@ -1,6 +1,6 @@
-"""How long the launcher takes to show its help, beside the libraries that draw it alone.
+"""How long the launcher takes to show its help, beside the libraries that draw it alone and the peers' help.
 
-    python benchmarks/starts.py
+    python benchmarks/starts.py [--peer-python PYTHON]
 
 Every program is started in turn, so that a busy neighbor hits all alike; medians are printed, and ratios to the first.
 """
@@ -8,15 +8,17 @@ Every program is started in turn, so that a busy neighbor hits all alike; median
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-PROJECT_DIR = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peers import OWN, ProgramError, add_options, environment_of, find_programs, introduce
+
 PROGRAM = "import sys; from yolo_launch.cli.main import main; main()"
 STARTS = {
     "typer and rich alone": ("-c", "import typer, rich.console"),
@@ -27,31 +29,54 @@ STARTS = {
 }
 
 
-def seconds_of(words: tuple[str, ...]) -> float:
-    """How long one start takes by the clock."""
-    environ = {**os.environ, "PYTHONPATH": str(PROJECT_DIR)}
+def commands_of(programs) -> dict[str, list[str]]:
+    """Every start by its name in the table; of the peers that of their documented command."""
+    commands = {name: [sys.executable, *words] for name, words in STARTS.items()}
+    for program in programs[1:]:
+        folder = Path(program.python).parent
+        is_yolov5 = program.name.startswith("YOLOv5")
+        words = [str(folder / "yolov5"), "train", "--help"] if is_yolov5 else [str(folder / "yolo"), "help"]
+        commands[f"{program.name}: `{' '.join([Path(words[0]).name, *words[1:]])}`"] = words
+    return commands
+
+
+def seconds_of(command: list[str], folder: Path) -> float:
+    """How long one start takes by the clock. Raises ProgramError."""
+    environ = environment_of(folder, command[0] == sys.executable, None)
     environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has its byte code
     began_at = time.perf_counter()
-    subprocess.run([sys.executable, *words], env=environ, check=True, stdout=subprocess.DEVNULL)
+    try:
+        subprocess.run(command, env=environ, check=True, capture_output=True, timeout=120, cwd=folder)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ProgramError(f"failed: {error}") from error
     return time.perf_counter() - began_at
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
-    repeats = parser.parse_args().repeats
-    seconds: dict[str, list[float]] = {name: [] for name in STARTS}
-    for words in STARTS.values():
-        seconds_of(words)  # writes byte code
-    for _ in range(repeats):
-        for name, words in STARTS.items():
-            seconds[name].append(seconds_of(words))
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
-    base = next(iter(medians.values()))
-    print(f"Python {platform.python_version()}, median of {repeats}, in turn\n")
+    add_options(parser, repeats=9)
+    options = parser.parse_args()
+    programs = find_programs(options.peer_python)
+    seconds: dict[str, list[float]] = {}
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        commands = commands_of(programs)
+        for turn in range(options.repeats + 1):
+            for name, command in commands.items():
+                try:
+                    if name not in failed:
+                        found = seconds_of(command, Path(folder))
+                        seconds.setdefault(name, []).extend([found] if turn else [])  # the first writes byte code
+                except ProgramError as error:
+                    if OWN in name:
+                        raise
+                    failed[name] = f"peer: {error}"
+    introduce(programs, options.repeats, "From the start of the process to its end")
     print("| program | seconds | ratio |\n|---|---|---|")
-    for name, median in medians.items():
-        print(f"| {name} | {median:.3f} | {median / base:.2f} |")
+    base = statistics.median(next(iter(seconds.values())))
+    for name in commands:
+        median = statistics.median(seconds[name]) if name not in failed else 0.0
+        print(f"| {name} | " + (f"{failed[name]} | |" if name in failed else f"{median:.3f} | {median / base:.2f} |"))
 
 
 if __name__ == "__main__":

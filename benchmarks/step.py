@@ -1,23 +1,34 @@
-"""Where the time of a training step goes: medians in ms for a model on random images, and images/s.
+"""Where the time of a training step goes: medians in ms for a model on random images, and the whole beside the peers.
 
-python benchmarks/step.py [--cfg yolov5n] [--imgsz 320] [--batch 16] [--threads 2] [--amp off|bf16] [--steps 12]
+    python benchmarks/step.py [--cfg yolov5n] [--imgsz 320] [--batch 16] [--steps 12] [--peer-python PYTHON]
+
+The first table is of this process. In the second every program takes the steps of its own training in a process of its
+own, in turn, on one made-up batch; ultralytics has the same backbone with a newer head.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
+import tempfile
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.linked_data import PROJECT_DATA, link_data
+from benchmarks.peers import add_options, ask_in_turn, find_programs, introduce, table_head, table_rows
 from trainer.loss import DetectionLoss, LossGains, scaled_gains
 from trainer.model.graph import build_model, load_definition
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import clip_gradients, make_optimizer
 from trainer.training.worker import set_determinism
 
+FIGURES = {"step_ms": "step, ms", "images_per_second": "images/s"}
 STAGES = ("to float", "forward", "match", "loss", "backward", "clip", "optimizer", "ema")
 
 
@@ -66,21 +77,35 @@ def measure(cfg, image_size, batch, amp, steps):
     return {stage: values[2:] for stage, values in spent.items()}
 
 
+def print_stages(options):
+    torch.set_num_threads(options.threads)
+    spent = measure(options.cfg, options.imgsz, options.batch, options.amp, options.steps)
+    print("| " + " | ".join([*STAGES, "total ms", "images/s"]) + " |")
+    print("|" + "---|" * (len(STAGES) + 2))
+    medians = [statistics.median(spent[stage]) for stage in (*STAGES, "total")]
+    print("| " + " | ".join(f"{value:.1f}" for value in [*medians, options.batch / medians[-1] * 1e3]) + " |\n")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", default="yolov5n")
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
+    add_options(parser)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    spent = measure(options.cfg, options.imgsz, options.batch, options.amp, options.steps)
-    print("| " + " | ".join([*STAGES, "total ms", "images/s"]) + " |")
-    print("|" + "---|" * (len(STAGES) + 2))
-    medians = [statistics.median(spent[stage]) for stage in (*STAGES, "total")]
-    print("| " + " | ".join(f"{value:.1f}" for value in [*medians, options.batch / medians[-1] * 1e3]) + " |")
+    print_stages(options)
+    programs = find_programs(options.peer_python)
+    what = f"{options.cfg}, {options.imgsz} pixels, batch {options.batch}, amp {options.amp}, {options.threads} threads"
+    introduce(programs, options.repeats, what)
+    print("\n".join(table_head("model", FIGURES)))
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"data": str(link_data(PROJECT_DATA, Path(folder))), "device": "cpu", "classes": 3}
+        settings |= {name: getattr(options, name) for name in ("cfg", "imgsz", "batch", "amp", "steps")}
+        results = ask_in_turn(programs, "step", settings, repeats=options.repeats, threads=options.threads)
+    print("\n".join(table_rows(results, list(FIGURES), by="step_ms", first=options.cfg)))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def test_without_a_card_nothing_is_measured(tmp_path):
 
 @pytest.mark.slow
 def test_every_part_is_rehearsed_and_green(tmp_path):
-    parts = "machine,dead_uuid,waits,gradients,accuracy,step,throughput,resume,finetune,export,batch_auto"
+    parts = "machine,dead_uuid,waits,gradients,accuracy,step,loader,throughput,resume,finetune,export,batch_auto"
     ended = run(tmp_path, "--rehearse", "--parts", parts)
     results = json.loads((tmp_path / "results.json").read_text())
     assert ended.returncode == 0, ended.stdout

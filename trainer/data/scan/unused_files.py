@@ -36,7 +36,7 @@ def find_unused_labels(files: SplitFiles) -> Tally:
     foreign = {os.fspath(label_path_for(path)): path for path in files.others}
     image_folders = {image.parent for image in files.images}
     stems = {os.path.splitext(os.fspath(image))[0] for image in files.images}
-    elsewhere = _labels_of_other_images({image.parent for image in files.listed})
+    known = used | _labels_of_other_images({image.parent for image in files.listed})
     label_folders = {Path(os.path.dirname(path)) for path in used}
     for folder in files.folders:
         label_folders.update(_folders_below(label_path_for(folder / "x").parent))
@@ -50,7 +50,7 @@ def find_unused_labels(files: SplitFiles) -> Tally:
             return f"labels of this image are looked for in {label_path_for(Path(stem + '.jpg')).parent}"
         return "no image has its name"
 
-    candidates = [path for path in _labels_in([*label_folders, *image_folders]) if path not in used | elsewhere]
+    candidates = [path for path in _labels_in([*label_folders, *image_folders]) if path not in known]
     return tally(printable(f"{path}: {reason(path)}") for path in candidates)
 
 
