@@ -11,6 +11,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -246,5 +247,8 @@ def _end(owner: int, workers: Sequence[BaseProcess], connections: Sequence[Conne
         connection.close()
     for process in workers:
         process.terminate()
+    deadline = time.monotonic() + _END_TIMEOUT_S
     for process in workers:
-        process.join(_END_TIMEOUT_S)
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.data.image_cache import image_offsets
+from trainer.data.image_cache import free_memory, image_offsets
 from trainer.data.images import ImageSource, LoadedImage, resized_shape
 from trainer.data.loading.partners import KEPT_SET_BYTES
 
 _MISSING, _READABLE, _UNREADABLE = 0, 1, 2
 _LOCK_TIMEOUT_S = 5.0
+_SPARE_SHARE = 0.25
+"""Of the memory that is free."""
 
 
 class WindowStore:
@@ -98,13 +100,15 @@ def keep_decoded(
 ) -> ImageSource:
     """Returns a source that decodes an image once: for a window of steps if partners come from one, else for the run.
 
-    A set that is too large to be kept is decoded anew for each sample that shows it.
+    A set that is too large to be kept is decoded anew for each sample that shows it, and so are images for which the
+    machine has no memory to spare.
     """
     if window:
         return WindowStore(source, window)
     if decoded_bytes(shapes_hw, image_size) > KEPT_SET_BYTES or "fork" not in multiprocessing.get_all_start_methods():
         return source
-    return SharedStore(source, shapes_hw, image_size, KEPT_SET_BYTES // local_world_size)
+    room = min(KEPT_SET_BYTES, int(free_memory() * _SPARE_SHARE))
+    return SharedStore(source, shapes_hw, image_size, room // local_world_size)
 
 
 def decoded_bytes(shapes_hw: Sequence[Sequence[int]] | np.ndarray, image_size: int) -> int:

@@ -82,3 +82,13 @@ def test_a_set_is_kept_whole_if_it_is_small(bccd):
     many = np.full((KEPT_SET_BYTES // (3 * 640 * 640) + 1, 2), 640)
     assert keep_decoded(files, many, 640, window=0, local_world_size=1) is files
     assert isinstance(keep_decoded(files, many, 640, window=4, local_world_size=1), WindowStore)
+
+
+def test_a_full_machine_keeps_less(bccd, monkeypatch):
+    one = decoded_bytes(bccd.shapes_hw[:1], 640)
+    monkeypatch.setattr("trainer.data.loading.image_store.free_memory", lambda: 4 * 3 * one)
+    source = Counting(640)
+    kept = keep_decoded(source, np.full((5, 2), 640), 640, window=0, local_world_size=1)
+    for index in (0, 4, 0, 4):
+        kept.load(index)
+    assert source.loaded == [0, 4, 4]
