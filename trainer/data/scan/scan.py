@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import cv2
 
-from trainer.data.dataset import DatasetFile, label_path_for, relative_name
+from trainer.data.dataset import DatasetFile, label_path_for, label_text_for, relative_name
 from trainer.data.images import ImageReadError
 from trainer.data.scan.assemble import FileScan, assemble, check_classes, check_usable
 from trainer.data.scan.image_header import read_header
@@ -131,7 +131,7 @@ def _content_key(
 def _file_state(path: Path) -> str:
     """Returns sizes and times of an image and its label file."""
     states = []
-    for file in (path, label_path_for(path)):
+    for file in (text := os.fspath(path), label_text_for(text)):
         try:
             stat = os.stat(file)
             states.append(f"{stat.st_size} {stat.st_mtime_ns}")

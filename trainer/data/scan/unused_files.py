@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from trainer.data.dataset import IMAGE_SUFFIXES, label_path_for
+from trainer.data.dataset import IMAGE_SUFFIXES, label_path_for, label_text_for
 from trainer.data.scan.report import Tally, tally
 from trainer.data.split_files import SplitFiles
 from trainer.reading.text_file import printable
@@ -31,15 +31,20 @@ def find_unknown(files: SplitFiles) -> Tally:
 
 def find_unused_labels(files: SplitFiles) -> Tally:
     """Finds label files in the split's label folders, or beside its images, that are no image's."""
-    used = {os.fspath(label_path_for(image)) for image in files.images}
-    by_lower_case = {path.lower(): path for path in used}
-    foreign = {os.fspath(label_path_for(path)): path for path in files.others}
-    image_folders = {image.parent for image in files.images}
-    stems = {os.path.splitext(os.fspath(image))[0] for image in files.images}
+    images = [os.fspath(image) for image in files.images]
+    used = {label_text_for(image) for image in images}
+    image_folders = {Path(folder) for folder in {os.path.dirname(image) for image in images}}
     known = used | _labels_of_other_images({image.parent for image in files.listed})
-    label_folders = {Path(os.path.dirname(path)) for path in used}
+    label_folders = {Path(folder) for folder in {os.path.dirname(path) for path in used}}
     for folder in files.folders:
         label_folders.update(_folders_below(label_path_for(folder / "x").parent))
+
+    candidates = [path for path in _labels_in([*label_folders, *image_folders]) if path not in known]
+    if not candidates:
+        return Tally()
+    by_lower_case = {path.lower(): path for path in used}
+    foreign = {label_text_for(os.fspath(path)): path for path in files.others}
+    stems = {os.path.splitext(image)[0] for image in images}
 
     def reason(path: str) -> str:
         if path.lower() in by_lower_case:
@@ -50,7 +55,6 @@ def find_unused_labels(files: SplitFiles) -> Tally:
             return f"labels of this image are looked for in {label_path_for(Path(stem + '.jpg')).parent}"
         return "no image has its name"
 
-    candidates = [path for path in _labels_in([*label_folders, *image_folders]) if path not in known]
     return tally(printable(f"{path}: {reason(path)}") for path in candidates)
 
 
@@ -66,7 +70,7 @@ def _labels_in(folders: Iterable[Path]) -> Iterator[str]:
 def _labels_of_other_images(folders: Iterable[Path]) -> set[str]:
     """Returns labels of every image in folders of which a list names some: those of other splits may lie there too."""
     return {
-        os.fspath(label_path_for(folder / name))
+        label_text_for(os.path.join(folder, name))
         for folder in folders
         for name in _names_in(folder)
         if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
