@@ -167,6 +167,8 @@ class Heartbeat:
     step: int
     written_at: float
     pid: int = 0
+    device_marks: int = -1
+    """What its GPU has done: 2 n of n steps, one more after the forward pass of the next; -1 if nothing is known."""
 
     @property
     def finished_a_step(self) -> bool:
@@ -183,6 +185,7 @@ def write_heartbeat(path: Path, heartbeat: Heartbeat) -> None:
         "epoch": heartbeat.epoch,
         "step": heartbeat.step,
         "time": heartbeat.written_at,
+        "device_marks": heartbeat.device_marks,
     }
     replace_text(path, json.dumps(content))
 
@@ -198,6 +201,7 @@ def read_heartbeat(files: LogFiles, rank: int) -> Heartbeat | None:
             step=int(content.get("step") or 0),
             written_at=float(content.get("time") or 0.0),
             pid=int(content.get("pid") or 0),
+            device_marks=int(content.get("device_marks", -1)),
         )
     except (OSError, ValueError, TypeError, AttributeError):
         return None

@@ -1,3 +1,12 @@
 """Holds what every worker process has: ranks, lifetime and reports."""
 
-__all__ = ["distributed", "failure_report", "heartbeat", "origin", "process_guard", "reporter", "session"]
+__all__ = [
+    "device_progress",
+    "distributed",
+    "failure_report",
+    "heartbeat",
+    "origin",
+    "process_guard",
+    "reporter",
+    "session",
+]

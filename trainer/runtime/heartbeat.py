@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 
 from trainer.protocol import Heartbeat, LogFiles, Phase, write_heartbeat
@@ -20,6 +21,8 @@ class HeartbeatWriter:
         self.epoch = 0
         self.step = 0
         self.phase: Phase = "start"
+        self._device_marks = -1
+        self._lock = threading.Lock()
 
     def beat(self, phase: Phase, epoch: int | None = None, step: int | None = None) -> None:
         """Says how far this rank has come; writes at most once per interval, and at once when the phase changes."""
@@ -29,9 +32,19 @@ class HeartbeatWriter:
         self.phase = phase
         self.epoch = self.epoch if epoch is None else epoch
         self.step = self.step if step is None else step
-        now = time.time()
-        if not changed and self._written_at and now - self._written_at < self._interval_s:
-            return
-        self._written_at = now
-        with contextlib.suppress(OSError):  # a full disk must not stop training
-            write_heartbeat(self.path, Heartbeat(self._rank, phase, self.epoch, self.step, now, os.getpid()))
+        if changed or not self._written_at or time.time() - self._written_at >= self._interval_s:
+            self._write()
+
+    def device_reached(self, marks: int) -> None:
+        """Says what the GPU has come to, from another thread: it may go on, or stand still, while the host waits."""
+        if marks != self._device_marks:
+            self._device_marks = marks
+            self._write()
+
+    def _write(self) -> None:
+        with self._lock, contextlib.suppress(OSError):  # a full disk must not stop training
+            self._written_at = time.time()
+            beat = Heartbeat(
+                self._rank, self.phase, self.epoch, self.step, self._written_at, os.getpid(), self._device_marks
+            )
+            write_heartbeat(self.path, beat)

@@ -18,6 +18,7 @@ from trainer.model.compiled import FixedShapeCompiled
 from trainer.model.graph import DetectionModel, build_model, load_definition
 from trainer.optim.schedule import Recipe
 from trainer.protocol import RunFiles
+from trainer.runtime.device_progress import DeviceProgress
 from trainer.runtime.distributed import Collectives, DistEnv, warm_up_ddp, wrap_model
 from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
@@ -180,6 +181,7 @@ def build_run(
         checkpoint_header=describe_run(config, data, model, image_size, recipe),
         settings=loop_settings(config, data, model, image_size, recipe, autocast),
         finite=NonFiniteDetector(),
+        device_progress=DeviceProgress(heartbeat, device),
     )
     warm_up_ddp(run.model, torch.zeros((1, 3, 2 * grid, 2 * grid), device=device))
     return run, data

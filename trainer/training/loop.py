@@ -132,6 +132,7 @@ def train_step(run: Run, batch: Batch, *, is_update: bool) -> StepControl:
         with _autocast(run) if num_images else contextlib.nullcontext():
             predictions = run.model(images)
         terms = run.loss(predictions, matches, counts)
+        run.device_progress.forward_done(run.state.progress.micro_step)
         # The wrapper averages gradients over ranks; the shares of the ranks are to be added.
         scale = run.collectives.env.world_size if num_images else 0.0
         run.state.scaler.scale(terms.total * scale).backward()
@@ -140,6 +141,7 @@ def train_step(run: Run, batch: Batch, *, is_update: bool) -> StepControl:
     run.finite.note(run.state.progress.micro_step, terms.items)
     if is_update:
         update_weights(run)
+    run.device_progress.step_done(run.state.progress.micro_step)
     return step_control
 
 

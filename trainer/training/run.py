@@ -13,6 +13,7 @@ from trainer.data.epoch_loader import EpochLoader
 from trainer.evaluation.validator import Validator
 from trainer.loss import DetectionLoss
 from trainer.optim.schedule import Schedule
+from trainer.runtime.device_progress import DeviceProgress
 from trainer.runtime.distributed import Collectives
 from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
@@ -78,5 +79,6 @@ class Run:
     """What every weights file says of itself: configuration, model, versions."""
     settings: LoopSettings
     finite: NonFiniteDetector
+    device_progress: DeviceProgress
     speed: ThroughputMeter = field(default_factory=ThroughputMeter)
     local_requests: LocalRequests = field(default_factory=LocalRequests)

@@ -37,6 +37,12 @@ class StalledRank:
         """Returns the collective in which the rank waits, or an empty text."""
         return collective_in(self.stack)
 
+    @property
+    def waits_for_device(self) -> bool:
+        """Returns whether its GPU has not come as far as the process that gives it work."""
+        beat = self.heartbeat
+        return beat is not None and beat.phase == "train" and 0 <= beat.device_marks < 2 * beat.step + 2
+
     def describe(self) -> str:
         """Returns one line about the rank's position."""
         place = f"'{self.phase}'"
@@ -53,6 +59,10 @@ class StalledRank:
             return f"{text}, waiting for the other ranks in {self.collective}" + (f" ({frame})" if frame else "")
         if waits_for_loader(self.stack):
             text += ", waiting for its loader processes"
+        elif self.waits_for_device and self.heartbeat is not None:
+            done, is_forward = divmod(self.heartbeat.device_marks, 2)
+            reached = f"the forward pass of step {done + 1}" if is_forward else f"step {done}"
+            text += f", waiting for its GPU, which has finished {reached} and nothing since"
         return f"{text}, at {frame}" if frame else f"{text}; it did not say where"
 
 
@@ -75,14 +85,16 @@ def blocking_rank(ranks: list[StalledRank]) -> StalledRank:
     """Returns the rank that the others most likely wait for.
 
     A frozen one comes first, then one whose script is over, then one that is not itself waiting in a collective, then
-    the one that is furthest behind. Heartbeats are up to a second old, so steps decide last.
+    the one whose GPU is furthest behind, then the one that is itself. Heartbeats are up to a second old, so steps
+    decide last.
     """
 
-    def suspicion(stalled: StalledRank) -> tuple[bool, bool, bool, tuple[int, int], float]:
+    def suspicion(stalled: StalledRank) -> tuple[bool, bool, bool, int, tuple[int, int], float]:
         beat = stalled.heartbeat
+        device_marks = beat.device_marks if beat is not None else -1
         position = (beat.epoch, beat.step) if beat is not None else (-1, -1)
         is_over = stalled.phase == SCRIPT_OVER
-        return (not stalled.frozen, not is_over, bool(stalled.collective), position, -stalled.idle_s)
+        return (not stalled.frozen, not is_over, bool(stalled.collective), device_marks, position, -stalled.idle_s)
 
     return min(ranks, key=suspicion)
 

@@ -21,6 +21,7 @@ from trainer.loss import terms as terms_module
 from trainer.model.graph import DetectionModel, build_model, load_definition
 from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
+from trainer.runtime.device_progress import DeviceProgress
 from trainer.runtime.distributed import Collectives, DistEnv
 from trainer.training.loop import train_step
 from trainer.training.telemetry import NonFiniteDetector
@@ -72,6 +73,7 @@ def make_run(model, device, *, optimizer="SGD", amp=None, scaled=False, **gains)
         schedule=schedule,
         settings=settings,
         finite=NonFiniteDetector(),
+        device_progress=DeviceProgress(None, torch.device(device), interval_s=1e9),
         local_requests=SimpleNamespace(stop_requested=False, checkpointed_at=math.inf),
     )
 

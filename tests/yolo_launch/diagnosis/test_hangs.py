@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -89,6 +90,27 @@ def test_the_rank_that_does_not_wait_is_named_with_what_the_others_wait_for():
     assert lines[1].startswith("rank 0 ")
     assert "waiting for the other ranks in all_reduce" in lines[1]
     assert len(lines) == 3
+
+
+def on_gpu(rank: int, *, step: int, device_marks: int) -> StalledRank:
+    """A rank whose main thread is anywhere: it has given its GPU work, and waits for something of it."""
+    found = stalled(rank, LOADING, step=step)
+    return replace(found, heartbeat=replace(found.heartbeat, device_marks=device_marks))
+
+
+def test_of_ranks_that_wait_for_their_gpus_the_one_whose_gpu_stands_still_is_named():
+    # All have queued step 8. The GPUs of 0 and 2 wait in its backward pass for that of 1, which is in its forward pass.
+    ranks = [on_gpu(0, step=7, device_marks=15), on_gpu(1, step=8, device_marks=14), on_gpu(2, step=7, device_marks=15)]
+    assert blocking_rank(ranks).rank == 1
+    first, second, _ = describe_stall(ranks).splitlines()
+    assert "rank 1 has been in 'train'" in first
+    assert "waiting for its GPU, which has finished step 7 and nothing since, at data/images.py:33" in first
+    assert "its GPU, which has finished the forward pass of step 8" in second
+
+
+def test_a_gpu_that_has_done_all_it_was_given_is_not_waited_for():
+    assert "GPU" not in on_gpu(0, step=7, device_marks=16).describe()
+    assert "GPU" not in stalled(0, LOADING, step=7).describe()
 
 
 def test_a_frozen_process_comes_first():
