@@ -85,6 +85,8 @@ def main() -> int:
     try:
         return train(options, at_step)
     except Exception as error:
+        # torch raises in the main thread, wherever that is, for each loader that ends: here too, as the others end now.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         write_error(error, at_step[0])
         raise
 
