@@ -40,24 +40,27 @@ def train(options: argparse.Namespace, at_step: list[int]) -> int:
         def __len__(self) -> int:
             return 1_000_000
 
-        def __getitem__(self, index: int) -> torch.Tensor:
+        def __getitem__(self, index: int) -> float:
             if index >= options.stuck_after and options.stuck_rank in (RANK, -1):
                 (options.run_dir / f"stuck{RANK}").touch()
                 time.sleep(3600)
-            return torch.ones(4)
+            return 4.0
 
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     several = "WORLD_SIZE" in os.environ
     if several:
         dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    items = iter(DataLoader(Items(), num_workers=options.loaders, worker_init_fn=loader_init))
+    # Plain numbers: of a tensor, a killed loader may leave a handle that nobody can take any more, and then torch says
+    # EOFError instead of who died.
+    loader = DataLoader(Items(), num_workers=options.loaders, worker_init_fn=loader_init, collate_fn=sum)
+    items = iter(loader)
     failures = options.run_dir / f"failures{RANK}.txt"
     for step in range(options.steps):
         at_step[:] = [step]
         beat(options, "train", step)
         (options.run_dir / f"ready{RANK}").touch()
-        total = next(items).sum() + bool(stop)
+        total = torch.tensor(next(items) + bool(stop))
         if options.fail_rank == RANK and step >= options.fail_step:
             so_far = len(failures.read_text()) if failures.exists() else 0
             if so_far < options.fail_times:
