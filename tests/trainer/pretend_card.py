@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -92,6 +93,9 @@ class PretendCard(Counted):
         self.note(func, args)
         if func in COPIES and self._is_blocking_copy(func, args, kwargs):
             self.waits.append(f"{func._schema.name.removeprefix('aten::')} of {tuple(args[0].shape)}")
+        if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
+            with _disable_current_modes():
+                args[0].fill_(1)  # what arrives from a card without data
         return self.run(func, *tree_map(self._as_fake, (args, kwargs)))
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -127,13 +131,29 @@ def _has_mask(func: Any, args: Any) -> bool:
     return any(isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
 
 
-class _NeverDone:
-    """An event whose work has not come to its end."""
+class _NotDone:
+    """An event whose work has not come to its end, nor has any later one's, unless the host waits for it."""
 
-    def __init__(self, **options: bool) -> None: ...
-    def record(self, stream: object = None) -> None: ...
+    recorded = 0
+    done = 0
+
+    def __init__(self, card: PretendCard, **options: bool) -> None:
+        self._card = card
+        self._number = 0
+
+    def record(self, stream: object = None) -> None:
+        _NotDone.recorded += 1
+        self._number = _NotDone.recorded
+
     def query(self) -> bool:
-        return False
+        return self._number <= _NotDone.done
+
+    def synchronize(self) -> None:
+        self._card.waits.append("event")
+        _NotDone.done = max(self._number, _NotDone.done)
+
+    def elapsed_time(self, later: _NotDone) -> float:
+        return 0.0
 
 
 @contextlib.contextmanager
@@ -153,7 +173,8 @@ def pretend_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCard]:
     with fake, monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *given, **options: True)
-        patch.setattr(torch.cuda, "Event", _NeverDone)
+        patch.setattr(torch.cuda, "Event", partial(_NotDone, card))
+        patch.setattr(torch.cuda, "synchronize", lambda device=None: card.waits.append("synchronize"))
         patch.setattr(torch.Tensor, "pin_memory", lambda tensor, device=None: card.pin(tensor.clone()))
         patch.setattr(torch.Tensor, "is_pinned", lambda tensor, device=None: card.is_pinned(tensor))
         with card:

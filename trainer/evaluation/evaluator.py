@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence, Sized
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.boxes import xyxy_from_cxcywh_numpy
 from trainer.data.collate import Batch
 from trainer.evaluation.confusion import ConfusionMatrix
 from trainer.evaluation.matching import IOU_THRESHOLDS, match_detections
 from trainer.evaluation.metrics import ImageResult, Metrics, RankPart, join_parts, summarize
+from trainer.evaluation.predictions import Predicted, Predictor, StageTimer
+from trainer.evaluation.settings import EvaluationSettings
 from trainer.loss import DetectionLoss
-from trainer.model.postprocess import non_max_suppression
-from trainer.protocol import MAX_DETECTIONS, PREDICT_CONFIDENCE, VAL_CONFIDENCE, VAL_IOU
 
 __all__ = ["EvaluationSettings", "Evaluator", "Metrics"]
 
 _WORST_IMAGES = 16
 """Number of images with the most errors in the result."""
-STAGES = ("load", "inference", "nms", "metrics")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EvaluationSettings:
-    """How detections are made and counted; the defaults are YOLOv5's."""
-
-    confidence_threshold: float = VAL_CONFIDENCE
-    nms_iou_threshold: float = VAL_IOU
-    max_detections: int = MAX_DETECTIONS
-    report_confidence: float = PREDICT_CONFIDENCE
-    """Detections above this count in the confusion matrix and as errors of an image."""
-    sample_batches: int = 3
-    """Number of first batches that keep their detections for pictures."""
-    keep_detections: bool = False
-    """The result has the detections of all images."""
-    autocast_dtype: torch.dtype | None = None
-    """Type of automatic mixed precision, None for none."""
 
 
 class Evaluator:
@@ -85,55 +64,30 @@ class Evaluator:
         """
         model.eval()
         settings = self.settings
-        timer = _StageTimer(device)
+        timer = StageTimer(device)
         confusion = ConfusionMatrix(self.num_classes, confidence=settings.report_confidence)
         images: list[ImageResult] = []
         losses: list[np.ndarray] = []
         samples: list[dict[int, np.ndarray]] = []
         total = len(batches) if isinstance(batches, Sized) else 0
-        for done, batch in enumerate(timer.loading(batches), start=1):
-            with timer.measure("inference"):
-                decoded, raw = self._infer(model, batch, device)
-                if self.loss is not None:
-                    losses.append(_loss_items(self.loss, raw, batch))
-            with timer.measure("nms"):
-                detections, counts = self._suppress(decoded)
-            with timer.measure("metrics"):
-                found = self._compare(batch, detections, counts, confusion)
+        predictor = Predictor(model, settings, device=device, loss=self.loss, timer=timer)
+        for done, predicted in enumerate(predictor.predict(batches), start=1):
+            if predicted.loss_items is not None:
+                losses.append(predicted.loss_items)
+            with timer.measure_host("metrics"):
+                found = self._compare(predicted, confusion)
             images += found
             if len(samples) < settings.sample_batches:
                 samples.append({image.position: image.detections for image in found})
             if on_batch is not None:
                 on_batch(done, total)
-        own_part = self._pack(images, losses, samples, confusion, timer.seconds)
+        own_part = self._pack(images, losses, samples, confusion, timer.seconds())
         joined = join_parts(gather(own_part))
         return summarize(joined, self.names, sample_batches=settings.sample_batches, worst_images=_WORST_IMAGES)
 
-    def _infer(self, model: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, Sequence[Tensor]]:
-        images = batch.images_bchw.to(device, non_blocking=True, memory_format=torch.channels_last)
-        parameter = next(model.parameters(), None)
-        images = torch.mul(images, 1 / 255).to(torch.float32 if parameter is None else parameter.dtype)
-        dtype = self.settings.autocast_dtype
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            return model(images)
-
-    def _suppress(self, decoded: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all images' detections one after another, (N, 6) in pixels of the batch, and the count per image."""
-        settings = self.settings
-        kept = non_max_suppression(
-            decoded,
-            confidence_threshold=settings.confidence_threshold,
-            iou_threshold=settings.nms_iou_threshold,
-            multi_label=True,
-            max_detections=settings.max_detections,
-        )
-        # One copy from the device for the whole batch.
-        return torch.cat(kept).float().cpu().numpy(), np.array([len(image) for image in kept])
-
-    def _compare(
-        self, batch: Batch, detections: np.ndarray, counts: np.ndarray, confusion: ConfusionMatrix
-    ) -> list[ImageResult]:
-        """Compares detections (N, 6), ``counts`` per image, with labels, and moves both to pixels of their files."""
+    def _compare(self, predicted: Predicted, confusion: ConfusionMatrix) -> list[ImageResult]:
+        """Compares detections with labels, and moves both to pixels of their files."""
+        batch, detections, counts = predicted.batch, predicted.detections, predicted.counts
         labels, label_counts = _labels_in_pixels(batch)
         geometry = _geometry_table(batch)
         _move_to_files(detections[:, :4], np.repeat(geometry, counts, axis=0))
@@ -182,42 +136,6 @@ class Evaluator:
             samples=samples,
             boxes=detections[:, :4].copy() if self.settings.keep_detections else None,
         )
-
-
-class _StageTimer:
-    """Seconds per stage; work that a GPU still has to do belongs to the stage that started the work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._device = device
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Adds the block's duration to ``stage``."""
-        started_at = time.perf_counter()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self.seconds[stage] += time.perf_counter() - started_at
-
-    def loading(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields the batches that hold images and adds the time waited for each to the stage "load"."""
-        iterator = iter(batches)
-        while True:
-            with self.measure("load"):
-                batch = next(iterator, None)
-            if batch is None:
-                return
-            if len(batch.positions):
-                yield batch
-
-
-def _loss_items(loss: DetectionLoss, raw: Sequence[Tensor], batch: Batch) -> np.ndarray:
-    """Returns box, objectness and class loss of a batch by itself: float64 (3,)."""
-    grid_sizes = [(level.shape[2], level.shape[3]) for level in raw]
-    matches = loss.match(batch.targets, grid_sizes)
-    terms = loss(raw, matches.to(raw[0].device), loss.counts(matches, len(batch.positions)))
-    return terms.items.double().cpu().numpy()
 
 
 def _labels_in_pixels(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
