@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,6 +169,10 @@ class Heartbeat:
     pid: int = 0
     device_marks: int = -1
     """What its GPU has done: 2 n of n steps, one more after the forward pass of the next; -1 if nothing is known."""
+    collective_marks: int = -1
+    """The same of collectives: 2 n after n, one more once the next has begun; told where the GPU stands still."""
+    collective: str = ""
+    """The oldest collective that its GPU has not finished."""
 
     @property
     def finished_a_step(self) -> bool:
@@ -178,15 +182,8 @@ class Heartbeat:
 
 def write_heartbeat(path: Path, heartbeat: Heartbeat) -> None:
     """Replaces a rank's heartbeat. Raises OSError."""
-    content = {
-        "rank": heartbeat.rank,
-        "pid": heartbeat.pid,
-        "phase": heartbeat.phase,
-        "epoch": heartbeat.epoch,
-        "step": heartbeat.step,
-        "time": heartbeat.written_at,
-        "device_marks": heartbeat.device_marks,
-    }
+    content = asdict(heartbeat)
+    content["time"] = content.pop("written_at")
     replace_text(path, json.dumps(content))
 
 
@@ -202,6 +199,8 @@ def read_heartbeat(files: LogFiles, rank: int) -> Heartbeat | None:
             written_at=float(content.get("time") or 0.0),
             pid=int(content.get("pid") or 0),
             device_marks=int(content.get("device_marks", -1)),
+            collective_marks=int(content.get("collective_marks", -1)),
+            collective=str(content.get("collective", "")),
         )
     except (OSError, ValueError, TypeError, AttributeError):
         return None

@@ -1,6 +1,7 @@
 """Holds what every worker process has: ranks, lifetime and reports."""
 
 __all__ = [
+    "collective_trace",
     "device_progress",
     "distributed",
     "failure_report",

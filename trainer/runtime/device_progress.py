@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 
 import torch
 
+from trainer.runtime.collective_trace import trace_collectives
 from trainer.runtime.heartbeat import HeartbeatWriter
 
 _INTERVAL_S = 1.0
+_QUIET_S = 5.0
+"""A GPU that passes no mark for so long is asked for its collectives."""
 
 
 class DeviceProgress:
@@ -23,6 +27,7 @@ class DeviceProgress:
         self._is_used = device.type == "cuda"
         self._interval_s = interval_s
         self._ahead: deque[tuple[int, torch.cuda.Event]] = deque()
+        self._passed_at = time.monotonic()
         self._thread: threading.Thread | None = None
 
     def forward_done(self, step: int) -> None:
@@ -34,12 +39,15 @@ class DeviceProgress:
         self._mark(2 * step + 2)
 
     def look(self) -> None:
-        """Tells the heartbeat of the newest mark that the device has passed."""
+        """Tells the heartbeat of the newest mark that the device has passed, or of what it has long waited in."""
         passed = -1
         while self._ahead and self._ahead[0][1].query():  # type: ignore[no-untyped-call]
             passed = self._ahead.popleft()[0]
         if passed >= 0:
+            self._passed_at = time.monotonic()
             self._heartbeat.device_reached(passed)
+        elif self._ahead and time.monotonic() - self._passed_at >= _QUIET_S:
+            self._heartbeat.device_waits(*trace_collectives("nccl"))
 
     def _mark(self, number: int) -> None:
         if not self._is_used:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.errors import RELAYED, ConfigError, DeviceError
 from trainer.protocol import DEVICE_VARIABLE
+from trainer.runtime.collective_trace import record_collectives
 from trainer.runtime.patience import wait_for_ranks
 from trainer.runtime.sync_batch_norm import synchronize_batch_norm
 
@@ -116,6 +117,7 @@ def process_group(env: DistEnv, device: torch.device, timeout_s: float = 600.0) 
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+        record_collectives(os.environ)
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield

@@ -21,7 +21,8 @@ class HeartbeatWriter:
         self.epoch = 0
         self.step = 0
         self.phase: Phase = "start"
-        self._device_marks = -1
+        self._device_marks = self._collective_marks = -1
+        self._collective = ""
         self._lock = threading.Lock()
 
     def beat(self, phase: Phase, epoch: int | None = None, step: int | None = None) -> None:
@@ -41,10 +42,24 @@ class HeartbeatWriter:
             self._device_marks = marks
             self._write()
 
+    def device_waits(self, collective_marks: int, collective: str) -> None:
+        """Says, from another thread, in which collective the GPU stands still."""
+        if (collective_marks, collective) != (self._collective_marks, self._collective):
+            self._collective_marks, self._collective = collective_marks, collective
+            self._write()
+
     def _write(self) -> None:
         with self._lock, contextlib.suppress(OSError):  # a full disk must not stop training
             self._written_at = time.time()
             beat = Heartbeat(
-                self._rank, self.phase, self.epoch, self.step, self._written_at, os.getpid(), self._device_marks
+                rank=self._rank,
+                phase=self.phase,
+                epoch=self.epoch,
+                step=self.step,
+                written_at=self._written_at,
+                pid=os.getpid(),
+                device_marks=self._device_marks,
+                collective_marks=self._collective_marks,
+                collective=self._collective,
             )
             write_heartbeat(self.path, beat)

@@ -63,6 +63,9 @@ class StalledRank:
             done, is_forward = divmod(self.heartbeat.device_marks, 2)
             reached = f"the forward pass of step {done + 1}" if is_forward else f"step {done}"
             text += f", waiting for its GPU, which has finished {reached} and nothing since"
+            if self.heartbeat.collective:
+                state = "has begun" if self.heartbeat.collective_marks % 2 else "has not come to"
+                text += f" and {state} {self.heartbeat.collective}"
         return f"{text}, at {frame}" if frame else f"{text}; it did not say where"
 
 
@@ -85,13 +88,13 @@ def blocking_rank(ranks: list[StalledRank]) -> StalledRank:
     """Returns the rank that the others most likely wait for.
 
     A frozen one comes first, then one whose script is over, then one that is not itself waiting in a collective, then
-    the one whose GPU is furthest behind, then the one that is itself. Heartbeats are up to a second old, so steps
-    decide last.
+    the one whose GPU is furthest behind, in its steps or in its collectives, then the one that is itself. Heartbeats
+    are up to a second old, so steps decide last.
     """
 
-    def suspicion(stalled: StalledRank) -> tuple[bool, bool, bool, int, tuple[int, int], float]:
+    def suspicion(stalled: StalledRank) -> tuple[bool, bool, bool, tuple[int, int], tuple[int, int], float]:
         beat = stalled.heartbeat
-        device_marks = beat.device_marks if beat is not None else -1
+        device_marks = (beat.device_marks, beat.collective_marks) if beat is not None else (-1, -1)
         position = (beat.epoch, beat.step) if beat is not None else (-1, -1)
         is_over = stalled.phase == SCRIPT_OVER
         return (not stalled.frozen, not is_over, bool(stalled.collective), device_marks, position, -stalled.idle_s)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from trainer.protocol import LogFiles, read_heartbeat
+from trainer.runtime import device_progress
+from trainer.runtime.collective_trace import CollectiveTrace
 from trainer.runtime.device_progress import DeviceProgress
 from trainer.runtime.heartbeat import HeartbeatWriter
 
@@ -56,6 +58,25 @@ def test_the_heartbeat_tells_what_the_device_has_done_and_not_what_it_was_given(
     assert heartbeat.path.read_text() == written, "a heartbeat that stands still is how a hang is seen"
     heartbeat.beat("val")
     assert marks(heartbeat) == 14
+
+
+def test_a_device_that_stands_still_tells_in_which_collective(heartbeat, monkeypatch):
+    asked = []
+    found = CollectiveTrace(15, "all_reduce number 8 of sizes [[64, 3]]")
+    monkeypatch.setattr(device_progress, "trace_collectives", lambda backend: (asked.append(backend), found)[1])
+    progress = DeviceProgress(heartbeat, CARD, interval_s=1e9)
+    progress.look()
+    progress.forward_done(5)
+    progress.look()
+    assert asked == []
+    monkeypatch.setattr(device_progress, "_QUIET_S", 0.0)
+    progress.look()
+    beat = read_heartbeat(LogFiles(heartbeat.path.parent), 0)
+    assert (beat.collective_marks, beat.collective) == found
+    written = heartbeat.path.read_text()
+    progress.look()
+    assert asked == ["nccl", "nccl"]
+    assert heartbeat.path.read_text() == written, "a heartbeat that stands still is how a hang is seen"
 
 
 def test_a_thread_tells_it_while_the_host_waits(heartbeat):

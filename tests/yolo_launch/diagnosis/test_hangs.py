@@ -108,6 +108,19 @@ def test_of_ranks_that_wait_for_their_gpus_the_one_whose_gpu_stands_still_is_nam
     assert "its GPU, which has finished the forward pass of step 8" in second
 
 
+def test_of_gpus_in_one_step_the_one_that_has_not_come_to_the_collective_is_named():
+    name = "all_reduce number 8 of sizes [[64, 3]]"
+    ranks = []
+    for rank, marks in enumerate((15, 14, 15)):
+        found = on_gpu(rank, step=7, device_marks=15)
+        beat = replace(found.heartbeat, collective_marks=marks, collective=name)
+        ranks.append(replace(found, heartbeat=beat))
+    first, second, _ = describe_stall(ranks).splitlines()
+    assert "rank 1 has been in 'train'" in first
+    assert f"the forward pass of step 8 and nothing since and has not come to {name}, at data" in first
+    assert f"and has begun {name}, at data" in second
+
+
 def test_a_gpu_that_has_done_all_it_was_given_is_not_waited_for():
     assert "GPU" not in on_gpu(0, step=7, device_marks=16).describe()
     assert "GPU" not in stalled(0, LOADING, step=7).describe()
