@@ -17,7 +17,7 @@ mine = slice(start, start + int(shares[env.rank]))
 
 def measure(given):
     """What becomes of this rank's images."""
-    model = synchronize_batch_norm(nn.Sequential(nn.BatchNorm2d(given["images"].shape[1])), device)
+    model = synchronize_batch_norm(nn.Sequential(nn.BatchNorm2d(given["images"].shape[1])))
     model.load_state_dict(given["state"])
     model.to(given["weights"])
     images = given["images"][mine].to(memory_format=torch.channels_last).requires_grad_()

@@ -241,7 +241,7 @@ def wrap_model(
     if env.world_size == 1:
         return model
     if sync_bn:
-        model = synchronize_batch_norm(model, device)
+        model = synchronize_batch_norm(model)
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": True}
     # Running statistics have one truth, rank 0's, which validation and checkpoints read: no broadcast at each step.
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters:

@@ -128,8 +128,7 @@ def train_step(run: Run, batch: Batch, *, is_update: bool) -> StepControl:
         # A rank without images takes part in every collective, with weight zero. Its own batch norm needs an image.
         images = images.new_zeros((1, *images.shape[1:]))
     with _gradient_sync(run.model, enabled=is_update):
-        # Of an empty batch, torch's SyncBatchNorm sends statistics in the batch's type; the others send float32.
-        with _autocast(run) if num_images else contextlib.nullcontext():
+        with _autocast(run):
             predictions = run.model(images)
         terms = run.loss(predictions, matches, counts)
         run.device_progress.forward_done(run.state.progress.micro_step)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.runtime import sync_batch_norm
+
 WORKER = str(Path(__file__).parents[2] / "rank_scripts" / "sync_batch_norm.py")
 
 
@@ -63,3 +65,17 @@ def check(given, ranks, images_dtype, tolerance):
             torch.testing.assert_close(rank["state"][f"0.{name}"].double(), value.double(), rtol=tolerance, atol=0)
     evaluated = norm.eval()(given["images"].double()).detach()
     torch.testing.assert_close(ranks[0]["evaluated"].double(), evaluated, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
+def test_a_gpus_sums_are_those_of_a_cpu(dtype, tolerance):
+    torch.manual_seed(0)
+    images = torch.randn(5, 7, 4, 6, dtype=dtype) * 3 + torch.arange(7).view(1, -1, 1, 1) * 10
+    at_once, by_image = sync_batch_norm._sums_at_once(images), sync_batch_norm._sums_by_image(images)
+    for found, expected in zip(at_once, by_image, strict=True):
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
+    assert at_once[1].dtype == torch.float64
+    gradient = torch.randn_like(images)
+    products = sync_batch_norm._products(gradient, images, at_once[0])
+    by_kernel = sync_batch_norm._products_by_kernel(gradient, images, at_once[0])
+    torch.testing.assert_close(products, by_kernel, rtol=10 * tolerance, atol=100 * tolerance)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.trainer.pretend_card import CARD, counted, pretend_card, without_data
 from trainer.data.augment.finish import Finish
@@ -23,6 +24,7 @@ from trainer.optim.ema import ModelEma
 from trainer.optim.optimizer import make_optimizer
 from trainer.runtime.device_progress import DeviceProgress
 from trainer.runtime.distributed import Collectives, DistEnv
+from trainer.runtime.sync_batch_norm import SyncBatchNorm2d, _Normalize, synchronize_batch_norm
 from trainer.training.loop import train_step
 from trainer.training.telemetry import NonFiniteDetector
 
@@ -82,8 +84,8 @@ def match(targets, canvas_hw):
     return make_loss().match(targets, [(canvas_hw[0] // stride, canvas_hw[1] // stride) for stride in (8, 16, 32)])
 
 
-def waits_of_a_step(monkeypatch, *, plant=None, steps=2, **options) -> list[str]:
-    model = copy.deepcopy(built())
+def waits_of_a_step(monkeypatch, *, plant=None, steps=2, model=None, **options) -> list[str]:
+    model = copy.deepcopy(built()) if model is None else model
     with pretend_card(monkeypatch) as card, monkeypatch.context() as patch:
         run = make_run(model, CARD, **options)
 
@@ -113,6 +115,45 @@ def test_no_step_waits_for_the_card(monkeypatch, amp, gains):
 
 def test_no_step_of_another_optimizer_waits(monkeypatch):
     assert waits_of_a_step(monkeypatch, optimizer="AdamW", **AMP["fp16"]) == []
+
+
+@pytest.fixture
+def two_ranks(monkeypatch):
+    """Collectives of two ranks, as far as shapes go."""
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather", lambda parts, own: [part.copy_(own) for part in parts])
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor)
+
+
+@pytest.mark.parametrize("amp", AMP)
+def test_no_forward_pass_with_statistics_of_all_ranks_waits(monkeypatch, two_ranks, amp):
+    norms = 0
+
+    def synchronize(patch):
+        original = SyncBatchNorm2d.forward
+
+        def counted(norm, images):
+            nonlocal norms
+            norms += 1
+            return original(norm, images)
+
+        patch.setattr(SyncBatchNorm2d, "forward", counted)
+
+    model = synchronize_batch_norm(copy.deepcopy(built()))
+    assert waits_of_a_step(monkeypatch, plant=synchronize, steps=1, model=model, **AMP[amp]) == []
+    assert norms == 57
+
+
+def test_no_backward_pass_with_statistics_of_all_ranks_waits(monkeypatch, two_ranks):
+    with pretend_card(monkeypatch) as card:
+        images, gradient = (torch.empty(4, 8, 6, 6, device=CARD, dtype=torch.float16) for _ in range(2))
+        weight, bias = (torch.empty(8, device=CARD) for _ in range(2))
+        context = SimpleNamespace(mark_non_differentiable=lambda *tensors: None)
+        context.save_for_backward = lambda *tensors: setattr(context, "saved_tensors", tensors)
+        _Normalize.forward(context, images, weight, bias, 1e-3)
+        found = _Normalize.backward(context, gradient)
+        assert card.waits == []
+    assert [(one.dtype, one.shape) for one in found[:2]] == [(torch.float16, images.shape), (torch.float32, (8,))]
 
 
 def item_in_loss(patch):
