@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import unicodedata
 from collections.abc import Iterable
@@ -30,7 +31,8 @@ def fonts_for(text: str) -> tuple[list[Path], str]:
     The first font is matplotlib's own, so that plain text looks the same everywhere.
     """
     chosen = [_own_font()]
-    missing = _drawn(text) - _characters_of(chosen[0])
+    missing = _drawn(text)
+    missing -= _characters_of(chosen[0]) if missing else set()
     if missing:
         for path in _font_files():
             if found := missing & _characters_of(path):
@@ -43,7 +45,7 @@ def fonts_for(text: str) -> tuple[list[Path], str]:
 
 def warn_of_missing(texts: Iterable[str]) -> None:
     """Say once which characters no font of this machine has, and which font to install."""
-    _, missing = fonts_for("".join(texts))
+    _, missing = fonts_for("".join(text for text in texts if not text.isascii()))
     if missing:
         _warn(missing)
 
@@ -64,6 +66,8 @@ def font_of_size(text: str, size_px: int) -> FreeTypeFont | None:
     """A font of Pillow that has every character of ``text``, about ``size_px`` high; None if no single one has."""
     from PIL import ImageFont
 
+    if text.isascii():  # what every font of letters has; matplotlib would take 0.3 s to say so
+        return ImageFont.truetype(str(_own_font()), size_px)
     needed = _drawn(text)
     fonts, missing = fonts_for(text)
     for path in [] if missing else [*fonts, *_font_files()]:
@@ -95,9 +99,11 @@ def _drawn(text: str) -> set[str]:
 
 
 def _own_font() -> Path:
-    import matplotlib
-
-    return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    """The font that comes with matplotlib, which is not imported for it."""
+    found = importlib.util.find_spec("matplotlib")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 @cache

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainer.boxes import xyxy_from_cxcywh
 from trainer.model.graph import DetectionModel
+from trainer.model.postprocess import nms_operator
 
 
 class ExportedDetector(nn.Module):
@@ -32,8 +33,8 @@ class SuppressedDetector(nn.Module):
         self, model: DetectionModel, *, confidence_threshold: float, iou_threshold: float, max_detections: int
     ) -> None:
         super().__init__()
-        # An import while the graph is recorded would become part of it.
-        import torchvision.ops  # noqa: F401
+        # Loading it while the graph is recorded would become part of it.
+        nms_operator()
 
         self.model = model
         self.confidence_threshold = confidence_threshold
@@ -75,8 +76,7 @@ class _OnnxNms(torch.autograd.Function):
         ctx: Any, boxes: Tensor, scores: Tensor, max_detections: int, iou_threshold: float, confidence_threshold: float
     ) -> Tensor:
         """Selects from boxes (B, N, 4), scores (B, C, N): (K, 3) int64; used while the graph is recorded."""
-        from torchvision.ops import nms
-
+        nms = nms_operator()
         rows = [boxes.new_zeros((0, 3), dtype=torch.int64)]
         for image in range(boxes.shape[0]):
             for label in range(scores.shape[1]):

@@ -5,7 +5,11 @@ There is no time limit: the same predictions give the same boxes however busy th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +22,9 @@ MAX_CANDIDATES = 30_000
 
 _FIRST_PREFIX = 1_024
 _PREFIX_GROWTH = 4
+
+Nms = Callable[[Tensor, Tensor, float], Tensor]
+"""Takes boxes (n, 4) as xyxy, scores (n,) and an IoU; returns the indices of the boxes kept, best score first."""
 
 
 def non_max_suppression(
@@ -45,6 +52,26 @@ def non_max_suppression(
         rows, scores, labels = _candidates(image_predictions, confidence_threshold, classes, multi_label)
         results.append(_suppress(image_predictions, rows, scores, labels, iou_threshold, agnostic, max_detections))
     return results
+
+
+@cache
+def nms_operator() -> Nms:
+    """Returns torchvision's compiled suppression. Raises ImportError without torchvision.
+
+    Its library is loaded alone where that is possible: the package imports its models and torch's compiler too, 2 s.
+    """
+    found = importlib.util.find_spec("torchvision")
+    for folder in (found.submodule_search_locations or ()) if found is not None else ():
+        for library in sorted(path for suffix in ("so", "pyd") for path in Path(folder).glob(f"_C*.{suffix}")):
+            with contextlib.suppress(OSError):  # made for another torch: the package says so itself
+                torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+    if hasattr(torch.ops.torchvision, "nms"):
+        operator: Nms = torch.ops.torchvision.nms
+        return operator
+    from torchvision.ops import nms
+
+    whole: Nms = nms
+    return whole
 
 
 def _candidates(
@@ -78,8 +105,7 @@ def _suppress(
     A candidate is suppressed only by a better one. So the boxes kept among the best 1,024 candidates are the first
     kept of all, and the other candidates are examined only if these boxes are too few.
     """
-    from torchvision.ops import nms  # importing it costs 2 s
-
+    nms = nms_operator()
     limit = min(len(rows), MAX_CANDIDATES)
     prefix = max(_FIRST_PREFIX, 2 * max_detections)
     while True:

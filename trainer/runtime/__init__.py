@@ -10,4 +10,5 @@ __all__ = [
     "process_guard",
     "reporter",
     "session",
+    "unloaded_compiler",
 ]

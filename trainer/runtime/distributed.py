@@ -24,6 +24,7 @@ from trainer.protocol import DEVICE_VARIABLE
 from trainer.runtime.collective_trace import record_collectives
 from trainer.runtime.patience import wait_for_ranks
 from trainer.runtime.sync_batch_norm import synchronize_batch_norm
+from trainer.runtime.unloaded_compiler import compiler_not_asked
 
 T = TypeVar("T")
 
@@ -252,7 +253,8 @@ def wrap_model(
         Collectives(env).broadcast_tensors(list(model.buffers()))
     if device.type == "cuda":
         options["device_ids"] = [device.index]
-    return DistributedDataParallel(model, **options)
+    with compiler_not_asked():
+        return DistributedDataParallel(model, **options)
 
 
 def warm_up_ddp(model: nn.Module, images_bchw: Tensor) -> None:

@@ -16,6 +16,7 @@ from trainer.runtime.distributed import Collectives, DistEnv, process_group
 from trainer.runtime.failure_report import report_failure
 from trainer.runtime.heartbeat import HeartbeatWriter
 from trainer.runtime.reporter import Reporter
+from trainer.runtime.unloaded_compiler import leave_compiler_unloaded, use_deterministic_algorithms
 from trainer.training.build import build_run
 from trainer.training.loop import fit
 from trainer.training.resume import find_saved, resume
@@ -34,6 +35,8 @@ def main(config: TrainConfig, run_dir: Path) -> int:
         heartbeat.beat("start")
         reporter = Reporter(enabled=env.is_main, log_path=files.logs.log(0))
         device = env.device()
+        if not config.compile:
+            leave_compiler_unloaded()
         set_determinism(device, config.deterministic, fixed_shapes=not (config.multi_scale or config.rect))
         with process_group(env, device):
             finished = train(config, env, device, run_dir, reporter, heartbeat)
@@ -73,7 +76,7 @@ def set_determinism(device: torch.device, deterministic: bool, *, fixed_shapes: 
     """Makes a CPU do every sum in a fixed order, at no cost worth naming; on CUDA only if ``deterministic``."""
     if device.type == "cpu" or deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        use_deterministic_algorithms()
         # Filling memory that is about to be overwritten anyway costs 6 % of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # Each new shape costs a search for the fastest algorithm.
