@@ -6,7 +6,7 @@ Torch-free and cheap, since a launcher's checks read it too.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,28 @@ def label_text_for(image_path: str) -> str:
     return os.path.join(folder, os.path.splitext(name)[0] + ".txt")
 
 
-def relative_name(dataset: DatasetFile, image_path: Path) -> str:
+def label_texts_for(image_paths: Iterable[str]) -> list[str]:
+    """Returns the same for many paths, each folder being looked at once."""
+    folders: dict[str, str] = {}
+    labels = []
+    for image_path in image_paths:
+        folder, separator, name = image_path.rpartition(os.sep)
+        stem, dot, _ = name.rpartition(".")
+        if not separator or not dot or name.startswith("."):
+            labels.append(label_text_for(image_path))
+            continue
+        if folder not in folders:
+            folders[folder] = os.path.dirname(label_text_for(os.path.join(folder, "x"))) + os.sep
+        labels.append(f"{folders[folder]}{stem}.txt")
+    return labels
+
+
+def relative_name(dataset: DatasetFile, image_path: str) -> str:
     """Returns an image's path below the data set's root, equal on every machine that has the data set."""
-    text, root = os.fspath(image_path), os.fspath(dataset.root) + os.sep
-    if text.startswith(root) and os.pardir not in text:
-        return text[len(root) :].replace(os.sep, "/")  # nearly always, and ten times as fast
-    return os.path.relpath(text, dataset.root).replace(os.sep, "/")
+    root = os.fspath(dataset.root) + os.sep
+    if image_path.startswith(root) and os.pardir not in image_path:
+        return image_path[len(root) :].replace(os.sep, "/")  # nearly always, and ten times as fast
+    return os.path.relpath(image_path, dataset.root).replace(os.sep, "/")
 
 
 def _missing_yaml(yaml_path: Path) -> DataError:

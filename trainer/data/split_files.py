@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.data.dataset import CORRECT, IMAGE_SUFFIXES, DatasetFile, label_path_for, relative_name
+from trainer.data.dataset import CORRECT, IMAGE_SUFFIXES, DatasetFile, label_text_for, relative_name
 from trainer.errors import DataError
 from trainer.reading.text_file import TextFileError, printable, read_text
 
@@ -21,15 +21,15 @@ _FIRST_LINES = 50
 class SplitFiles:
     """What a split's folders and lists hold."""
 
-    images: list[Path] = field(default_factory=list)
-    """Sorted by path; a list may name one twice, folders may not."""
+    images: list[str] = field(default_factory=list)
+    """Sorted; texts, as a million path objects take seconds.  a list may name one twice, folders may not."""
     folders: list[Path] = field(default_factory=list)
     """Folders that the split names, walked through to their ends."""
-    listed: list[Path] = field(default_factory=list)
+    listed: list[str] = field(default_factory=list)
     """The images that lists name, whose folders may hold those of other splits."""
-    others: list[Path] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
     """Files in the folders that are no image by their suffix."""
-    hidden: list[Path] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
     """Images and folders in the folders whose name starts with a dot; left out."""
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
     """Folders that cannot be listed, and why."""
@@ -39,7 +39,7 @@ class SplitFiles:
 
 def find_images(dataset: DatasetFile, split: str) -> list[Path]:
     """Returns every image file of a split, sorted by path; see ``find_files``."""
-    return find_files(dataset, split).images
+    return [Path(image) for image in find_files(dataset, split).images]
 
 
 def find_files(dataset: DatasetFile, split: str) -> SplitFiles:
@@ -70,11 +70,11 @@ def find_files(dataset: DatasetFile, split: str) -> SplitFiles:
             found.folders.append(path)
         else:
             found.listed += _read_image_list(dataset, path, found)
-    in_folders: set[Path] = set()
+    in_folders: set[str] = set()
     for folder in found.folders:
         in_folders.update(_walk(folder, found))
-    found.images = sorted([*in_folders, *found.listed], key=str)
-    found.others = sorted(set(found.others), key=str)
+    found.images = sorted([*in_folders, *found.listed])
+    found.others = sorted(set(found.others))
     if not found.images:
         raise _no_images(dataset, split, found, looked_for)
     return found
@@ -85,9 +85,9 @@ def fingerprint(dataset: DatasetFile) -> str:
     digest = hashlib.sha256("\n".join(dataset.names).encode())
     for split in dataset.splits:
         digest.update(f"\0{split}\0".encode())
-        for image in find_images(dataset, split):
+        for image in find_files(dataset, split).images:
             try:
-                label_bytes = label_path_for(image).stat().st_size
+                label_bytes = os.stat(label_text_for(image)).st_size
             except OSError:
                 label_bytes = -1
             digest.update(f"{relative_name(dataset, image)}\t{label_bytes}\n".encode(errors="surrogateescape"))
@@ -96,7 +96,7 @@ def fingerprint(dataset: DatasetFile) -> str:
 
 def _no_images(dataset: DatasetFile, split: str, found: SplitFiles, looked_for: Sequence[str]) -> DataError:
     seen = f"looked in {', '.join(map(printable, looked_for))}"
-    suffixes = sorted({path.suffix.lower() or "no suffix" for path in found.others})
+    suffixes = sorted({_suffix(path) or "no suffix" for path in found.others})
     if suffixes:
         seen += f", which holds {len(found.others)} files with {', '.join(map(printable, suffixes[:5]))}"
     if found.unreadable:
@@ -123,7 +123,7 @@ def _locate(dataset: DatasetFile, entry: str) -> tuple[Path | None, list[str]]:
     return next((Path(path) for path in tried if os.path.exists(path)), None), tried
 
 
-def _walk(folder: Path, found: SplitFiles) -> Iterator[Path]:
+def _walk(folder: Path, found: SplitFiles) -> Iterator[str]:
     """Yields the images below a folder; records what else there is in ``found``."""
 
     def note_unreadable(error: OSError) -> None:
@@ -131,22 +131,24 @@ def _walk(folder: Path, found: SplitFiles) -> Iterator[Path]:
 
     seen = {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=note_unreadable):
-        found.hidden += [Path(parent, name) for name in folders if name.startswith(".")]
+        found.hidden += [os.path.join(parent, name) for name in folders if name.startswith(".")]
         # A link back up would be walked for ever.
         real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders if not name.startswith(".")}
         folders[:] = [name for name, path in real.items() if path not in seen]
         seen.update(real.values())
+        below = os.path.join(parent, "")
         for name in files:
+            path = below + name
             is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
             if name.startswith("."):
-                found.hidden += [Path(parent, name)] * is_image
+                found.hidden += [path] * is_image
             elif is_image:
-                yield Path(parent, name)
+                yield path
             else:
-                found.others.append(Path(parent, name))
+                found.others.append(path)
 
 
-def _read_image_list(dataset: DatasetFile, list_path: Path, found: SplitFiles) -> list[Path]:
+def _read_image_list(dataset: DatasetFile, list_path: Path, found: SplitFiles) -> list[str]:
     """Reads the images that a text file names, one a line; ``./`` means the list's own folder, ``#`` starts a comment.
 
     Raises DataError for a file that is no such list.
@@ -210,14 +212,14 @@ class _Bases:
         self._bases = [dataset.root, list_path.parent, Path.cwd()]
         self._chosen: dict[tuple[str, bool], tuple[Path, bool]] = {}
 
-    def resolve(self, line: str) -> tuple[Path, bool]:
+    def resolve(self, line: str) -> tuple[str, bool]:
         """Returns the absolute path of a line, and whether its backslashes were taken for slashes."""
         slashed = line.replace("\\", "/") if os.sep == "/" and "\\" in line else line
         key = (os.path.dirname(slashed), slashed != line)
         if key not in self._chosen:
             self._chosen[key] = self._choose(line, slashed)
         base, is_rewritten = self._chosen[key]
-        return Path(os.path.abspath(base / _relative(slashed if is_rewritten else line))), is_rewritten
+        return os.path.abspath(os.path.join(base, _relative(slashed if is_rewritten else line))), is_rewritten
 
     def _choose(self, line: str, slashed: str) -> tuple[Path, bool]:
         for text in dict.fromkeys((line, slashed)):

@@ -55,8 +55,8 @@ def load_split(
     )
     if not is_single and is_reordered(detector.names, dataset.names):
         to_model = np.array([detector.names.index(name) for name in dataset.names], np.float32)
-        for boxes in images.boxes:
-            boxes[:, 0] = to_model[boxes[:, 0].astype(int)]
+        classes = images.boxes.rows[:, 0]
+        classes[...] = to_model[classes.astype(int)]
         session.reporter.warn("weights and data set have the same classes in another order; names decide")
         return SplitToMeasure(images, detector.names, report)
     return SplitToMeasure(images, detector.names if is_single else dataset.names, report)

@@ -252,11 +252,10 @@ def make_validator(  # noqa: PLR0913 (what build.py has made so far)
 
 def label_sizes(images: LabeledImages, image_size: int) -> np.ndarray:
     """Returns width and height of every label in pixels of an image whose long side is ``image_size``: (n, 2)."""
-    rows = [
-        boxes[:, 3:5] * (shape[::-1] * image_size / shape.max())
-        for boxes, shape in zip(images.boxes, images.shapes_hw.astype(np.float64), strict=True)
-    ]
-    return np.concatenate(rows) if rows else np.zeros((0, 2))
+    shapes = images.shapes_hw.astype(np.float64)
+    scale = shapes[:, ::-1] * image_size / shapes.max(axis=1, keepdims=True, initial=1)
+    sizes: np.ndarray = images.boxes.rows[:, 3:5] * np.repeat(scale, images.boxes.counts, axis=0)
+    return sizes
 
 
 def freeze_layers(model: DetectionModel, freeze: tuple[int, ...]) -> None:

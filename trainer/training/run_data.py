@@ -31,7 +31,7 @@ class Data:
     @property
     def can_measure(self) -> bool:
         """Returns whether a validation image has a label; without one there is nothing to compare detections with."""
-        return any(len(boxes) for boxes in self.val.boxes)
+        return len(self.val.boxes.rows) > 0
 
 
 def load_data(

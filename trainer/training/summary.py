@@ -37,8 +37,7 @@ def draw_start(run: Run, data: Data, run_dir: Path, *, pictures: bool) -> None:
     """Draws label statistics and the first training samples with their boxes, only on rank 0 of a fresh run."""
     if not pictures or not run.collectives.env.is_main or run.state.progress.micro_step > 0:
         return
-    rows = np.concatenate(data.train.boxes) if len(data.train) else np.zeros((0, 5), np.float32)
-    _draw(lambda: plots.save_label_statistics(run_dir / "labels.png", rows, data.names))
+    _draw(lambda: plots.save_label_statistics(run_dir / "labels.png", data.train.boxes.rows, data.names))
     batch = run.epoch_loader.preview(PICTURED_IMAGES)
     _draw(
         lambda: plot_boxes.save_image_mosaic(

@@ -175,26 +175,26 @@ class _DataCounts(NamedTuple):
     classes: int
     training: int
     validation: int
-    unlabeled: Path | None
+    unlabeled: str | None
     """Returns the first label file that is missing or empty if no validation image has a label, else None."""
 
 
 @lru_cache(maxsize=4)
 def _count_data(data: str) -> _DataCounts:
     """Reads what a data-set file names; remembered, since walking a large set takes seconds. Raises DataError."""
-    from trainer.data.dataset import label_path_for, load_dataset_file
-    from trainer.data.split_files import find_images
+    from trainer.data.dataset import label_texts_for, load_dataset_file
+    from trainer.data.split_files import find_files
 
     dataset = load_dataset_file(data)
-    training, validation = (find_images(dataset, split) for split in ("train", "val"))
-    labels = [label_path_for(image) for image in validation]
+    training, validation = (find_files(dataset, split).images for split in ("train", "val"))
+    labels = label_texts_for(validation)
     unlabeled = None if any(map(_has_content, labels)) else labels[0]
     return _DataCounts(len(dataset.names), len(training), len(validation), unlabeled)
 
 
-def _has_content(path: Path) -> bool:
+def _has_content(path: str) -> bool:
     try:
-        return path.stat().st_size > 0
+        return os.stat(path).st_size > 0
     except OSError:
         return False
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.dataset import label_path_for, load_dataset_file
+from trainer.data.dataset import label_path_for, label_text_for, label_texts_for, load_dataset_file
 from trainer.data.split_files import find_files, find_images, fingerprint
 from trainer.errors import DataError
 
@@ -212,14 +212,20 @@ def test_files_that_are_no_lists(tmp_path, text, part):
         listed(tmp_path, text)
 
 
+@given(st.lists(st.text("ai/.\\xs", max_size=12)))
+def test_labels_of_many_paths_are_those_of_each(ends):
+    paths = [base + end for end in ends for base in ("/d/images/", "/d/images/images/", "images/", "", "/d/")]
+    assert label_texts_for(paths) == [label_text_for(path) for path in paths]
+
+
 def test_what_lies_beside_the_images_is_kept_apart(tmp_path):
     for name in ("i/1.jpg", "i/2.HEIC", "i/.3.jpg", "i/deep/notes.md", "i/.git/4.jpg"):
         write(tmp_path / name)
     dataset = load_dataset_file(write(tmp_path / "d.yaml", "train: i\nnames: [x]\n"))
     files = find_files(dataset, "train")
-    assert files.images == [tmp_path / "i" / "1.jpg"]
-    assert files.others == [tmp_path / "i" / "2.HEIC", tmp_path / "i" / "deep" / "notes.md"]
-    assert sorted(files.hidden) == [tmp_path / "i" / ".3.jpg", tmp_path / "i" / ".git"]
+    assert files.images == [f"{tmp_path}/i/1.jpg"]
+    assert files.others == [f"{tmp_path}/i/2.HEIC", f"{tmp_path}/i/deep/notes.md"]
+    assert sorted(files.hidden) == [f"{tmp_path}/i/.3.jpg", f"{tmp_path}/i/.git"]
 
 
 def test_an_unreadable_folder_is_noted(tmp_path, monkeypatch):
@@ -235,7 +241,7 @@ def test_an_unreadable_folder_is_noted(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     dataset = load_dataset_file(write(tmp_path / "d.yaml", "train: i\nnames: [x]\n"))
     files = find_files(dataset, "train")
-    assert files.images == [tmp_path / "i" / "1.jpg"]
+    assert files.images == [f"{tmp_path}/i/1.jpg"]
     assert files.unreadable == [(tmp_path / "i" / "locked", "Permission denied")]
 
 

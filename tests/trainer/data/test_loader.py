@@ -32,7 +32,7 @@ EVERYTHING = AugmentationSettings(
 
 
 def first(images: LabeledImages, count: int) -> LabeledImages:
-    return LabeledImages(
+    return LabeledImages.of(
         images.paths[:count], images.shapes_hw[:count], images.boxes[:count], images.segments[:count], f"first {count}"
     )
 
@@ -44,11 +44,11 @@ def few(bccd, many_shapes):
     angles = np.linspace(0, 2 * np.pi, 9)[:-1]
     circle = np.stack((np.cos(angles), np.sin(angles)), 1) / 2
     round_cells = [[(row[1:3] + circle * row[3:5]).astype(np.float32) for row in boxes] for boxes in bccd.boxes]
-    return LabeledImages(
-        bccd.paths + many_shapes.paths,
+    return LabeledImages.of(
+        [*bccd.paths, *many_shapes.paths],
         np.concatenate((bccd.shapes_hw, many_shapes.shapes_hw)),
-        bccd.boxes + many_shapes.boxes,
-        round_cells + many_shapes.segments,
+        [*bccd.boxes, *many_shapes.boxes],
+        [*round_cells, *many_shapes.segments],
         "few",
     )
 
@@ -152,7 +152,7 @@ def test_samples_do_not_depend_on_the_cache(few, reference, tmp_path, monkeypatc
     for path in few.paths:
         assert path.exists()
     data = training_data(few, cache)
-    data.images = LabeledImages([Path("gone")] * 30, few.shapes_hw, few.boxes, few.segments, few.key)
+    data.images = LabeledImages.of([Path("gone")] * 30, few.shapes_hw, few.boxes, few.segments, few.key)
     assert run_epoch(data) == reference
 
 
@@ -184,7 +184,7 @@ def test_mosaics_stop_when_asked(few):
 def test_unreadable_images_count_as_background(few, tmp_path):
     paths = [*few.paths]
     paths[0] = tmp_path / "gone.jpg"
-    images = LabeledImages(paths, few.shapes_hw, few.boxes, few.segments, "gone")
+    images = LabeledImages.of(paths, few.shapes_hw, few.boxes, few.segments, "gone")
     sample = training_data(images, settings=AugmentationSettings())[SampleKey(0, 0, 0)]
     assert (sample.image == 114).all()
     assert len(sample.boxes) == 0

@@ -162,7 +162,7 @@ def labeled(boxes):
     rows = [np.array(image, np.float32).reshape(-1, 5) for image in boxes]
     from pathlib import Path
 
-    return LabeledImages([Path(f"{n}.jpg") for n in range(len(boxes))], shapes, rows, [[] for _ in boxes], "")
+    return LabeledImages.of([Path(f"{n}.jpg") for n in range(len(boxes))], shapes, rows, [[] for _ in boxes], "")
 
 
 def test_cocos_own_numbers():

@@ -148,11 +148,11 @@ class _Processes:
         """Lets the processes overwrite the oldest batch."""
         self._send(BufferFreed(self.generation))
 
-    def receive(self) -> list[BatchPart]:
-        """Waits for parts of the current epoch. Raises LoaderProcessError."""
-        parts = []
+    def receive(self) -> list[BatchPart | PartFailed]:
+        """Waits for parts of the current epoch. Raises LoaderProcessError for a process that died."""
+        parts: list[BatchPart | PartFailed] = []
         ready = wait([*self.connections, *(process.sentinel for process in self.workers)])
-        for number, (process, connection) in enumerate(zip(self.workers, self.connections, strict=True)):
+        for process, connection in zip(self.workers, self.connections, strict=True):
             if connection not in ready and process.sentinel not in ready:
                 continue
             try:
@@ -161,12 +161,8 @@ class _Processes:
                 message = None
             if message is None:
                 raise _death(process)
-            if message.generation != self.generation:
-                continue
-            if isinstance(message, PartFailed):
-                logger.error("loader process %d:\n%s", number, message.stack)
-                raise LoaderProcessError(f"loader process {number} could not make a sample of {message.cause}")
-            parts.append(message)
+            if message.generation == self.generation:
+                parts.append(message)
         return parts
 
     def _send(self, message: EpochOrder | BufferFreed) -> None:
@@ -188,7 +184,7 @@ class _EpochIterator(Iterator[Batch]):
         self._match = match
         self._pin_memory = pin_memory
         self._taken = 0
-        self._parts: dict[int, dict[int, BatchPart]] = {}
+        self._parts: dict[int, dict[int, BatchPart | PartFailed]] = {}
 
     def __next__(self) -> Batch:
         if self._generation != self._processes.generation:
@@ -203,7 +199,7 @@ class _EpochIterator(Iterator[Batch]):
                 self._parts.setdefault(part.number, {})[part.process] = part
         self._taken += 1
         by_process = self._parts.pop(number)
-        batch = self._join(number, [by_process[process] for process in range(count)])
+        batch = self._join(number, [_made(by_process[process]) for process in range(count)])
         return batch.pin_memory() if self._pin_memory else batch
 
     def _join(self, number: int, parts: Sequence[BatchPart]) -> Batch:
@@ -226,6 +222,14 @@ class _EpochIterator(Iterator[Batch]):
             geometry=tuple(placed),
             matches=self._match(targets, canvas_hw) if self._match is not None else None,
         )
+
+
+def _made(part: BatchPart | PartFailed) -> BatchPart:
+    """Returns a part that was made. A failure is raised with its batch, however far ahead it was found."""
+    if isinstance(part, BatchPart):
+        return part
+    logger.error("loader process %d:\n%s", part.process, part.stack)
+    raise LoaderProcessError(f"loader process {part.process} could not make a sample of {part.cause}")
 
 
 def _death(process: BaseProcess) -> LoaderProcessError:

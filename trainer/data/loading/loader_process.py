@@ -59,7 +59,10 @@ class BatchPart:
 class PartFailed:
     """Says that a sample could not be made."""
 
+    process: int
     generation: int
+    number: int
+    """Of the batch that needs the sample."""
     cause: str
     """The image, and what was raised."""
     stack: str
@@ -134,7 +137,7 @@ class LoaderProcess:
                 sample.finish.write(sample.image, self._room.planes(number, row, canvas_hw))
             except Exception as error:
                 cause = f"{self._data.images.paths[key.index]}: {type(error).__name__}: {error}"
-                return PartFailed(generation, cause, traceback.format_exc())
+                return PartFailed(self._rows.start, generation, number, cause, traceback.format_exc())
             targets.append(numbered_rows(row, sample.boxes, canvas_hw))
             geometry += [sample.geometry] if sample.geometry is not None else []
         positions, indices = ([getattr(key, name) for key in keys] for name in ("position", "index"))

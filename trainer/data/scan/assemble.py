@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.data.dataset import DatasetFile, label_path_for
+from trainer.data.dataset import DatasetFile, label_path_for, label_text_for
 from trainer.data.images import ImageReadError, MissingImageError, NoContrastError
 from trainer.data.scan.image_header import ImageHeader
 from trainer.data.scan.label_cache import DIGEST_BYTES, LabeledImages
@@ -37,7 +37,7 @@ def assemble(paths: Sequence[Path], scans: Sequence[FileScan], key: str) -> tupl
     headers = [scan.header for _, scan in good if scan.header]
     no_rows = LabelRows(np.zeros((0, 5), np.float32), [], [])
     rows = [scan.rows or no_rows for _, scan in good]
-    images = LabeledImages(
+    images = LabeledImages.of(
         paths=[path for path, _ in good],
         shapes_hw=np.array([(header.height, header.width) for header in headers], np.int32).reshape(-1, 2),
         boxes=[row.boxes for row in rows],
@@ -117,7 +117,7 @@ def check_usable(
     split: str,
     images: LabeledImages,
     report: ScanReport,
-    paths: Sequence[Path],
+    paths: Sequence[str],
     max_bad_share: float,
 ) -> None:
     """Raises DataError for a split of which too much cannot be used, or one to train on that has no labels."""
@@ -142,7 +142,7 @@ def check_usable(
     if split == "train" and report.boxes == 0:
         raise DataError(
             f"None of the {report.images} training images of {dataset.path} has a label",
-            seen=f"looked for {', '.join(printable(label_path_for(path)) for path in paths[:3])}",
+            seen=f"looked for {', '.join(printable(label_text_for(path)) for path in paths[:3])}",
             expected="one text file an image, with a row 'class cx cy w h' for each object",
             next_command="put the labels there; docs/data.md shows the layouts",
         )

@@ -28,14 +28,16 @@ def find_repeats(digests: Iterable[tuple[Path, bytes]]) -> Iterator[str]:
 
 def find_shared(images: LabeledImages, others: LabeledImages) -> list[str]:
     """Returns a sentence for each image of ``others`` whose content is that of one of ``images``."""
-    by_digest: dict[bytes, list[Path]] = {}
-    for path, digest in zip(images.paths, images.digests, strict=True):
-        by_digest.setdefault(digest.tobytes(), []).append(path)
+    # Only the few that are alike become paths and bytes of their own: there may be a million images.
+    alike_in: dict[bytes, list[Path]] = {digest: [] for digest in map(bytes, others.digests)}
+    for index, digest in enumerate(map(bytes, images.digests)):
+        if digest in alike_in:
+            alike_in[digest].append(images.paths[index])
     hashes: dict[Path, bytes] = {}
     found = []
-    for path, digest in zip(others.paths, others.digests, strict=True):
-        alike = by_digest.get(digest.tobytes(), ())
-        for other in alike:
+    for index, digest in enumerate(map(bytes, others.digests)):
+        for other in alike_in[digest]:
+            path = others.paths[index]
             if other == path or _hash_once(other, hashes) == _hash_once(path, hashes) != b"":
                 found.append(f"{printable(path)}: the same image as {printable(other)}")
                 break

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 import cv2
 
-from trainer.data.dataset import DatasetFile, label_path_for, label_text_for, relative_name
+from trainer.data.dataset import DatasetFile, label_path_for, label_texts_for, relative_name
 from trainer.data.images import ImageReadError
 from trainer.data.scan.assemble import FileScan, assemble, check_classes, check_usable
 from trainer.data.scan.image_header import read_header
@@ -32,6 +33,9 @@ from trainer.reading.text_file import printable
 _CACHE_VERSION = 2
 _CHUNK = 64
 """Files per task: enough that handing out tasks costs nothing."""
+
+_LOCAL_S = 100e-6
+"""Seconds for the states of an image and its label, below which the disk is taken for a local one."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -66,11 +70,10 @@ def scan_split(  # noqa: PLR0913 (what is scanned, what may be bad, and where it
         if found is None:
             read = partial(_scan_file, keypoint_numbers=dataset.keypoint_numbers)
             scans = list(_map_files(pool, read, paths, on_progress))
-            found = assemble(paths, scans, key)
+            found = assemble([Path(path) for path in paths], scans, key)
             check_classes(found[0], scans, num_classes, single_cls, dataset)
             if single_cls:
-                for boxes in found[0].boxes:
-                    boxes[:, 0] = 0
+                found[0].boxes.rows[:, 0] = 0
             if writer:
                 write_label_cache(cache_path, *found, paths)
     images, report = found[0], _with_files(found[1], files)
@@ -90,7 +93,8 @@ def _with_files(report: ScanReport, files: SplitFiles) -> ScanReport:
     )
 
 
-def _scan_file(path: Path, *, keypoint_numbers: int) -> FileScan:
+def _scan_file(file: str, *, keypoint_numbers: int) -> FileScan:
+    path = Path(file)
     try:
         header = read_header(path)
     except ImageReadError as error:
@@ -118,20 +122,28 @@ def _map_files(
 
 
 def _content_key(
-    dataset: DatasetFile, paths: Sequence[Path], pool: ThreadPoolExecutor, num_classes: int, single_cls: bool
+    dataset: DatasetFile, paths: Sequence[str], pool: ThreadPoolExecutor, num_classes: int, single_cls: bool
 ) -> str:
     """Returns a hash of every image's path, of sizes and times of images and label files, and of how they are read."""
     way = f"{_CACHE_VERSION} {num_classes} {single_cls} {dataset.keypoint_numbers} {cv2.__version__}\n"
     digest = hashlib.sha256(way.encode())
-    for path, state in zip(paths, _map_files(pool, _file_state, paths), strict=True):
+    pairs = list(zip(paths, label_texts_for(paths), strict=True))
+    # A local disk answers sooner than another thread takes over; a network's is asked for many files at once.
+    began_at = time.perf_counter()
+    states = [_file_states(pair) for pair in pairs[:_CHUNK]]
+    if time.perf_counter() - began_at < _CHUNK * _LOCAL_S:
+        states += map(_file_states, pairs[_CHUNK:])
+    else:
+        states += _map_files(pool, _file_states, pairs[_CHUNK:])
+    for path, state in zip(paths, states, strict=True):
         digest.update(f"{relative_name(dataset, path)}\t{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _file_state(path: Path) -> str:
+def _file_states(files: tuple[str, str]) -> str:
     """Returns sizes and times of an image and its label file."""
     states = []
-    for file in (text := os.fspath(path), label_text_for(text)):
+    for file in files:
         try:
             stat = os.stat(file)
             states.append(f"{stat.st_size} {stat.st_mtime_ns}")

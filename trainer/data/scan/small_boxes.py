@@ -23,21 +23,21 @@ def find_small_boxes(images: LabeledImages, image_size: int, keypoint_numbers: i
     """
     if not len(images):
         return Tally(), image_size
-    scale = 1.0 / images.shapes_hw.max(axis=1).astype(np.float64)
-    shorter = [
-        np.minimum(boxes[:, 3] * shape[1], boxes[:, 4] * shape[0]) * by
-        for boxes, shape, by in zip(images.boxes, images.shapes_hw.astype(np.float64), scale, strict=True)
-    ]
-    count = sum(int((sides * image_size < LEAST_PX).sum()) for sides in shorter)
-    if not count:
+    shapes = images.shapes_hw.astype(np.float64)
+    image = np.repeat(np.arange(len(images)), images.boxes.counts)
+    width, height = images.boxes.rows[:, 3] * shapes[image, 1], images.boxes.rows[:, 4] * shapes[image, 0]
+    shorter = np.minimum(width, height) * (1.0 / shapes.max(axis=1))[image]
+    small = np.flatnonzero(shorter * image_size < LEAST_PX)
+    if not len(small):
         return Tally(), image_size
     examples: list[str] = []
-    for index, sides in enumerate(shorter):
-        rows = np.flatnonzero(sides * image_size < LEAST_PX)
-        if len(rows) and len(examples) < MAX_EXAMPLES:
-            examples += _located(images, index, rows[:MAX_EXAMPLES], sides * image_size, keypoint_numbers)
-    needed = np.quantile(LEAST_PX / np.concatenate(shorter), _ENOUGH, method="higher")
-    return Tally(count, tuple(examples[:MAX_EXAMPLES])), int(-(-max(needed, image_size) // _STEP) * _STEP)
+    starts = np.cumsum(images.boxes.counts) - images.boxes.counts
+    for index in dict.fromkeys(image[small[:MAX_EXAMPLES]].tolist()):
+        rows = small[image[small] == index][:MAX_EXAMPLES] - starts[index]
+        sides = shorter[starts[index] : starts[index] + images.boxes.counts[index]]
+        examples += _located(images, index, rows, sides * image_size, keypoint_numbers)
+    needed = np.quantile(LEAST_PX / shorter, _ENOUGH, method="higher")
+    return Tally(len(small), tuple(examples[:MAX_EXAMPLES])), int(-(-max(needed, image_size) // _STEP) * _STEP)
 
 
 def _located(

@@ -332,7 +332,7 @@ def test_training_images_among_those_to_validate_on_are_refused(make_dataset, sc
     assert "2 of the 3 'val' images" in refuse_leakage(train, val, "val", allowed=True)
     # From the cache, too.
     assert find_shared(scan(yaml_path)[0], scan(yaml_path, "val")[0]) == find_shared(train, val)
-    assert refuse_leakage(val, LabeledImages([], np.zeros((0, 2)), [], [], ""), "test", allowed=False) == ""
+    assert refuse_leakage(val, LabeledImages.of([], np.zeros((0, 2)), [], [], ""), "test", allowed=False) == ""
 
 
 def test_equal_ends_alone_are_no_leakage(make_dataset, scan):
