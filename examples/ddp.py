@@ -1,6 +1,6 @@
 """A DistributedDataParallel script as torchrun starts it, without a line about yolo-launch.
 
-yolo-launch run examples/ddp.py --gpus cpu --nproc 2 -- --steps 50
+yolo-launch run --gpus cpu --nproc 2 examples/ddp.py --steps 50
 """
 
 import argparse

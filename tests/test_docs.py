@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from yolo_launch.cli.main import app
+from yolo_launch.cli.typed_command import own_words
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 FOLDERS = ("docs", "benchmarks", "examples", ".github")
@@ -66,7 +67,7 @@ def wrong_commands(text: str) -> list[str]:
             if command not in PROGRAM.commands:
                 wrong.append(f"yolo-launch {command}")
                 continue
-            own = re.split(r"\s--\s", rest)[0]  # what follows -- belongs to the user's script
+            own = " ".join(own_words([command, *rest.split()]))  # the rest is the user's script's
             wrong += [
                 f"{command} {flag}"
                 for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", own)
@@ -110,6 +111,8 @@ def test_wrong_links_files_and_commands_are_seen(tmp_path):
     text = "[a](none.md) [b](#none) `tests/none.py`\n```\nyolo-launch train --none\nyolo-launch fly --data a\n```\n"
     page = PROJECT_DIR / "README.md"
     assert wrong_commands(text) == ["train --none", "yolo-launch fly"]
+    assert wrong_commands("`yolo-launch run --none 1 a.py`") == ["run --none"]
+    assert wrong_commands("`yolo-launch run --gpus 0 a.py --none`") == []
     assert wrong_commands("`yolo-launch run a.py --gpus 0 -- --none` `yolo-launch val --batch 2 # --none`") == []
     assert NAMED_FILE.findall(text) == ["tests/none.py"]
     own = tmp_path / "page.md"

@@ -36,7 +36,7 @@ def write(job, text):
 @pytest.mark.slow
 def test_a_pause_of_the_whole_machine_is_no_stall(job):
     write(job, BEATS)
-    job.start_program("run", "script.py", "--gpus", "cpu", "--stall-timeout", "2").wait_for("step")
+    job.start_program("run", "--gpus", "cpu", "--stall-timeout", "2", "script.py").wait_for("step")
     everyone = [job.process.pid, *(process.pid for process in job.alive())]
     for _ in range(3):
         for pid in everyone:
@@ -53,7 +53,7 @@ def test_a_pause_of_the_whole_machine_is_no_stall(job):
 
 def test_a_worker_that_alone_is_stopped_has_stalled(job):
     write(job, BEATS)
-    job.start_program("run", "script.py", "--gpus", "cpu", "--stall-timeout", "2").wait_for("step")
+    job.start_program("run", "--gpus", "cpu", "--stall-timeout", "2", "script.py").wait_for("step")
     os.kill(job.worker().pid, signal.SIGSTOP)
     assert job.wait() == 4
     assert "the process is stopped (SIGSTOP or a debugger)" in job.stderr
@@ -77,7 +77,7 @@ while not os.path.exists("end"):
 
 def test_adopted_orphans_do_not_stay_as_zombies(job):
     write(job, ORPHANS)
-    job.start_program("run", "script.py", "--gpus", "cpu").wait_for("forked")
+    job.start_program("run", "--gpus", "cpu", "script.py").wait_for("forked")
 
     def zombies():
         children = psutil.Process(job.process.pid).children()

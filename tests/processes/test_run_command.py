@@ -51,7 +51,7 @@ def test_threads_come_from_the_cores_that_this_process_may_use(job):
     own = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
     kept = {name: value for name, value in os.environ.items() if name not in own}
     command = ["env", *(f"--unset={name}" for name in own), sys.executable, "-c", one_core]
-    job._start([*command, "run", "show.py", "--gpus", "cpu"], kept)
+    job._start([*command, "run", "--gpus", "cpu", "show.py"], kept)
     assert job.wait() == 0
     assert seen(job)["environment"]["OMP_NUM_THREADS"] == "1"
     assert "rank 0 -> CPU (1 thread)" in job.stdout
@@ -60,7 +60,7 @@ def test_threads_come_from_the_cores_that_this_process_may_use(job):
 @pytest.mark.slow
 def test_each_worker_has_its_own_rank_whatever_was_inherited(job):
     with_script(job)
-    job.start_program("run", "show.py", "--gpus", "cpu", "--nproc", "2", **LEFTOVERS)
+    job.start_program("run", "--gpus", "cpu", "--nproc", "2", "show.py", **LEFTOVERS)
     assert job.wait() == 0
     for rank in range(2):
         environment = seen(job, rank)["environment"]
@@ -89,7 +89,7 @@ dist.destroy_process_group()
 def test_workers_meet_without_a_word_of_warning(job):
     """torchrun's usual ones: names that resolve to nothing, IPv6 tried first, OMP_NUM_THREADS."""
     with_script(job, MEET, "meet.py")
-    job.start_program("run", "meet.py", "--gpus", "cpu", "--nproc", "2")
+    job.start_program("run", "--gpus", "cpu", "--nproc", "2", "meet.py")
     assert job.wait() == 0
     assert "sum 2" in job.stdout
     assert job.stderr == ""
@@ -99,7 +99,7 @@ def test_workers_meet_without_a_word_of_warning(job):
 @pytest.mark.slow
 def test_nohup_is_obeyed_with_torchs_agent_too(job):
     with_script(job, "import time\nopen('ready', 'a').write('x')\ntime.sleep(4)\nprint('to its end')\n", "slow.py")
-    typed = ["run", "slow.py", "--gpus", "cpu", "--nproc", "2"]
+    typed = ["run", "--gpus", "cpu", "--nproc", "2", "slow.py"]
     job._start(["nohup", sys.executable, "-c", PROGRAM, *typed], {})
     job.wait_for("ready")
     job.signal(signal.SIGHUP)
@@ -132,7 +132,7 @@ time.sleep(600)
 
 def test_a_scripts_stuck_loaders_die_with_a_killed_launcher(job):
     with_script(job, LOADERS, "load.py")
-    job.start_program("run", "load.py", "--gpus", "cpu")
+    job.start_program("run", "--gpus", "cpu", "load.py")
     job.wait_for("count2")  # the one that a passing thread started has outlived that thread
     assert len(job.loaders()) == 2
     since = job.signal(signal.SIGKILL)
@@ -142,7 +142,7 @@ def test_a_scripts_stuck_loaders_die_with_a_killed_launcher(job):
 
 def test_a_scripts_stuck_loaders_die_with_a_killed_worker(job):
     with_script(job, LOADERS, "load.py")
-    job.start_program("run", "load.py", "--gpus", "cpu")
+    job.start_program("run", "--gpus", "cpu", "load.py")
     job.wait_for("count2")
     job.worker().kill()
     since = time.monotonic()

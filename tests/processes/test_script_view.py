@@ -127,7 +127,7 @@ def test_a_script_makes_its_group_and_knows_of_its_restarts(job, ranks):
         "open(beat + '/rank0.heartbeat.json', 'w').write(json.dumps({'phase': 'train', 'step': 3}))\n"
         "time.sleep(1)\n" + GROUP
     )
-    job.start_program("run", "group.py", "--gpus", "cpu", "--nproc", ranks, "--max-restarts", "1")
+    job.start_program("run", "--gpus", "cpu", "--nproc", ranks, "--max-restarts", "1", "group.py")
     assert job.wait(120) == 0, job.stderr
     assert f"group of {ranks} restart 0" in job.stdout
     assert f"group of {ranks} restart 1" in job.stdout

@@ -20,6 +20,7 @@ from trainer.errors import UserError
 from trainer.protocol import EXIT_USAGE
 from yolo_launch.cli.command_table import CommandGroup
 from yolo_launch.cli.console import Console
+from yolo_launch.cli.typed_command import own_words
 from yolo_launch.errors import ExitCode, LaunchError
 
 AGENT_MODULE = "yolo_launch.workers.elastic_agent"
@@ -55,7 +56,7 @@ def _program(
 
 def run_program(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code. A mistake of the user's is shown without a traceback."""
-    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    own = own_words(arguments)
     debug = "--debug" in own or bool(os.environ.get(DEBUG_VARIABLE))
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s")
     try:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
 from yolo_launch.errors import LaunchError
+from yolo_launch.request.command_line import BETWEEN, with_script_apart
+from yolo_launch.request.machine_options import RunOptions
+from yolo_launch.request.options import options_of
+from yolo_launch.request.torchrun_arguments import takes_value
 from yolo_launch.request.yolov5_arguments import normalize_arguments
 
 _TYPED = "words as typed"
@@ -23,32 +28,48 @@ class TypedCommand(TyperCommand):
         Raises LaunchError for options that only these have.
         """
         ctx.meta[_TYPED] = ("yolo-launch", str(self.name), *args)
-        return super().parse_args(ctx, normalize_arguments(args, str(self.name)))
+        return super().parse_args(ctx, normalize_arguments(args, str(self.name), note=_say))
 
 
 class RunCommand(TypedCommand):
-    """A command whose unknown options are most likely meant for the script."""
+    """A command whose words after the script are the script's."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parses. Raises LaunchError that shows the place of a missing --."""
+        """Remembers the arguments with ``--`` behind the script, so that options can be changed before it; parses.
+
+        Raises LaunchError for an option that the launcher lacks, which most likely is the script's.
+        """
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, with_script_apart(args, _is_valued_in_run))
         except Exception as error:
             # Since typer carries a click of its own, the class has two homes.
-            option = getattr(error, "option_name", None)
-            if type(error).__name__ != "NoSuchOption" or "--" in args or not option:
+            if type(error).__name__ != "NoSuchOption":
                 raise
-            place = next((i for i, word in enumerate(args) if word.partition("=")[0] == option), 0)
-            follows_script = any(word.endswith(".py") for word in args[:place]) or "--module" in args[:place]
-            words = (*args[:place], "--", *args[place:]) if follows_script else ("--help",)
             raise LaunchError(
-                f"'yolo-launch run' has no option {option}.",
-                seen=shlex.join(typed_in(ctx)),
-                expected="the launcher's options and the script first, then --, then the script's own options",
-                next_command=shlex.join((*typed_in(ctx)[:2], *words)),
+                f"'yolo-launch run' has no option {getattr(error, 'option_name', '')}.",
+                seen=shlex.join(("yolo-launch", "run", *args)),
+                expected="the launcher's options first, then the script, then the script's own options",
+                next_command="yolo-launch run --help",
             ) from None
+
+
+def own_words(arguments: Sequence[str]) -> list[str]:
+    """Returns those words of a whole command that are not a script's."""
+    words = list(arguments)
+    if words[:1] == ["run"]:
+        words[1:] = with_script_apart(words[1:], _is_valued_in_run)
+    return words[: words.index(BETWEEN)] if BETWEEN in words else words
+
+
+def _is_valued_in_run(flag: str) -> bool:
+    valued = {name for option in options_of(RunOptions) if option.type is not bool for name in option.flags}
+    return flag.replace("_", "-") in valued or takes_value(flag)
 
 
 def typed_in(ctx: typer.Context) -> tuple[str, ...]:
     """Returns the whole command as typed."""
     return tuple(ctx.meta.get(_TYPED, ("yolo-launch", "train")))
+
+
+def _say(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)

@@ -8,6 +8,7 @@ __all__ = [
     "machine_options",
     "node_options",
     "options",
+    "torchrun_arguments",
     "train_options",
     "yolov5_arguments",
 ]

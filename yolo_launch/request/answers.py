@@ -92,8 +92,7 @@ TORCHRUN = {
     "--monitor-interval": "workers are looked at all the time",
     "--start-method": "workers are processes of their own, always",
     "--role": "all workers have one role",
-    "--no-python": "workers run in this program's Python: give it the script",
-    "--run-path": "give the script as it is",
+    "--run-path": "a script runs as it does under python",
     "--log-dir": f"{_LOGS}; --project and --name choose it",
     "--redirects": _LOGS,
     "--tee": _LOGS,
@@ -105,10 +104,14 @@ TORCHRUN = {
     "--event-log-handler": _LOGS,
     "--shutdown-timeout": "workers have 30 s to save after a SIGTERM, and 3 s to begin after Ctrl-C",
     "--signals-to-handle": "every signal that ends a program is passed on",
-    "--virtual-local-rank": "each worker keeps its own LOCAL_RANK",
     "--numa-binding": "numactl before the command binds all of it",
 }
 """Options of torchrun that have no meaning here, with hyphens, each with what there is instead."""
+TORCHRUN_REFUSED = {
+    "--no-python": "workers run in this program's Python: give it the script",
+    "--virtual-local-rank": "each worker keeps its own LOCAL_RANK",
+}
+"""Those without which a script would not do what was asked."""
 
 COMMANDS = {
     "detect": "yolo-launch predict --weights FILE PICTURES",
@@ -124,8 +127,8 @@ COMMANDS = {
     "classify": "yolo-launch train --data FILE.yaml",
     "pose": "yolo-launch train --data FILE.yaml",
     "track": "yolo-launch predict --weights FILE FILM",
-    "torchrun": "yolo-launch run SCRIPT.py -- ARGUMENTS",
-    "launch": "yolo-launch run SCRIPT.py -- ARGUMENTS",
+    "torchrun": "yolo-launch run SCRIPT.py ARGUMENTS",
+    "launch": "yolo-launch run SCRIPT.py ARGUMENTS",
     "resume": "yolo-launch train --resume",
 }
 """Commands of other programs, each with what does here what comes nearest to it."""

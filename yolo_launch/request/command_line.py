@@ -1,15 +1,37 @@
-"""Retypes a command with options changed."""
+"""Reads and retypes whole commands: whose words are whose, and a command with options changed."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 ALIASES = (
     ("--gpus", "--device"),
     ("--batch", "--batch-size"),
     ("--imgsz", "--img", "--img-size"),
 )
+
+
+BETWEEN = "--"
+"""Stands between the launcher's words and a script's."""
+
+
+def with_script_apart(arguments: Sequence[str], takes_value: Callable[[str], bool]) -> list[str]:
+    """Returns the words of ``run`` as ``[OPTIONS] SCRIPT -- [ITS WORDS]``.
+
+    As under torchrun, everything after the script is the script's. Only if ``--`` follows it are the words up to there
+    the launcher's. ``takes_value`` tells whether the word after one of the launcher's options is its value.
+    """
+    position = 0
+    while position < len(arguments) and arguments[position].startswith("-"):
+        if arguments[position] == BETWEEN:
+            return list(arguments)
+        flag, equals, _ = arguments[position].partition("=")
+        position += 1 if equals or not takes_value(flag) else 2
+    script_and_rest = list(arguments[position:])
+    if len(script_and_rest) < 2 or BETWEEN in script_and_rest:
+        return list(arguments)
+    return [*arguments[:position], script_and_rest[0], BETWEEN, *script_and_rest[1:]]
 
 
 def retype(typed: Sequence[str], changes: Mapping[str, str], without: Sequence[str] = ()) -> str:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from yolo_launch.errors import LaunchError
-from yolo_launch.request.answers import TORCHRUN
+from yolo_launch.request.answers import TORCHRUN, TORCHRUN_REFUSED
 
 _SHORT = {"-r": "--redirects", "-t": "--tee", "-m": "--module"}
 _HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 _ALL_DEVICES = ("auto", "gpu", "xpu")
+_VALUED = ("--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port")
+_WITHOUT_VALUE = ("--run-path",)
 COMMANDS = ("train", "node", "run", "plan")
 
 
-def torchrun_option(command: str, flag: str, value: str) -> list[str] | None:
+def torchrun_option(command: str, flag: str, value: str, note: Callable[[str], None]) -> list[str] | None:
     """Returns the words that stand for one option of torchrun with its value; None if torchrun has no such option.
 
-    Raises LaunchError for an option, or a value, that has no meaning here, with what does.
+    ``note`` is told of an option that changes nothing here, and why. Raises LaunchError for one that cannot be had, or
+    a value, with what can.
     """
     name = flag.replace("_", "-")
+    if name in TORCHRUN_REFUSED:
+        raise _refused(command, flag, TORCHRUN_REFUSED[name])
+    if name == "--rdzv-endpoint" and command == "node":
+        return _endpoint(value)
     if name in TORCHRUN:
-        raise _refused(command, flag, TORCHRUN[name])
+        note(f"{flag} of torchrun changes nothing here: {TORCHRUN[name]}")
+        return []
     if name == "--standalone":
         return []
     if name == "--nproc-per-node":
@@ -38,8 +46,8 @@ def torchrun_option(command: str, flag: str, value: str) -> list[str] | None:
 
 def takes_value(flag: str) -> bool:
     """Returns True if the word after an option of torchrun is its value."""
-    valued = ("--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port")
-    return flag.replace("_", "-") in valued
+    name = long_spelling(flag).replace("_", "-")
+    return name in _VALUED or (name in TORCHRUN and name not in _WITHOUT_VALUE)
 
 
 def long_spelling(word: str) -> str:
@@ -61,6 +69,13 @@ def _nnodes(command: str, value: str) -> list[str]:
     if command == "node":
         return ["--nodes", value]
     return _only_here(command, "--nnodes", value, ("1", "1:1"))
+
+
+def _endpoint(value: str) -> list[str]:
+    address, colon, port = value.rpartition(":")
+    if not colon or value.endswith("]"):
+        return ["--master", value.strip("[]")]
+    return ["--master", address.strip("[]"), *(["--port", port] if port != "0" else [])]
 
 
 def _only_here(command: str, flag: str, value: str, allowed: Sequence[str]) -> list[str]:

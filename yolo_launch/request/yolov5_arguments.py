@@ -30,11 +30,15 @@ NEWEST_RUN = "newest"
 """The value of ``--resume`` typed without one."""
 
 
-def normalize_arguments(arguments: Sequence[str], command: str = "train") -> list[str]:
+def normalize_arguments(
+    arguments: Sequence[str], command: str = "train", note: Callable[[str], None] = lambda text: None
+) -> list[str]:
     """Turns optional and repeated values, underscores and torchrun's options into what the parser of a command knows.
 
     ``--cache`` alone means ram, ``--resume`` alone the newest run, ``--freeze 0 1 2`` and ``--classes 0 2`` are one
     value, ``--batch -1`` is auto, ``--nproc_per_node 2`` is ``--nproc 2``. Anything after ``--`` stays as it is.
+    ``note`` is told of options of torchrun that change nothing here.
+
     Raises LaunchError for an option or a value that YOLOv5 or torchrun has and this program has not.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -53,7 +57,7 @@ def normalize_arguments(arguments: Sequence[str], command: str = "train") -> lis
         following = typed[position:]
         if command in torchrun.COMMANDS:
             followed = not equals and torchrun.takes_value(flag)
-            words = torchrun.torchrun_option(command, flag, following[0] if followed and following else value)
+            words = torchrun.torchrun_option(command, flag, following[0] if followed and following else value, note)
             if words is not None:
                 result += words
                 position += followed

@@ -55,9 +55,10 @@ CASES += [
 
 def parsed(command, words):
     """What the parser makes of the words, as a mapping; raises what a user would be shown."""
-    needed = {"run": ["script.py"], "predict": ["picture.jpg"]}.get(command, [])
+    before = {"predict": ["picture.jpg"]}.get(command, [])
+    after = {"run": ["script.py"]}.get(command, [])
     loaded = load_command(ENTRIES[command])
-    with loaded.make_context(command, [*needed, *words]) as context:
+    with loaded.make_context(command, [*before, *words, *after]) as context:
         return dict(context.params)
 
 
@@ -72,18 +73,26 @@ def answer_to(command, words):
 @pytest.mark.parametrize(
     ("command", "words"), CASES, ids=lambda value: value if isinstance(value, str) else "_".join(value)
 )
-def test_each_option_works_or_is_answered(command, words):
+def test_each_option_works_or_is_answered(command, words, capsys):
     before = parsed(command, ())
     after, refusal = answer_to(command, words)
+    noted = capsys.readouterr().err
     if refusal is not None:
         assert refusal.what
         assert refusal.seen
         assert refusal.expected or refusal.next_command
         return
     changed = {name for name in after if after[name] != before[name]}
+    if noted:
+        assert noted.startswith(f"note: {words[0]} of torchrun changes nothing here: ")
+        assert not changed
+        return
     means_nothing_here = {("--nnodes", "1"), ("--nnodes", "1:1"), ("--node-rank", "0"), ("--master-addr", "127.0.0.1")}
     means_nothing_here |= {("--standalone",), ("--nproc-per-node", "auto"), ("--nproc-per-node", "gpu")}
     plain = (words[0].replace("_", "-"), *words[1:])
+    if (command, plain[0]) == ("node", "--rdzv-endpoint"):
+        assert changed == {"master", "port"}
+        return
     assert (
         len(changed) == (0 if plain in means_nothing_here and command != "node" else 1) or plain in means_nothing_here
     )
@@ -98,6 +107,10 @@ def test_each_option_works_or_is_answered(command, words):
         ("predict", "--imgsz 640 0", "--imgsz 640 0"),  # a camera
         ("predict", "--weights a.pt 7.jpg", "--weights a.pt 7.jpg"),
         ("run", "--nproc_per_node 2 x.py", "--nproc 2 x.py"),
+        ("run", "--rdzv_backend c10d -r 3 --run-path --nproc 2 x.py", "--nproc 2 x.py"),
+        ("node", "--rdzv_endpoint 192.168.1.1:1234 --rdzv-id=7", "--master 192.168.1.1 --port 1234"),
+        ("node", "--rdzv-endpoint=[fd00::1]:1234", "--master fd00::1 --port 1234"),
+        ("node", "--rdzv-endpoint host", "--master host"),
         ("run", "--nproc_per_node=2 --nnodes=1 x.py", "--nproc 2 x.py"),
         ("run", "--standalone -m pkg -- --nnodes 3", "--module pkg -- --nnodes 3"),
         ("train", "--nproc_per_node cpu", "--gpus cpu"),
@@ -122,6 +135,7 @@ def test_what_the_words_become(command, typed, words):
         ("train", "data=coco.yaml", "data=coco.yaml"),
         ("train", "--nnodes 2", "--nnodes 2"),
         ("run", "--node_rank 1 x.py", "--node_rank 1"),
+        ("run", "--no-python x.py", "--no-python"),
     ],
 )
 def test_what_would_be_misread_is_refused(command, typed, seen):

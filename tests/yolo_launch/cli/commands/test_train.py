@@ -272,7 +272,7 @@ def test_a_script_runs_once_unless_restarts_are_asked_for(supervisor, tmp_path, 
     assert call.command.foreign is True
     assert (call.plan.max_restarts, call.plan.world_size) == (0, 2)
     assert (tmp_path / "runs" / "run" / "exp" / "logs").is_dir()
-    assert run_program(["run", "json.tool", "--module", "--max-restarts", "2"]) == 0
+    assert run_program(["run", "--module", "--max-restarts", "2", "json.tool"]) == 0
     assert supervisor.last.command.arguments == ("-m", "json.tool")
     assert supervisor.last.plan.max_restarts == 2
     supervisor.outcome = Outcome("worker_failed", 1, RankFailure(0, 0, 1, "boom"))
