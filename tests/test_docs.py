@@ -10,6 +10,7 @@ import typer
 
 from yolo_launch.cli.main import app
 from yolo_launch.cli.typed_command import own_words
+from yolo_launch.request.torchrun_arguments import takes_value
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 FOLDERS = ("docs", "benchmarks", "examples", ".github")
@@ -70,8 +71,8 @@ def wrong_commands(text: str) -> list[str]:
             own = " ".join(own_words([command, *rest.split()]))  # the rest is the user's script's
             wrong += [
                 f"{command} {flag}"
-                for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", own)
-                if flag not in options_of(command)
+                for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", own)
+                if flag not in options_of(command) and not takes_value(flag)  # torchrun's
             ]
     return wrong
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from yolo_launch.cli.console import Console
 from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.resume_changes import Difference
 from yolo_launch.planning.masks import describe_device
-from yolo_launch.planning.plan import rank_lines, torchrun_command
+from yolo_launch.planning.plan import rank_lines, srun_command, torchrun_command
 from yolo_launch.spec import Finding, Host, LaunchPlan, Outcome, WorkerCommand
 from yolo_launch.words import counted
 
 _MODES = {"single": "one worker", "ddp": "DistributedDataParallel", "dp": "DataParallel"}
 
 
-def show_plan(plan: LaunchPlan, command: WorkerCommand, about: Mapping[str, str], console: Console) -> None:
-    """Prints a plan in full: job, devices, and the torchrun command that comes nearest."""
+def show_plan(
+    plan: LaunchPlan, command: WorkerCommand, about: Mapping[str, str], console: Console, *, master: str = "MASTER"
+) -> None:
+    """Prints a plan in full: job, devices, and the torchrun command that comes nearest, of each machine."""
     workers = _MODES[plan.mode]
     if plan.world_size > 1:
         count = counted(plan.world_size, "worker")
@@ -40,8 +43,12 @@ def show_plan(plan: LaunchPlan, command: WorkerCommand, about: Mapping[str, str]
     for line in rank_lines(plan):
         console.line(line)
     show_findings(plan.findings, console)
-    console.line("equivalent:")
-    console.line(f"  {torchrun_command(plan, command)}")
+    for rank in range(plan.nnodes):
+        console.line(f"equivalent on machine {rank}:" if plan.nnodes > 1 else "equivalent:")
+        console.line(f"  {torchrun_command(replace(plan, node_rank=rank), command, master)}")
+    if plan.nnodes > 1:
+        console.line("equivalent in a job of Slurm:")
+        console.line(f"  {srun_command(plan, command, master)}")
 
 
 def show_start(plan: LaunchPlan, findings: Iterable[Finding], console: Console) -> None:

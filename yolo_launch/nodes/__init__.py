@@ -1,3 +1,3 @@
 """Plays the part of one node in a job of several nodes."""
 
-__all__ = ["context", "identity", "master", "member", "training", "work"]
+__all__ = ["context", "identity", "master", "member", "script", "training", "work"]

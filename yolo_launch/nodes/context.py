@@ -6,7 +6,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from yolo_launch.nodes.identity import NodeIdentity, describe_identity, quiet_variables, socket_variables
+from yolo_launch.nodes.identity import (
+    Asked,
+    NodeIdentity,
+    describe_identity,
+    find_identity,
+    quiet_variables,
+    socket_variables,
+    with_scheduled_devices,
+)
 from yolo_launch.nodes.status_line import StatusLine
 from yolo_launch.nodes.work import NodeWork
 from yolo_launch.planning.plan import make_plan, rank_lines
@@ -40,6 +48,18 @@ class NodeContext:
         command = work.command(start, plan)
         self.status_line.ranks(rank_lines(plan))
         return AttemptRunner(plan, command, WorkerFiles(work.run_dir.absolute()), console_json=self.console_json)
+
+
+def find_context(
+    options: Asked, typed: tuple[str, ...], host: Host, say: Callable[[str], None], *, console_json: bool
+) -> tuple[Asked, NodeContext]:
+    """Returns the node that options and environment name, and the options with the devices that a scheduler gives.
+
+    Raises LaunchError for what is missing or wrong.
+    """
+    identity = find_identity(options, typed, host, os.environ, say)
+    options = with_scheduled_devices(options, identity, host)
+    return options, make_context(identity, typed, host, say, console_json=console_json)
 
 
 def make_context(

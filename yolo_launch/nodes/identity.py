@@ -109,6 +109,16 @@ def find_identity(
     )
 
 
+def names_machines(options: ClusterOptions, environ: Mapping[str, str]) -> bool:
+    """Returns whether several machines are meant: by the options, else by the environment of a scheduler.
+
+    Raises LaunchError for variables that cannot be read.
+    """
+    if any(value is not None for value in (options.rank, options.master, options.nodes)):
+        return True
+    return (read_cluster(environ).max_nodes or 1) > 1
+
+
 def with_scheduled_devices(options: Asked, identity: NodeIdentity, host: Host) -> Asked:
     """Returns the options with the scheduler's number of GPUs, if the user chose none and there are more.
 

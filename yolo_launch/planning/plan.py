@@ -21,6 +21,9 @@ from yolo_launch.words import counted
 SMALL_LOCAL_BATCH = 8
 """Up to this local batch, batch norm has too few images, and statistics over all GPUs help."""
 
+_TORCHRUN_PORT = 29500
+"""The port that torchrun takes by itself."""
+
 
 def make_plan(request: LaunchRequest, host: Host, devices: tuple[Device, ...] = ()) -> LaunchPlan:
     """Decides everything that will be started on ``host``, on ``devices`` if they were chosen before.
@@ -97,27 +100,42 @@ def rank_lines(plan: LaunchPlan) -> list[str]:
     ]
 
 
-def torchrun_command(plan: LaunchPlan, command: WorkerCommand) -> str:
+def torchrun_command(plan: LaunchPlan, command: WorkerCommand, master: str = "MASTER") -> str:
     """Returns the torchrun command that starts the same workers without this launcher's supervision."""
-    variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
-    unset = [word for name in plan.removed_environment for word in ("-u", name)]
-    prefix = ["env", *unset, *variables] if unset else variables
     if plan.nnodes > 1:
         rendezvous = [
             f"--nnodes={plan.nnodes}",
             f"--node_rank={plan.node_rank}",
-            "--master_addr=MASTER",
-            f"--master_port={plan.port or 29500}",
+            f"--master_addr={master}",
+            f"--master_port={plan.port or _TORCHRUN_PORT}",
         ]
     elif plan.port:
         rendezvous = ["--nnodes=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{plan.port}"]
     else:
         rendezvous = ["--standalone"]
-    arguments = [shlex.quote(word) for word in command.arguments]
-    words = [*prefix, "torchrun", *rendezvous, f"--nproc_per_node={plan.nproc_per_node}"]
+    return " ".join([*_variables(plan), *_torchrun(plan, command, rendezvous)])
+
+
+def srun_command(plan: LaunchPlan, command: WorkerCommand, master: str = "MASTER") -> str:
+    """Returns the command that starts torchrun on every machine of a Slurm job, with torch's own rendezvous."""
+    port = plan.port or _TORCHRUN_PORT
+    rendezvous = [f"--nnodes={plan.nnodes}", "--rdzv_backend=c10d", f"--rdzv_endpoint={master}:{port}"]
+    machines = f"srun --nodes={plan.nnodes} --ntasks={plan.nnodes} --ntasks-per-node=1"
+    return " ".join([*_variables(plan), machines, *_torchrun(plan, command, [*rendezvous, "--rdzv_id=$SLURM_JOB_ID"])])
+
+
+def _variables(plan: LaunchPlan) -> list[str]:
+    """Returns the words of a shell that set and remove variables for a command."""
+    variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
+    unset = [word for name in plan.removed_environment for word in ("-u", name)]
+    return ["env", *unset, *variables] if unset else variables
+
+
+def _torchrun(plan: LaunchPlan, command: WorkerCommand, rendezvous: Sequence[str]) -> list[str]:
+    words = ["torchrun", *rendezvous, f"--nproc_per_node={plan.nproc_per_node}"]
     if plan.max_restarts:
         words.append(f"--max_restarts={plan.max_restarts}")
-    return " ".join([*words, *arguments])
+    return [*words, *(shlex.quote(word) for word in command.arguments)]
 
 
 def _choose_mode(request: LaunchRequest, devices: Sequence[Device], findings: list[Finding]) -> Mode:

@@ -28,45 +28,6 @@ def loader_workers_option() -> Any:
 
 
 @dataclass(frozen=True)
-class ScriptOptions:
-    """A torchrun-style script and its own arguments."""
-
-    script: str = argument(text="a torchrun-style script, or a module with --module")
-    arguments: tuple[str, ...] = arguments(text="the script's own arguments, after --")
-
-
-@dataclass(frozen=True)
-class RunOptions(LaunchOptions, ScriptOptions):
-    """What ``run`` was asked."""
-
-    parallel: str | None = None
-    # A script that does not resume by itself would start from nothing, so a restart has to be asked for.
-    max_restarts: int = option(0, "--max-restarts", text="restarts of the job after a failure")
-    module: bool = option(False, "--module", text="the script is a module, as with python -m")
-    project: str = option("runs/run", "--project", text="folder of the logs")
-    name: str = option("exp", "--name", text="name of the logs' folder; a number is added if it exists")
-    dry_run: bool = option(False, "--dry-run", text="show the plan and start nothing")
-    json: bool = option(False, "--json", text=JSON_TEXT)
-    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
-
-
-@dataclass(frozen=True)
-class PlanOptions(LaunchOptions):
-    """What ``plan`` was asked."""
-
-    batch_size: str | None = batch_option()
-    imgsz: int = image_size_option()
-    workers: int | None = loader_workers_option()
-    sync_bn: bool = option(False, "--sync-bn", text="batch norm over all workers (DDP)")
-    host: str | None = option(
-        None, "--host", text="a machine that 'doctor --json' described", default_text="this one", metavar="FILE"
-    )
-    nnodes: int = option(1, "--nnodes", text="machines, all like this one")
-    json: bool = option(False, "--json", text=JSON_TEXT)
-    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
-
-
-@dataclass(frozen=True)
 class ClusterOptions:
     """The place of one machine in a job of several; None if it is left to the scheduler."""
 
@@ -105,6 +66,69 @@ class ClusterOptions:
 @dataclass(frozen=True)
 class MachineOptions(LaunchOptions, ClusterOptions):
     """What a machine of a job of several is asked: its devices and its place."""
+
+
+@dataclass(frozen=True)
+class RendezvousOptions(MachineOptions):
+    """How the machines of a job wait for one another."""
+
+    rejoin_timeout: float = option(
+        defaults.REJOIN_TIMEOUT_S, "--rejoin-timeout", text="seconds that a lost machine is waited for", panel=MACHINES
+    )
+    join_grace: float = option(
+        defaults.JOIN_GRACE_S,
+        "--join-grace",
+        text="seconds that a job of MIN:MAX machines waits for more than MIN",
+        panel=MACHINES,
+    )
+
+
+@dataclass(frozen=True)
+class ScriptOptions:
+    """A torchrun-style script and its own arguments."""
+
+    script: str = argument(text="a torchrun-style script, or a module with --module")
+    arguments: tuple[str, ...] = arguments(text="the script's own arguments")
+
+
+@dataclass(frozen=True)
+class RunOptions(RendezvousOptions, ScriptOptions):
+    """What ``run`` was asked, on one machine or as one of several."""
+
+    PANELS: ClassVar[tuple[str, ...]] = (LAUNCH, DEVICES, MACHINES)
+
+    parallel: str | None = None
+    port: int | None = option(
+        None,
+        "--port",
+        text="port where workers, or machines on the master, meet",
+        panel=MACHINES,
+        default_text=f"a free one; of several machines {defaults.RENDEZVOUS_PORT}, or the scheduler's",
+    )
+    # A script that does not resume by itself would start from nothing, so a restart has to be asked for.
+    max_restarts: int = option(0, "--max-restarts", text="restarts of the job after a failure")
+    module: bool = option(False, "--module", text="the script is a module, as with python -m")
+    project: str = option("runs/run", "--project", text="folder of the logs")
+    name: str = option("exp", "--name", text="name of the logs' folder; a number is added if it exists")
+    dry_run: bool = option(False, "--dry-run", text="show the plan and start nothing")
+    json: bool = option(False, "--json", text=JSON_TEXT)
+    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
+
+
+@dataclass(frozen=True)
+class PlanOptions(LaunchOptions):
+    """What ``plan`` was asked."""
+
+    batch_size: str | None = batch_option()
+    imgsz: int = image_size_option()
+    workers: int | None = loader_workers_option()
+    sync_bn: bool = option(False, "--sync-bn", text="batch norm over all workers (DDP)")
+    host: str | None = option(
+        None, "--host", text="a machine that 'doctor --json' described", default_text="this one", metavar="FILE"
+    )
+    nnodes: int = option(1, "--nnodes", text="machines, all like this one")
+    json: bool = option(False, "--json", text=JSON_TEXT)
+    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 from yolo_launch.errors import LaunchError
 from yolo_launch.request.answers import TORCHRUN, TORCHRUN_REFUSED
 
 _SHORT = {"-r": "--redirects", "-t": "--tee", "-m": "--module"}
 _HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
+_ONE_MACHINE = ("1", "1:1")
 _ALL_DEVICES = ("auto", "gpu", "xpu")
 _VALUED = ("--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port")
 _WITHOUT_VALUE = ("--run-path",)
@@ -44,6 +46,16 @@ def torchrun_option(command: str, flag: str, value: str, note: Callable[[str], N
     return None
 
 
+def place_of(command: str, arguments: Sequence[str]) -> str:
+    """Returns the command whose words stand for a machine's place: ``run`` of several machines takes those of node."""
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, equals, value = word.partition("=")
+        is_many = flag.replace("_", "-") == "--nnodes" and (value if equals else following) not in _ONE_MACHINE
+        if command == "run" and (is_many or flag in ("--nodes", "--rank", "--master")):
+            return "node"
+    return command
+
+
 def takes_value(flag: str) -> bool:
     """Returns True if the word after an option of torchrun is its value."""
     name = long_spelling(flag).replace("_", "-")
@@ -68,7 +80,7 @@ def _nnodes(command: str, value: str) -> list[str]:
         return ["--nnodes", value]
     if command == "node":
         return ["--nodes", value]
-    return _only_here(command, "--nnodes", value, ("1", "1:1"))
+    return _only_here(command, "--nnodes", value, _ONE_MACHINE)
 
 
 def _endpoint(value: str) -> list[str]:

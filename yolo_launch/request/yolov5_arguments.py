@@ -44,6 +44,7 @@ def normalize_arguments(
     end = arguments.index("--") if "--" in arguments else len(arguments)
     typed, rest = list(arguments[:end]), list(arguments[end:])
     result: list[str] = []
+    place = torchrun.place_of(command, typed)
     position = 0
     while position < len(typed):
         word = torchrun.long_spelling(typed[position]) if command == "run" else typed[position]
@@ -57,7 +58,7 @@ def normalize_arguments(
         following = typed[position:]
         if command in torchrun.COMMANDS:
             followed = not equals and torchrun.takes_value(flag)
-            words = torchrun.torchrun_option(command, flag, following[0] if followed and following else value, note)
+            words = torchrun.torchrun_option(place, flag, following[0] if followed and following else value, note)
             if words is not None:
                 result += words
                 position += followed

@@ -35,6 +35,7 @@ PLAN_FLAGS = """
 """
 RUN_FLAGS = """
 --debug --device --dry-run --gpus --json --max-restarts --module --name --nproc --port --project --stall-timeout
+--rank --master --nodes --join-timeout --rejoin-timeout --join-grace --token --token-file
 """
 DOCTOR_FLAGS = """
 --batch --batch-size --data --debug --deep --device --gpus --img --img-size --imgsz --join-timeout --json --master

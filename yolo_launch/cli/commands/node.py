@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 from typing import NoReturn
@@ -19,23 +18,25 @@ from yolo_launch.cli.views import show_differences, show_findings
 from yolo_launch.errors import LaunchError
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs.training_job import opened, with_data
-from yolo_launch.nodes.context import NodeContext, make_context
-from yolo_launch.nodes.identity import find_identity, make_join_request, with_scheduled_devices
+from yolo_launch.nodes.context import NodeContext, find_context
+from yolo_launch.nodes.identity import make_join_request
 from yolo_launch.nodes.master import NodeMaster, make_settings
 from yolo_launch.nodes.member import NodeMember
 from yolo_launch.nodes.training import MasterTraining, MemberTraining, make_master_job, warnings_of
+from yolo_launch.nodes.work import MemberWork
+from yolo_launch.rendezvous.admission import RendezvousSettings
 from yolo_launch.request.command_line import retype, without_value
+from yolo_launch.request.machine_options import RendezvousOptions
 from yolo_launch.request.node_options import NodeOptions
+from yolo_launch.spec import Outcome
 
 
 def node(ctx: typer.Context, options: NodeOptions) -> None:
     """Finds this node's rank, takes part, and exits with the job's code."""
     console = Console(json_mode=options.json)
     typed, host = without_value(typed_in(ctx), "--token"), inspect_host()
-    identity = find_identity(options, typed, host, os.environ, console.note)
-    options = with_scheduled_devices(options, identity, host)
-    context = make_context(identity, typed, host, console.note, console_json=console.json_mode)
-    run = run_master if identity.rank == 0 else run_member
+    options, context = find_context(options, typed, host, console.note, console_json=console.json_mode)
+    run = run_master if context.identity.rank == 0 else run_member
     run(options, context, console)
 
 
@@ -43,18 +44,13 @@ def run_master(options: NodeOptions, context: NodeContext, console: Console) -> 
     """Makes the job, offers it to the others, and trains."""
     job = make_master_job(options, context)
     if options.dry_run:
-        show_dry_run(job, console)
+        show_dry_run(job, console, master=context.identity.master, port=context.identity.port)
     show_differences(job.differences, console)
     refuse_failures(job.findings)
     show_findings(warnings_of(job.findings), console)
-    settings = make_settings(
-        context.identity,
-        max_restarts=options.max_restarts,
-        join_timeout=options.join_timeout,
-        rejoin_timeout=options.rejoin_timeout,
-        join_grace=options.join_grace,
+    master = NodeMaster(
+        context, make_join_request(context.identity, job.plan, context.host), settings_from(options, context)
     )
-    master = NodeMaster(context, make_join_request(context.identity, job.plan, context.host), settings)
     master.refuse_second()
     with opened(with_data(job)) as job:
         console.line(f"{job.config.model_name} at {job.config.imgsz}, {job.config.epochs} epochs -> {job.run_dir}")
@@ -74,14 +70,30 @@ def run_member(options: NodeOptions, context: NodeContext, console: Console) -> 
             seen=f"--rank {context.identity.rank} --dry-run",
             expected="--dry-run on the machine with --rank 0",
         )
-    join_request = make_join_request(context.identity, work.plan, context.host)
-    try:
-        outcome = NodeMember(context, join_request, options.join_timeout).run(work)
-    except KeyboardInterrupt:
-        console.note("stopped by Ctrl-C")
-        raise typer.Exit(128 + signal.SIGINT) from None
+    outcome = take_part(work, context, options.join_timeout, console)
     if outcome.kind == "done":
         console.note(
             f"done; the results are on the master, this machine's logs in {RunFiles(work.run_dir).logs.folder}"
         )
     conclude_job(EndedJob(outcome, work.plan, work.run_dir, shlex.join(context.typed)), console)
+
+
+def take_part(work: MemberWork, context: NodeContext, join_timeout: float, console: Console) -> Outcome:
+    """Takes part in the master's job to its end, which a Ctrl-C before the rank was ready is too."""
+    join_request = make_join_request(context.identity, work.plan, context.host)
+    try:
+        return NodeMember(context, join_request, join_timeout).run(work)
+    except KeyboardInterrupt:
+        console.note("stopped by Ctrl-C")
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def settings_from(options: RendezvousOptions, context: NodeContext) -> RendezvousSettings:
+    """Returns the master's settings for the rendezvous. Raises LaunchError."""
+    return make_settings(
+        context.identity,
+        max_restarts=options.max_restarts,
+        join_timeout=options.join_timeout,
+        rejoin_timeout=options.rejoin_timeout,
+        join_grace=options.join_grace,
+    )

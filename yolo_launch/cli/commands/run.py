@@ -19,6 +19,7 @@ from yolo_launch.cli.typed_command import typed_in
 from yolo_launch.cli.views import show_plan, show_start
 from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs import run_directory
+from yolo_launch.nodes.identity import names_machines
 from yolo_launch.planning.plan import make_plan, plan_facts
 from yolo_launch.request.launch_request import launch_request
 from yolo_launch.request.machine_options import RunOptions
@@ -28,6 +29,11 @@ from yolo_launch.spec import LaunchPlan, Outcome, WorkerCommand
 def run(ctx: typer.Context, options: RunOptions) -> None:
     """Plans, checks and starts; the exit code is the outcome's."""
     console = Console(json_mode=options.json)
+    if names_machines(options, os.environ):
+        # Only now: a rendezvous is more than a job on one machine needs.
+        from yolo_launch.cli.commands.run_machines import run_on_machines
+
+        run_on_machines(options, typed_in(ctx), console)
     refuse_several_launchers("run", os.environ)
     module = ("-m",) if options.module else ()
     command = WorkerCommand((*module, options.script, *options.arguments), foreign=True)

@@ -46,9 +46,12 @@ def train(ctx: typer.Context, options: TrainOptions) -> None:
     conclude_training(ended, console, is_demo=started.is_demo)
 
 
-def show_dry_run(job: TrainingJob, console: Console) -> NoReturn:
-    """Prints the plan and what the checks found; nothing is made. The exit code is that of a start."""
-    plan = replace(job.plan, findings=tuple(job.findings))
+def show_dry_run(job: TrainingJob, console: Console, *, master: str = "", port: int | None = None) -> NoReturn:
+    """Prints the plan and what the checks found; nothing is made. The exit code is that of a start.
+
+    ``master`` and ``port`` are those of a job of several machines.
+    """
+    plan = replace(job.plan, findings=tuple(job.findings), port=port or job.plan.port)
     facts = {**plan_facts(plan, job.command), "run_dir": str(job.run_dir), "data": job.config.data}
 
     def show() -> None:
@@ -58,7 +61,7 @@ def show_dry_run(job: TrainingJob, console: Console) -> NoReturn:
             "run directory": str(job.run_dir),
         }
         show_differences(job.differences, console)
-        show_plan(plan, job.command, about, console)
+        show_plan(plan, job.command, about, console, master=master or "MASTER")
 
     conclude(console, exit_code_of(job.findings), result=facts, show=show)
 
