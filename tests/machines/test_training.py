@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +95,38 @@ def test_slow_and_lossy_network(network):
     b.node()
     assert (a.wait(200), b.wait()) == (0, 0), a.net.outputs()
     assert "is lost" not in a.output
+
+
+def test_torchruns_printed_lines_train_what_node_trains(network):
+    a, b = network(2)
+    options = ("--batch", "4", "--seed", "3")
+    a.node(*options, "--dry-run", epochs=2)
+    assert a.wait() == 0, a.net.outputs()
+    lines = [line.strip() for line in a.output.splitlines() if "--node_rank=" in line]
+    assert len(lines) == 2
+    a.node(*options, epochs=2)
+    b.node()
+    assert (a.wait(), b.wait()) == (0, 0), a.net.outputs()
+    by_node = a.run_dir.rename(a.run_dir.with_name("by-node"))
+    for machine in (a, b):  # what a user would copy there
+        shutil.rmtree(machine.run_dir, ignore_errors=True)
+        (machine.run_dir / "logs").mkdir(parents=True)
+        shutil.copy(by_node / "config.yaml", machine.run_dir)
+    environment = {"GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(PROJECT_DIR)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    started = [
+        subprocess.Popen(
+            machine.command("sh", "-c", line),
+            cwd=machine.folder,
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for machine, line in zip((a, b), lines, strict=True)
+    ]
+    for process in started:
+        _, complaint = process.communicate(timeout=200)
+        assert process.returncode == 0, complaint
+    assert results(a.run_dir) == results(by_node)
+    assert len(results(by_node)) == 3

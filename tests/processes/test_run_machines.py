@@ -172,6 +172,18 @@ def test_a_script_that_is_missing_on_one_machine_is_named(machines):
     assert "the script train.py is missing" in outputs[1]
 
 
+def test_training_and_a_script_are_no_one_job(machines, bccd_yaml):
+    place = ("--master", "127.0.0.1", "--port", machines.port, "--gpus", "cpu")
+    master = ("--rank", "0", "--nodes", "2", *place, "--join-timeout", "5", "train.py")
+    machines.start(0, *master)
+    node = (*LAUNCHER[:-1], "node")
+    machines.start(1, "--rank", "1", *place, "--data", str(bccd_yaml), program=node)
+    codes, outputs = machines.ends()
+    assert codes[0] != 0, outputs
+    assert codes[1] == 2
+    assert "The master runs a script, and this machine was told to train" in outputs[1]
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_launcher_ends_the_job_everywhere(machines):
     place = ("--master", "127.0.0.1", "--port", machines.port, "--gpus", "cpu")

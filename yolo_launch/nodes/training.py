@@ -176,6 +176,12 @@ def fingerprint_of(config: TrainConfig) -> str:
 
 def job_config(description: Mapping[str, Any], options: NodeOptions) -> TrainConfig:
     """Returns the job's configuration with this node's own paths. Raises LaunchError that names options that differ."""
+    if "config" not in description:
+        raise LaunchError(
+            "The master runs a script, and this machine was told to train.",
+            seen=f"yolo-launch node here, yolo-launch run {description.get('script', '')} on the master",
+            expected="the same command on every machine",
+        )
     config, given = make_config(dict(description["config"])), options.given
     refuse_other_options(config, options)
     if description.get("is_demo") and given.get("data"):
