@@ -79,7 +79,19 @@ COMMANDS = (
         "yolo_launch.cli.commands.run",
         "yolo_launch.request.machine_options.RunOptions",
         RunCommand,
-        "Run any torchrun-style script: yolo-launch run train.py --gpus 0,1 -- --data coco.yaml",
+        "Run any torchrun-style script: yolo-launch run --gpus 0,1 train.py --data coco.yaml",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.runs",
+        "yolo_launch.request.machine_options.RunsOptions",
+        TypedCommand,
+        "List runs: state, epoch, best mAP, machine and age.",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.stop",
+        "yolo_launch.request.machine_options.StopOptions",
+        TypedCommand,
+        "End a run with its state saved.",
     ),
     CommandEntry(
         "yolo_launch.cli.commands.doctor",

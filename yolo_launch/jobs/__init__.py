@@ -1,3 +1,3 @@
 """Decides one training run: configuration, plan, findings and run directory."""
 
-__all__ = ["resume_changes", "run_directory", "smaller_batch", "training_job"]
+__all__ = ["overview", "resume_changes", "run_directory", "smaller_batch", "training_job"]

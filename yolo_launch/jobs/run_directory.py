@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,11 @@ def hold(run_dir: Path) -> Iterator[None]:
     lock = FileLock(run_dir / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
-        (run_dir / HOLDER_FILE).write_text(f"PID {os.getpid()}\n", encoding="utf-8")
+        (run_dir / HOLDER_FILE).write_text(f"PID {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
     except Timeout:
         raise LaunchError(
             f"{run_dir} is being trained right now.",
-            seen=f"held by {_holder(run_dir)}",
+            seen=f"held by {holder(run_dir)}",
             expected="a run that nobody works on",
             next_command="wait for it, stop it, or start a new run without --resume and --exist-ok",
         ) from None
@@ -134,7 +135,8 @@ def is_held(run_dir: Path) -> bool:
         return False
 
 
-def _holder(run_dir: Path) -> str:
+def holder(run_dir: Path) -> str:
+    """Returns the process and the machine that work on a run, in words."""
     with contextlib.suppress(OSError):
         return (run_dir / HOLDER_FILE).read_text(encoding="utf-8").strip()
     return "another launcher"
@@ -143,6 +145,17 @@ def _holder(run_dir: Path) -> str:
 def is_finished(run_dir: Path) -> bool:
     """Returns True if a run came to its end, which its summary shows."""
     return (run_dir / SUMMARY_FILE).is_file()
+
+
+def find_run(project: str, wanted: str) -> Path:
+    """Finds a run by its folder, a file in it, or its name in ``project``. Raises LaunchError if there is none."""
+    for folder in (Path(wanted), Path(project) / wanted):
+        if (folder / PLAN_FILE).is_file():
+            return folder
+        found = _run_folder_of(folder)
+        if found is not None:
+            return found
+    raise LaunchError("There is no such run.", seen=wanted, expected="a run's folder", next_command="yolo-launch runs")
 
 
 def find_run_to_resume(project: str, wanted: str, newest: str) -> Path:

@@ -116,6 +116,26 @@ class RunOptions(RendezvousOptions, ScriptOptions):
 
 
 @dataclass(frozen=True)
+class RunsOptions:
+    """What ``runs`` was asked."""
+
+    folders: tuple[str, ...] = arguments(text="folders of runs; runs, if none is given", metavar="[FOLDER]...")
+    json: bool = option(False, "--json", text=JSON_TEXT)
+    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
+
+
+@dataclass(frozen=True)
+class StopOptions:
+    """What ``stop`` was asked."""
+
+    run: str = argument(text="a run's folder, or its name", metavar="RUN")
+    project: str = option("runs/train", "--project", text="folder of runs that are given by name")
+    wait: float = option(120.0, "--wait", text="seconds in which it has to save and end")
+    json: bool = option(False, "--json", text=JSON_TEXT)
+    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
+
+
+@dataclass(frozen=True)
 class PlanOptions(LaunchOptions):
     """What ``plan`` was asked."""
 

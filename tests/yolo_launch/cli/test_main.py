@@ -50,6 +50,8 @@ DOCTOR_FLAGS = """
         ("node", TRAIN_FLAGS.replace("--inline", "") + NODE_FLAGS),
         ("plan", PLAN_FLAGS),
         ("run", RUN_FLAGS),
+        ("runs", "--json --debug"),
+        ("stop", "--project --wait --json --debug"),
         ("doctor", DOCTOR_FLAGS),
     ],
 )

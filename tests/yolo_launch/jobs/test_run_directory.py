@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -106,7 +107,7 @@ def test_a_run_belongs_to_one_launcher_as_long_as_it_lives(tmp_path):
         assert run_directory.is_held(tmp_path)
         with pytest.raises(LaunchError, match="being trained right now") as caught, run_directory.hold(tmp_path):
             raise AssertionError("the run is held twice")
-        assert caught.value.seen == f"held by PID {holder.pid}"
+        assert caught.value.seen == f"held by PID {holder.pid} on {socket.gethostname()}"
     finally:
         holder.kill()
         holder.wait()

@@ -53,7 +53,7 @@ def run(ctx: typer.Context, options: RunOptions) -> None:
     show_start(plan, findings, console)
     run_dir = run_directory.create_run_dir(options.project, options.name, exist_ok=False)
     run_directory.write_plan(run_dir, plan_facts(plan, command))
-    with run_directory.discarded_if_refused(run_dir, is_new=True):
+    with run_directory.discarded_if_refused(run_dir, is_new=True), run_directory.hold(run_dir):
         outcome = _start(plan, command, run_dir, console)
     job = EndedJob(outcome, plan, run_dir, shlex.join(typed_in(ctx)))
     conclude_job(job, console, show_done=lambda: console.line(f"done; logs: {RunFiles(run_dir).logs.folder}"))

@@ -58,7 +58,7 @@ def _run_master(options: RunOptions, context: NodeContext, console: Console) -> 
     run_directory.write_plan(run_dir, plan_facts(plan, shown))
     with run_directory.writing_to(run_dir):
         RunFiles(run_dir).logs.folder.mkdir(exist_ok=True)
-    with run_directory.discarded_if_refused(run_dir, is_new=True):
+    with run_directory.discarded_if_refused(run_dir, is_new=True), run_directory.hold(run_dir):
         work = MasterScript(options, request, plan, run_dir)
         outcome = master.run(work)
     job = EndedJob(outcome, work.plan, run_dir, shlex.join(context.typed))
