@@ -40,8 +40,7 @@ def test_the_commands_of_the_page_run_in_a_checkout(word, tmp_path):
     page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     (line,) = re.findall(rf"^{word} .*$", page, flags=re.MULTILINE)
     words = shlex.split(line)[1:]
-    end = words.index("--") if "--" in words else len(words)
-    command = [sys.executable, "-m", "yolo_launch", *words[:end], "--project", str(tmp_path), *words[end:]]
+    command = [sys.executable, "-m", "yolo_launch", words[0], "--project", str(tmp_path), *words[1:]]
     ended = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     if word == "yolo-launch train":

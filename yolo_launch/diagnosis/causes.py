@@ -235,7 +235,7 @@ _KNOWN: tuple[tuple[str, tuple[int, ...], Hint], ...] = (
     (
         r"error: (?:unrecognized arguments|the following arguments are required|argument \S+:|ambiguous option)",
         (),
-        "the script refused its own arguments, which come after --",
+        "the script refused its own arguments, which are the words behind it",
     ),
     (
         r"insufficient CUDA devices|Invalid CUDA '--device",

@@ -32,7 +32,7 @@ def hint(message="", exit_code=1, facts=None):
         ("AssertionError: File not found: coco.yaml", 1, "path"),
         ("AssertionError: insufficient CUDA devices for DDP command", 1, "--device"),
         ("urllib.error.URLError: <urlopen error [Errno -2] Name or service not known>", 1, "download"),
-        ("train.py: error: unrecognized arguments: --dataa x.yaml", 2, "come after --"),
+        ("train.py: error: unrecognized arguments: --dataa x.yaml", 2, "refused its own arguments"),
         ("train.py: error: unrecognized arguments: --local-rank=0", 2, "predates torchrun"),
         ("aborted", -6, "log"),
         ("gloo: Connection closed by peer [127.0.0.1]", 1, "peer"),
