@@ -232,6 +232,12 @@ def test_what_cannot_work_is_refused_at_once(machines, words, said):
     assert not (machines.folders[0] / "runs").exists()
 
 
+def test_a_members_dry_run_starts_nothing(machines):
+    process = machines.start(1, "--rank", "1", "--master", "127.0.0.1", "--gpus", "cpu", "--dry-run", "train.py")
+    assert process.wait(60) == 2
+    assert "which only the master knows" in (machines.folders[1] / "output").read_text()
+
+
 def test_a_dry_run_shows_torchruns_line_of_each_machine(machines):
     place = ("--rank", "0", "--master", "192.168.1.1", "--nodes", "2", "--gpus", "cpu", "--nproc", "2")
     process = machines.start(0, *place, "--dry-run", "train.py", "--data", "x")

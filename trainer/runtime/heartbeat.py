@@ -40,6 +40,7 @@ class HeartbeatWriter:
         """Says what the GPU has come to, from another thread: it may go on, or stand still, while the host waits."""
         if marks != self._device_marks:
             self._device_marks = marks
+            self._collective_marks, self._collective = -1, ""  # it stands still no more
             self._write()
 
     def device_waits(self, collective_marks: int, collective: str) -> None:

@@ -36,7 +36,7 @@ def with_script_apart(arguments: Sequence[str], takes_value: Callable[[str], boo
 
 def retype(typed: Sequence[str], changes: Mapping[str, str], without: Sequence[str] = ()) -> str:
     """Returns the typed command with options set anew, ready to paste; an option that is absent is added at the end."""
-    end = typed.index("--") if "--" in typed else len(typed)
+    end = typed.index(BETWEEN) if BETWEEN in typed else len(typed)
     words = _without_option(list(typed[:end]), without)
     for flag, value in changes.items():
         spellings = next((names for names in ALIASES if flag in names), (flag,))
@@ -46,9 +46,12 @@ def retype(typed: Sequence[str], changes: Mapping[str, str], without: Sequence[s
 
 def without_value(typed: Sequence[str], flag: str) -> tuple[str, ...]:
     """Returns the typed command with the values of secret options left out, for everything that is ever printed."""
-    if not any(word.partition("=")[0] == flag for word in typed):
+    end = typed.index(BETWEEN) if BETWEEN in typed else len(typed)  # a script's words are its own
+    if not any(word.partition("=")[0] == flag for word in typed[:end]):
         return tuple(typed)
-    return (*_without_option(list(typed), (flag,)), flag, "...")
+    words = _without_option(list(typed[:end]), (flag,))
+    # Behind the command's name, as a script may come last.
+    return (*words[:2], flag, "...", *words[2:], *typed[end:])
 
 
 def _without_option(words: list[str], spellings: Sequence[str]) -> list[str]:

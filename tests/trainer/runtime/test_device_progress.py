@@ -77,6 +77,10 @@ def test_a_device_that_stands_still_tells_in_which_collective(heartbeat, monkeyp
     progress.look()
     assert asked == ["nccl", "nccl"]
     assert heartbeat.path.read_text() == written, "a heartbeat that stands still is how a hang is seen"
+    Event.made[0].reached = True
+    progress.look()
+    beat = read_heartbeat(LogFiles(heartbeat.path.parent), 0)
+    assert (beat.device_marks, beat.collective_marks, beat.collective) == (11, -1, ""), "it has gone on since"
 
 
 def test_a_thread_tells_it_while_the_host_waits(heartbeat):

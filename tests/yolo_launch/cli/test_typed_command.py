@@ -34,7 +34,8 @@ def folder(tmp_path):
 
 def run(folder, *typed):
     command = [sys.executable, "-m", "yolo_launch", "run", *typed]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # whatever the machine has
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=hidden)
 
 
 def seen(folder, rank=0):
@@ -69,7 +70,7 @@ MACHINE = "--nproc_per_node 2 --nnodes 2 --node_rank 1 --master_addr 192.168.1.1
 
 @pytest.mark.parametrize("name", ARTICLE)
 def test_the_articles_commands_run_as_written(folder, name):
-    """Without GPUs here: a mask says so, the words stay as they are."""
+    """With every GPU hidden, the words stay as they are."""
     ended = run(folder, *ARTICLE[name].split())
     assert ended.returncode == 0, ended.stderr
     own = ARTICLE[name].split("train.py ")[1].split()
@@ -96,9 +97,10 @@ def test_torchruns_options_without_a_meaning_are_noted_and_the_script_runs(folde
 
 
 def test_a_proposed_command_keeps_the_scripts_words(folder):
-    ended = run(folder, "--gpus", "5", "train.py", "--gpus", "7")
+    ended = run(folder, "--gpus", "cpu", "train.py", "--gpus", "7", "--unknown")
     assert ended.returncode != 0
     assert not os.path.exists(folder / "seen0.json")
+    assert "Next:     yolo-launch run --gpus cpu train.py -- --gpus 7 --unknown" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolo_launch.request.command_line import with_script_apart
+from yolo_launch.request.command_line import with_script_apart, without_value
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,16 @@ def test_all_behind_the_script_is_the_scripts_unless_dashes_follow(typed, apart)
     found = with_script_apart(words, lambda flag: flag == "--x")
     assert found == apart.split()
     assert with_script_apart(found, lambda flag: flag == "--x") == found
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("yolo-launch node --token s3 --rank 0", "yolo-launch node --token ... --rank 0"),
+        ("yolo-launch run --rank 0 --token s3 a.py", "yolo-launch run --token ... --rank 0 a.py"),
+        ("yolo-launch run --token=s3 --rank 0 a.py -- --x", "yolo-launch run --token ... --rank 0 a.py -- --x"),
+        ("yolo-launch run --rank 0 a.py -- --token own", "yolo-launch run --rank 0 a.py -- --token own"),
+    ],
+)
+def test_a_secret_is_left_out_where_it_was_typed_for_the_launcher(typed, shown):
+    assert without_value(typed.split(), "--token") == tuple(shown.split())

@@ -64,18 +64,23 @@ def run_master(options: NodeOptions, context: NodeContext, console: Console) -> 
 def run_member(options: NodeOptions, context: NodeContext, console: Console) -> NoReturn:
     """Takes the job from the master, checks it here, and trains."""
     work = MemberTraining(options, context, lambda findings: show_findings(findings, console))
-    if options.dry_run:
-        raise LaunchError(
-            "--dry-run shows the job's plan, which only the master knows.",
-            seen=f"--rank {context.identity.rank} --dry-run",
-            expected="--dry-run on the machine with --rank 0",
-        )
+    refuse_dry_run(context, asked=options.dry_run)
     outcome = take_part(work, context, options.join_timeout, console)
     if outcome.kind == "done":
         console.note(
             f"done; the results are on the master, this machine's logs in {RunFiles(work.run_dir).logs.folder}"
         )
     conclude_job(EndedJob(outcome, work.plan, work.run_dir, shlex.join(context.typed)), console)
+
+
+def refuse_dry_run(context: NodeContext, *, asked: bool) -> None:
+    """Raises LaunchError if a member is asked to show the plan."""
+    if asked:
+        raise LaunchError(
+            "--dry-run shows the job's plan, which only the master knows.",
+            seen=f"--rank {context.identity.rank} --dry-run",
+            expected="--dry-run on the machine with --rank 0",
+        )
 
 
 def take_part(work: MemberWork, context: NodeContext, join_timeout: float, console: Console) -> Outcome:

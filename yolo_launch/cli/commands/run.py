@@ -21,6 +21,7 @@ from yolo_launch.host.inventory import inspect_host
 from yolo_launch.jobs import run_directory
 from yolo_launch.nodes.identity import names_machines
 from yolo_launch.planning.plan import make_plan, plan_facts
+from yolo_launch.request.command_line import without_value
 from yolo_launch.request.launch_request import launch_request
 from yolo_launch.request.machine_options import RunOptions
 from yolo_launch.spec import LaunchPlan, Outcome, WorkerCommand
@@ -55,7 +56,7 @@ def run(ctx: typer.Context, options: RunOptions) -> None:
     run_directory.write_plan(run_dir, plan_facts(plan, command))
     with run_directory.discarded_if_refused(run_dir, is_new=True), run_directory.hold(run_dir):
         outcome = _start(plan, command, run_dir, console)
-    job = EndedJob(outcome, plan, run_dir, shlex.join(typed_in(ctx)))
+    job = EndedJob(outcome, plan, run_dir, shlex.join(without_value(typed_in(ctx), "--token")))
     conclude_job(job, console, show_done=lambda: console.line(f"done; logs: {RunFiles(run_dir).logs.folder}"))
 
 

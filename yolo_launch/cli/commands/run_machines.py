@@ -9,7 +9,7 @@ from typing import NoReturn
 from trainer.protocol import RunFiles
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import exit_code_of, refuse_failures, run_checks
-from yolo_launch.cli.commands.node import settings_from, take_part
+from yolo_launch.cli.commands.node import refuse_dry_run, settings_from, take_part
 from yolo_launch.cli.conclude import EndedJob, conclude, conclude_job
 from yolo_launch.cli.console import Console
 from yolo_launch.cli.views import show_findings, show_plan
@@ -66,6 +66,7 @@ def _run_master(options: RunOptions, context: NodeContext, console: Console) -> 
 
 
 def _run_member(options: RunOptions, context: NodeContext, console: Console) -> NoReturn:
+    refuse_dry_run(context, asked=options.dry_run)
     work = MemberScript(options, context, lambda findings: show_findings(findings, console))
     outcome = take_part(work, context, options.join_timeout, console)
     if outcome.kind == "done":
