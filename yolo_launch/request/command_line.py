@@ -50,8 +50,8 @@ def without_value(typed: Sequence[str], flag: str) -> tuple[str, ...]:
     if not any(word.partition("=")[0] == flag for word in typed[:end]):
         return tuple(typed)
     words = _without_option(list(typed[:end]), (flag,))
-    # Behind the command's name, as a script may come last.
-    return (*words[:2], flag, "...", *words[2:], *typed[end:])
+    at = 2 if words[1:2] == ["run"] else len(words)  # what follows a script is the script's
+    return (*words[:at], flag, "...", *words[at:], *typed[end:])
 
 
 def _without_option(words: list[str], spellings: Sequence[str]) -> list[str]:

@@ -33,7 +33,7 @@ def test_all_behind_the_script_is_the_scripts_unless_dashes_follow(typed, apart)
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [
-        ("yolo-launch node --token s3 --rank 0", "yolo-launch node --token ... --rank 0"),
+        ("yolo-launch node --token s3 --rank 0", "yolo-launch node --rank 0 --token ..."),
         ("yolo-launch run --rank 0 --token s3 a.py", "yolo-launch run --token ... --rank 0 a.py"),
         ("yolo-launch run --token=s3 --rank 0 a.py -- --x", "yolo-launch run --token ... --rank 0 a.py -- --x"),
         ("yolo-launch run --rank 0 a.py -- --token own", "yolo-launch run --rank 0 a.py -- --token own"),
