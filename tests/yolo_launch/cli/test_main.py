@@ -247,12 +247,19 @@ def test_an_option_before_the_script_has_to_exist(here, capsys):
 
 
 def test_help_and_dry_runs_cost_little(yolo_launch):
-    """Processor time, not the clock's: a busy neighbor must not fail this."""
+    """Processor time beside that of the libraries they need: a busy neighbor or a slow core must not fail this."""
+    libraries = (sys.executable, "-c", "import typer.main, rich.table, rich.panel, pydantic, yaml, psutil, numpy")
+    allowed_s = 2 * _least_cost_s(lambda: subprocess.run(libraries, check=True))
     for typed in (("--help",), ("train", "--dry-run", "--gpus", "cpu")):
-        costs_s = []
-        for _ in range(3):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            assert yolo_launch(*typed).returncode == 0
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            costs_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert min(costs_s) < 0.8, costs_s
+        assert _least_cost_s(lambda typed=typed: yolo_launch(*typed).check_returncode()) < allowed_s
+
+
+def _least_cost_s(start):
+    """Returns the seconds of processor time that the cheapest of three starts took."""
+    costs_s = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        costs_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(costs_s)
