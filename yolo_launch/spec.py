@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
@@ -242,3 +244,11 @@ class Outcome:
     signal: int | None = None
     restarts: int = 0
     detail: str = ""
+
+
+Ready = Callable[[Path], None]
+"""Called with the folder of a run's logs once the job there can go on by itself."""
+
+
+def nobody_waits(run_dir: Path) -> None:
+    """Does nothing: nobody waits for the job to be ready."""

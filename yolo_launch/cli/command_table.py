@@ -82,13 +82,19 @@ COMMANDS = (
         "Run any torchrun-style script: yolo-launch run --gpus 0,1 train.py --data coco.yaml",
     ),
     CommandEntry(
-        "yolo_launch.cli.commands.runs",
+        "yolo_launch.cli.commands.jobs.runs",
         "yolo_launch.request.machine_options.RunsOptions",
         TypedCommand,
         "List runs: state, epoch, best mAP, machine and age.",
     ),
     CommandEntry(
-        "yolo_launch.cli.commands.stop",
+        "yolo_launch.cli.commands.jobs.attach",
+        "yolo_launch.request.machine_options.AttachOptions",
+        TypedCommand,
+        "Show what a run says now, wherever it was started; Ctrl-C leaves it running.",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.jobs.stop",
         "yolo_launch.request.machine_options.StopOptions",
         TypedCommand,
         "End a run with its state saved.",

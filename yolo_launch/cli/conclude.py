@@ -76,6 +76,8 @@ def conclude_job(
         show_outcome(job.outcome, job.plan, job.run_dir, job.next_command, console)
     if job.is_refused and job.is_new:
         run_directory.discard(job.run_dir)
+    elif job.run_dir.is_dir():
+        run_directory.write_outcome(job.run_dir, job.facts())
     result = summary if job.is_done and summary is not None else job.facts()
     is_judged = not job.is_done or run_directory.is_judged(summary or {})
     conclude(

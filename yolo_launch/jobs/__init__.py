@@ -1,3 +1,3 @@
 """Decides one training run: configuration, plan, findings and run directory."""
 
-__all__ = ["overview", "resume_changes", "run_directory", "smaller_batch", "training_job"]
+__all__ = ["follow", "overview", "resume_changes", "run_directory", "run_lock", "smaller_batch", "training_job"]

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from trainer.protocol import CONFIG_FILE, RunFiles, read_heartbeat
 from yolo_launch.errors import LaunchError
-from yolo_launch.jobs import run_directory
+from yolo_launch.jobs import run_directory, run_lock
 
 _EPOCHS = re.compile(r"^epochs: (\d+)$", re.MULTILINE)
 _HOLDER = re.compile(r"PID (\d+) on (\S+)")
+_SILENT_S = 60.0
+"""Another machine's run that has written nothing for so long does not run."""
 _MAP = "metrics/mAP_0.5:0.95"
 
 
@@ -27,7 +29,7 @@ class RunOverview:
 
     run_dir: str
     state: str
-    """running; done; unfinished, which --resume takes up; or ended, a script that does not run any more."""
+    """running; done; unfinished, which --resume takes up; or ended, a script that failed or was stopped."""
     epoch: int
     """Epochs that are in results.csv."""
     epochs: int
@@ -51,11 +53,11 @@ def list_runs(folders: Sequence[Path]) -> list[RunOverview]:
 def look_at(run_dir: Path) -> RunOverview:
     """Returns what is known of a run."""
     rows = _results(run_dir)
-    is_running = run_directory.is_held(run_dir)
+    is_running = run_lock.is_held(run_dir) or _works_elsewhere(run_dir)
     state = "running" if is_running else "done" if run_directory.is_finished(run_dir) else "unfinished"
     config = run_dir / CONFIG_FILE
     if not config.is_file() and not is_running:
-        state = "ended"
+        state = "done" if run_directory.read_outcome(run_dir).get("outcome") == "done" else "ended"
     written = _EPOCHS.search(config.read_text(encoding="utf-8", errors="replace")) if config.is_file() else None
     measured = [float(row[_MAP]) for row in rows if row.get(_MAP)]
     return RunOverview(
@@ -71,7 +73,7 @@ def look_at(run_dir: Path) -> RunOverview:
 
 def holder_of(run_dir: Path) -> tuple[int, str]:
     """Returns process and host name of the launcher that works on a run; 0 and '' if it is not told."""
-    found = _HOLDER.search(run_directory.holder(run_dir))
+    found = _HOLDER.search(run_lock.holder(run_dir))
     return (int(found[1]), found[2]) if found else (0, "")
 
 
@@ -80,7 +82,7 @@ def stop_run(run_dir: Path, wait_s: float) -> str:
 
     Raises LaunchError for a run that does not run, or not on this machine, and for one that takes longer.
     """
-    if not run_directory.is_held(run_dir):
+    if not run_lock.is_held(run_dir):
         raise LaunchError(
             f"{run_dir} is not running.",
             seen=f"state {look_at(run_dir).state}",
@@ -91,13 +93,13 @@ def stop_run(run_dir: Path, wait_s: float) -> str:
     if not pid or host != socket.gethostname():
         raise LaunchError(
             f"{run_dir} is not run by this machine.",
-            seen=f"held by {run_directory.holder(run_dir)}",
+            seen=f"held by {run_lock.holder(run_dir)}",
             expected=f"a launcher on {socket.gethostname()}",
             next_command=f"on {host or 'its machine'}: yolo-launch stop {run_dir}",
         )
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + wait_s
-    while run_directory.is_held(run_dir):
+    while run_lock.is_held(run_dir):
         if time.monotonic() > deadline:
             raise LaunchError(
                 f"{run_dir} has not stopped within {wait_s:g} s.",
@@ -107,6 +109,14 @@ def stop_run(run_dir: Path, wait_s: float) -> str:
             )
         time.sleep(0.1)
     return look_at(run_dir).state
+
+
+def _works_elsewhere(run_dir: Path) -> bool:
+    """Returns True if another machine works on a run; its lock need not reach this one over a network file system."""
+    host, beat = holder_of(run_dir)[1], read_heartbeat(RunFiles(run_dir).logs, 0)
+    if host in ("", socket.gethostname()) or beat is None or run_directory.read_outcome(run_dir):
+        return False
+    return time.time() - beat.written_at < _SILENT_S
 
 
 def _results(run_dir: Path) -> list[dict[str, str]]:

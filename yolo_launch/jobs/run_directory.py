@@ -1,26 +1,30 @@
-"""Handles the folder of a run: chooses it once, makes it atomically, holds it, and finds it again for a resume."""
+"""Handles the folder of a run: chooses it once, makes it atomically, and finds it again for a resume."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
-from trainer.protocol import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SUMMARY_FILE, replace_text
-from yolo_launch.errors import ExitCode, LaunchError
+from trainer.protocol import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SUMMARY_FILE, RunFiles, replace_text
+from yolo_launch.errors import LaunchError
+from yolo_launch.jobs.run_lock import HOLDER_FILE, LOCK_FILE, OUTCOME_FILE, cannot_write, is_held
 from yolo_launch.words import counted
 
 PLAN_FILE = "plan.json"
-LOCK_FILE, HOLDER_FILE = ".lock", ".held_by"
-_LEFT_BY_A_RUN = ("weights/*", "logs/*", RESULTS_FILE, METRICS_FILE, SUMMARY_FILE)
+MASTERS_FOLDER = "master_run_dir"
+"""What the plan names in a folder that holds a member's part of a run."""
+_LEFT_BY_A_RUN = ("weights/*", "logs/*", RESULTS_FILE, METRICS_FILE, SUMMARY_FILE, OUTCOME_FILE)
 _MOST_RUNS = 10_000
+
+
+def launcher_log(run_dir: Path) -> Path:
+    """Returns the path of what a launcher says that has left its terminal."""
+    return RunFiles(run_dir).logs.folder / "launcher.log"
 
 
 def next_run_dir(project: str, name: str, *, exist_ok: bool) -> Path:
@@ -42,10 +46,10 @@ def create_run_dir(project: str, name: str, *, exist_ok: bool) -> Path:
             folder.mkdir(exist_ok=exist_ok)
         except FileExistsError:
             if exist_ok or not folder.parent.is_dir():
-                raise _cannot_write(folder, "a file is in the way") from None
+                raise cannot_write(folder, "a file is in the way") from None
             continue
         except OSError as error:
-            raise _cannot_write(folder, error.strerror or str(error)) from None
+            raise cannot_write(folder, error.strerror or str(error)) from None
         return folder
     raise _too_many(project, name)
 
@@ -89,57 +93,6 @@ def clear_old_run(run_dir: Path) -> None:
         )
     for path in leftovers:
         path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
-    """Holds a run folder for this launcher in the block, or until it dies: the kernel frees the lock of a dead process.
-
-    Raises LaunchError if another one holds it.
-    """
-    from filelock import FileLock, Timeout  # 0.2 s, which no other command has to wait for
-
-    lock = FileLock(run_dir / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-        (run_dir / HOLDER_FILE).write_text(f"PID {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
-    except Timeout:
-        raise LaunchError(
-            f"{run_dir} is being trained right now.",
-            seen=f"held by {holder(run_dir)}",
-            expected="a run that nobody works on",
-            next_command="wait for it, stop it, or start a new run without --resume and --exist-ok",
-        ) from None
-    except (OSError, NotImplementedError):
-        if not os.access(run_dir, os.W_OK):
-            raise _cannot_write(run_dir, os.strerror(errno.EACCES)) from None
-        # Some network file systems know no locks; the run goes on without one.
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_held(run_dir: Path) -> bool:
-    """Returns True if some launcher works on a run now."""
-    if not (run_dir / LOCK_FILE).exists():
-        return False
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(run_dir / LOCK_FILE).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):
-        return False
-
-
-def holder(run_dir: Path) -> str:
-    """Returns the process and the machine that work on a run, in words."""
-    with contextlib.suppress(OSError):
-        return (run_dir / HOLDER_FILE).read_text(encoding="utf-8").strip()
-    return "another launcher"
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -206,6 +159,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return {}
 
 
+def write_outcome(run_dir: Path, facts: Mapping[str, Any]) -> None:
+    """Leaves how a launcher ended, for whoever looks at the run later; a full disk is no failure of the job."""
+    with contextlib.suppress(OSError):
+        replace_text(run_dir / OUTCOME_FILE, json.dumps(facts, indent=2) + "\n")
+
+
+def read_outcome(run_dir: Path) -> dict[str, Any]:
+    """Reads how the last launcher of a run ended; empty while one works on it, and if it was killed."""
+    return _read_json(run_dir / OUTCOME_FILE)
+
+
 def write_plan(run_dir: Path, facts: Mapping[str, Any]) -> None:
     """Writes the plan beside the configuration. Raises LaunchError for a full or read-only disk."""
     with writing_to(run_dir):
@@ -218,7 +182,7 @@ def writing_to(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _cannot_write(run_dir, error.strerror or str(error)) from None
+        raise cannot_write(run_dir, error.strerror or str(error)) from None
 
 
 def _candidates(project: str, name: str) -> Iterator[Path]:
@@ -273,17 +237,6 @@ def _runs_text(project: Path) -> str:
     if not runs:
         return f"a run directory; {project} holds none"
     return f"one of {', '.join(str(run) for run in runs[-5:])}"
-
-
-def _cannot_write(folder: Path, reason: str) -> LaunchError:
-    is_full = reason == os.strerror(errno.ENOSPC)
-    return LaunchError(
-        f"The run directory {folder} cannot be written.",
-        seen=reason,
-        expected="a folder that this user may write, with space for checkpoints",
-        next_command="free some space, or choose another disk: --project /elsewhere" if is_full else "--project DIR",
-        exit_code=ExitCode.ENVIRONMENT,
-    )
 
 
 def _too_many(project: str, name: str) -> LaunchError:

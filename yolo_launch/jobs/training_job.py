@@ -17,7 +17,7 @@ from trainer.protocol import CONFIG_FILE
 from yolo_launch.checks.context import Context
 from yolo_launch.checks.preflight import run_checks
 from yolo_launch.errors import LaunchError
-from yolo_launch.jobs import run_directory
+from yolo_launch.jobs import run_directory, run_lock
 from yolo_launch.jobs.resume_changes import Difference, find_differences, refuse_changed_result, resumed_config
 from yolo_launch.planning.plan import make_plan, plan_facts
 from yolo_launch.request.launch_request import DEMO_OPTIONS, launch_request
@@ -203,7 +203,7 @@ def opened(job: TrainingJob) -> Iterator[TrainingJob]:
     if not job.is_resume:
         run_dir = run_directory.create_run_dir(config.project, config.name, exist_ok=config.exist_ok)
     is_new = not job.is_resume and not config.exist_ok
-    with run_directory.discarded_if_refused(run_dir, is_new=is_new), run_directory.hold(run_dir):
+    with run_directory.discarded_if_refused(run_dir, is_new=is_new), run_lock.hold(run_dir):
         with run_directory.writing_to(run_dir):
             if job.is_resume:
                 run_directory.reopen_run(run_dir)

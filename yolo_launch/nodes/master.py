@@ -22,7 +22,7 @@ from yolo_launch.rendezvous.admission import JobOffer, RendezvousSettings
 from yolo_launch.rendezvous.coordinator import Coordinator
 from yolo_launch.rendezvous.messages import JoinRequest
 from yolo_launch.rendezvous.server import RendezvousServer
-from yolo_launch.spec import Host, Outcome
+from yolo_launch.spec import Host, Outcome, Ready, nobody_waits
 
 OWN_RENDEZVOUS_S = 10.0
 """How long a master may take to reach the rendezvous that it has opened itself."""
@@ -42,7 +42,7 @@ class NodeMaster:
         if not is_local_address(identity.address, self._context.host.addresses):
             refuse_second_master(self._join_request, identity.endpoint)
 
-    def run(self, work: MasterWork) -> Outcome:
+    def run(self, work: MasterWork, ready: Ready = nobody_waits) -> Outcome:
         """Offers the job and takes part to its end. Call it in the main thread.
 
         Raises LaunchError for a busy port, and what this node's own part raises.
@@ -56,6 +56,7 @@ class NodeMaster:
             session = NodeSession(self._join_request, endpoint, events)
             session.join(OWN_RENDEZVOUS_S)
             session.introduce(work.introduce(server))
+            ready(work.run_dir)
             try:
                 return NodeAgent(context, work, session, events).run()
             except UserError as error:

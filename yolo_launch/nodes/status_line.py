@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from trainer.protocol import Heartbeat
 from yolo_launch.spec import LaunchPlan
+from yolo_launch.words import fitted
 from yolo_launch.workers.files import WorkerFiles
 from yolo_launch.workers.nonblocking_stream import NonblockingStream
 
@@ -28,7 +29,6 @@ class StatusLine:
 
     def __init__(self, stream: TextIO | None = None, *, shows_progress: bool = True) -> None:
         self._stream: Any = stream or NonblockingStream(sys.stderr)
-        self._is_terminal = self._stream.isatty()
         self._shows_progress = shows_progress
         self._lock = threading.RLock()
         self._roster, self._until, self._counts_down = "", 0.0, False
@@ -38,6 +38,10 @@ class StatusLine:
         self._in_round = False
         self._ranks: list[str] = []
         self._shown, self._shown_at, self._drawn = "", -REPEAT_S, False
+
+    @property
+    def _is_terminal(self) -> bool:
+        return bool(self._stream.isatty())  # until the launcher leaves it
 
     def roster(self, text: str, left_s: float, *, counts_down: bool = False) -> None:
         """Shows the machines that have joined, and, if one is missing, for how long the others wait for it."""
@@ -154,12 +158,3 @@ class StatusLine:
             self._stream.flush()
         except (OSError, ValueError):
             return
-
-
-def fitted(text: str, columns: int) -> str:
-    """Returns the text on one line of a terminal, its middle cut out: a line that wraps cannot be drawn over."""
-    room = max(10, columns - 1)
-    if len(text) <= room:
-        return text
-    tail = (room - 3) // 2
-    return f"{text[: room - 3 - tail]}...{text[-tail:]}"

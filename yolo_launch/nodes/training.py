@@ -258,7 +258,7 @@ def own_run_dir(description: Mapping[str, Any], rank: int, project: str | None =
         if not candidate.exists():
             with run_directory.writing_to(candidate):
                 RunFiles(candidate).logs.folder.mkdir(parents=True)
-                plan = {"run_id": run_id, "master_run_dir": str(folder)}
+                plan = {"run_id": run_id, run_directory.MASTERS_FOLDER: str(folder)}
                 replace_text(candidate / run_directory.PLAN_FILE, json.dumps(plan) + "\n")
             return candidate
     raise LaunchError("There are too many folders of earlier runs.", seen=str(folder))

@@ -8,6 +8,7 @@ from yolo_launch import defaults
 from yolo_launch.request.options import DEVICES, option
 
 JSON_TEXT = "one JSON object on stdout, everything else on stderr"
+DETACH_TEXT = "go on without this terminal once the job is checked and its run directory made"
 DEBUG_TEXT = "show the traceback of an error"
 
 

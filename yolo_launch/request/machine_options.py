@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE
 from yolo_launch import defaults
-from yolo_launch.request.launch_options import DEBUG_TEXT, JSON_TEXT, LaunchOptions
+from yolo_launch.request.launch_options import DEBUG_TEXT, DETACH_TEXT, JSON_TEXT, LaunchOptions
 from yolo_launch.request.options import DEVICES, LAUNCH, MACHINES, argument, arguments, option
 
 
@@ -111,6 +111,7 @@ class RunOptions(RendezvousOptions, ScriptOptions):
     project: str = option("runs/run", "--project", text="folder of the logs")
     name: str = option("exp", "--name", text="name of the logs' folder; a number is added if it exists")
     dry_run: bool = option(False, "--dry-run", text="show the plan and start nothing")
+    detach: bool = option(False, "--detach", text=DETACH_TEXT)
     json: bool = option(False, "--json", text=JSON_TEXT)
     debug: bool = option(False, "--debug", text=DEBUG_TEXT)
 
@@ -120,6 +121,17 @@ class RunsOptions:
     """What ``runs`` was asked."""
 
     folders: tuple[str, ...] = arguments(text="folders of runs; runs, if none is given", metavar="[FOLDER]...")
+    json: bool = option(False, "--json", text=JSON_TEXT)
+    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
+
+
+@dataclass(frozen=True)
+class AttachOptions:
+    """What ``attach`` was asked."""
+
+    run: str = argument(text="a run's folder, or its name", metavar="RUN")
+    project: str = option("runs/train", "--project", text="folder of runs that are given by name")
+    lines: int = option(20, "--lines", text="lines of the log to show first")
     json: bool = option(False, "--json", text=JSON_TEXT)
     debug: bool = option(False, "--debug", text=DEBUG_TEXT)
 

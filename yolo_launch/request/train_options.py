@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.config.train import TrainConfig
 from trainer.protocol import CONFIG_FILE
-from yolo_launch.request.launch_options import DEBUG_TEXT, JSON_TEXT, LaunchOptions
+from yolo_launch.request.launch_options import DEBUG_TEXT, DETACH_TEXT, JSON_TEXT, LaunchOptions
 from yolo_launch.request.option_values import parse_overrides
 from yolo_launch.request.options import option, settings_of
 
@@ -26,6 +26,7 @@ class JobOptions(LaunchOptions, GivenSettings):
     """What decides a training run."""
 
     dry_run: bool = option(False, "--dry-run", text="show the plan and start nothing")
+    detach: bool = option(False, "--detach", text=DETACH_TEXT)
     json: bool = option(False, "--json", text=JSON_TEXT)
     resume: str | None = option(
         None, "--resume", text="go on with a run: alone, the newest unfinished one", metavar="[RUN]"

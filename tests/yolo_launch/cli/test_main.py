@@ -20,11 +20,11 @@ from yolo_launch.errors import ExitCode
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 TRAIN_FLAGS = """
 --allow-leakage --amp --autoanchor --batch --batch-size --cache --cfg --checkpoint-interval --compile --config
---cos-lr --data --debug --deterministic --device --dry-run --epochs --exist-ok --freeze --gpus --hyp --image-weights
---img --img-size --imgsz --inline --json --label-smoothing --max-bad-share --max-restarts --multi-scale --name
---nbs --noautoanchor --nominal-batch --noplots --nosave --noval --nproc --optimizer --override --parallel --patience
---plots --port --project --recipe --rect --resume --save --save-period --seed --set --single-cls --stall-timeout
---sync-bn --val --weights --workers
+--cos-lr --data --debug --detach --deterministic --device --dry-run --epochs --exist-ok --freeze --gpus --hyp
+--image-weights --img --img-size --imgsz --inline --json --label-smoothing --max-bad-share --max-restarts
+--multi-scale --name --nbs --noautoanchor --nominal-batch --noplots --nosave --noval --nproc --optimizer --override
+--parallel --patience --plots --port --project --recipe --rect --resume --save --save-period --seed --set --single-cls
+--stall-timeout --sync-bn --val --weights --workers
 """
 NODE_FLAGS = """
 --rank --master --nodes --join-timeout --rejoin-timeout --join-grace --token --token-file
@@ -34,8 +34,8 @@ PLAN_FLAGS = """
 --parallel --port --stall-timeout --sync-bn --workers
 """
 RUN_FLAGS = """
---debug --device --dry-run --gpus --json --max-restarts --module --name --nproc --port --project --stall-timeout
---rank --master --nodes --join-timeout --rejoin-timeout --join-grace --token --token-file
+--debug --detach --device --dry-run --gpus --json --max-restarts --module --name --nproc --port --project
+--stall-timeout --rank --master --nodes --join-timeout --rejoin-timeout --join-grace --token --token-file
 """
 DOCTOR_FLAGS = """
 --batch --batch-size --data --debug --deep --device --gpus --img --img-size --imgsz --join-timeout --json --master
@@ -51,6 +51,7 @@ DOCTOR_FLAGS = """
         ("plan", PLAN_FLAGS),
         ("run", RUN_FLAGS),
         ("runs", "--json --debug"),
+        ("attach", "--project --lines --json --debug"),
         ("stop", "--project --wait --json --debug"),
         ("doctor", DOCTOR_FLAGS),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.jobs import overview, run_directory
+from yolo_launch.jobs import overview, run_lock
 
 HEADER = "epoch,metrics/mAP_0.5,metrics/mAP_0.5:0.95\n"
 
@@ -67,9 +67,9 @@ def test_what_does_not_run_is_not_stopped(tmp_path):
 
 def test_a_run_of_another_machine_is_stopped_there(tmp_path):
     folder = make_run(tmp_path / "a", epochs=2)
-    with run_directory.hold(folder):
+    with run_lock.hold(folder):
         assert overview.look_at(folder).machine == socket.gethostname()
-        (folder / run_directory.HOLDER_FILE).write_text("PID 1 on elsewhere\n")
+        (folder / run_lock.HOLDER_FILE).write_text("PID 1 on elsewhere\n")
         with pytest.raises(LaunchError, match="not run by this machine") as caught:
             overview.stop_run(folder, 1.0)
     assert caught.value.next_command == f"on elsewhere: yolo-launch stop {folder}"

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from yolo_launch.errors import ExitCode, LaunchError
-from yolo_launch.jobs import run_directory
+from yolo_launch.jobs import run_directory, run_lock
 
 NEWEST = "newest"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
@@ -94,29 +91,6 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
     assert (tmp_path / "weights" / "precious.pt").exists()
 
 
-def test_a_run_belongs_to_one_launcher_as_long_as_it_lives(tmp_path):
-    code = (
-        "import sys, pathlib, time; from yolo_launch.jobs.run_directory import hold\n"
-        "with hold(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
-        assert run_directory.is_held(tmp_path)
-        with pytest.raises(LaunchError, match="being trained right now") as caught, run_directory.hold(tmp_path):
-            raise AssertionError("the run is held twice")
-        assert caught.value.seen == f"held by PID {holder.pid} on {socket.gethostname()}"
-    finally:
-        holder.kill()
-        holder.wait()
-    assert not run_directory.is_held(tmp_path)
-    with run_directory.hold(tmp_path):
-        assert run_directory.is_held(tmp_path)
-    assert not run_directory.is_held(tmp_path)
-
-
 def test_the_newest_unfinished_run_is_resumed(tmp_path):
     make_run(tmp_path, "exp", age_s=50)
     make_run(tmp_path, "exp2", age_s=30)
@@ -124,7 +98,7 @@ def test_the_newest_unfinished_run_is_resumed(tmp_path):
     assert run_directory.find_run_to_resume(str(tmp_path), NEWEST, NEWEST).name == "exp2"
     (tmp_path / "exp" / "weights" / "last.pt").touch()
     assert run_directory.find_run_to_resume(str(tmp_path), NEWEST, NEWEST).name == "exp"
-    with run_directory.hold(tmp_path / "exp"):
+    with run_lock.hold(tmp_path / "exp"):
         assert run_directory.find_run_to_resume(str(tmp_path), NEWEST, NEWEST).name == "exp2"
 
 

@@ -15,10 +15,11 @@ from yolo_launch.checks.launchers import refuse_several_launchers
 from yolo_launch.checks.preflight import exit_code_of, refuse_failures, run_checks
 from yolo_launch.cli.conclude import EndedJob, conclude, conclude_job
 from yolo_launch.cli.console import Console
+from yolo_launch.cli.detach import detached
 from yolo_launch.cli.typed_command import typed_in
 from yolo_launch.cli.views import show_plan, show_start
 from yolo_launch.host.inventory import inspect_host
-from yolo_launch.jobs import run_directory
+from yolo_launch.jobs import run_directory, run_lock
 from yolo_launch.nodes.identity import names_machines
 from yolo_launch.planning.plan import make_plan, plan_facts
 from yolo_launch.request.command_line import without_value
@@ -36,6 +37,7 @@ def run(ctx: typer.Context, options: RunOptions) -> None:
 
         run_on_machines(options, typed_in(ctx), console)
     refuse_several_launchers("run", os.environ)
+    ready = detached(options.detach, console)
     module = ("-m",) if options.module else ()
     command = WorkerCommand((*module, options.script, *options.arguments), foreign=True)
     host = inspect_host()
@@ -54,7 +56,8 @@ def run(ctx: typer.Context, options: RunOptions) -> None:
     show_start(plan, findings, console)
     run_dir = run_directory.create_run_dir(options.project, options.name, exist_ok=False)
     run_directory.write_plan(run_dir, plan_facts(plan, command))
-    with run_directory.discarded_if_refused(run_dir, is_new=True), run_directory.hold(run_dir):
+    with run_directory.discarded_if_refused(run_dir, is_new=True), run_lock.hold(run_dir):
+        ready(run_dir)
         outcome = _start(plan, command, run_dir, console)
     job = EndedJob(outcome, plan, run_dir, shlex.join(without_value(typed_in(ctx), "--token")))
     conclude_job(job, console, show_done=lambda: console.line(f"done; logs: {RunFiles(run_dir).logs.folder}"))

@@ -13,6 +13,7 @@ from yolo_launch.checks.launchers import refuse_several_launchers
 from yolo_launch.checks.preflight import exit_code_of, refuse_failures
 from yolo_launch.cli.conclude import EndedJob, conclude, conclude_job
 from yolo_launch.cli.console import Console
+from yolo_launch.cli.detach import detached
 from yolo_launch.cli.report import from_here
 from yolo_launch.cli.typed_command import typed_in
 from yolo_launch.cli.views import show_differences, show_plan, show_result, show_start
@@ -23,7 +24,7 @@ from yolo_launch.jobs.smaller_batch import MOST_TRIES, with_smaller_batch
 from yolo_launch.jobs.training_job import TrainingJob, make_job, opened, with_data, with_measured_batch
 from yolo_launch.planning.plan import plan_facts
 from yolo_launch.request.train_options import TrainOptions
-from yolo_launch.spec import Outcome
+from yolo_launch.spec import Outcome, Ready
 
 DEMO_NAME = "(the embedded data set)"
 
@@ -32,6 +33,9 @@ def train(ctx: typer.Context, options: TrainOptions) -> None:
     """Plans, checks, starts, and says how the job ended; the exit code is the outcome's."""
     console = Console(json_mode=options.json)
     refuse_several_launchers("train", os.environ)
+    if options.inline and options.detach:
+        raise LaunchError("A debugger needs the terminal.", seen="--inline --detach", expected="one of the two")
+    ready = detached(options.detach, console)
     typed, host = typed_in(ctx), inspect_host()
     job = make_job(options, typed, host)
     if options.dry_run:
@@ -39,7 +43,7 @@ def train(ctx: typer.Context, options: TrainOptions) -> None:
     show_differences(job.differences, console)
     refuse_failures(job.findings)
     show_start(job.plan, job.findings, console)
-    outcome, started = start(job, console, inline=options.inline)
+    outcome, started = start(job, console, ready, inline=options.inline)
     resume = shlex.join(("yolo-launch", "train", "--resume", str(started.run_dir)))
     is_new = not started.is_resume and not started.config.exist_ok
     ended = EndedJob(outcome, started.plan, started.run_dir, resume, is_new)
@@ -66,8 +70,11 @@ def show_dry_run(job: TrainingJob, console: Console, *, master: str = "", port: 
     conclude(console, exit_code_of(job.findings), result=facts, show=show)
 
 
-def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome, TrainingJob]:
-    """Makes the run directory, writes the plan and runs the job to its end; returns the outcome and the job."""
+def start(job: TrainingJob, console: Console, ready: Ready, *, inline: bool) -> tuple[Outcome, TrainingJob]:
+    """Makes the run directory, writes the plan and runs the job to its end; returns the outcome and the job.
+
+    ``ready`` is called once the run directory is there.
+    """
     if inline and job.plan.world_size > 1:
         raise LaunchError("--inline trains with one worker.", seen=f"{job.plan.world_size}", expected="--nproc 1")
     is_auto = job.plan.batch_is_auto
@@ -75,6 +82,7 @@ def start(job: TrainingJob, console: Console, *, inline: bool) -> tuple[Outcome,
         config = job.config
         size = f"{config.imgsz}, batch {config.batch_size}, {config.epochs} epochs"
         console.line(f"{config.model_name} at {size} -> {job.run_dir}")
+        ready(job.run_dir)
         # Only now is torch loaded, so that everything that can be refused was refused at once.
         from yolo_launch.supervision.supervisor import launch
 

@@ -13,7 +13,7 @@ import yaml
 
 from trainer.config.train import read_config
 from yolo_launch.cli.main import run_program
-from yolo_launch.jobs import run_directory
+from yolo_launch.jobs import run_directory, run_lock
 from yolo_launch.spec import Outcome, RankFailure
 
 SUMMARY = {"run_dir": "x", "epochs": 2, "best_epoch": 1, "map50": 0.5, "map5095": 0.25}
@@ -250,7 +250,7 @@ def test_exist_ok_starts_anew_in_the_folder(supervisor, data, tmp_path):
 
 def test_a_run_that_is_being_trained_is_left_alone(supervisor, data, tmp_path, capsys):
     unfinished(supervisor, data)
-    with run_directory.hold(tmp_path / "runs" / "train" / "exp"):
+    with run_lock.hold(tmp_path / "runs" / "train" / "exp"):
         for arguments in (("--resume",), ("--resume", "exp"), ("--data", data, "--exist-ok")):
             assert train(*arguments) == 2
             assert "being trained right now" in capsys.readouterr().err
