@@ -22,6 +22,7 @@ FACE_OF_TRAINER = {
     "trainer.protocol",
     "trainer.errors",
     "trainer.config",
+    "trainer.data.curation",
     "trainer.data.dataset",
     "trainer.data.split_files",
     "trainer.data.scan",

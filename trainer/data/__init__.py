@@ -3,6 +3,7 @@
 __all__ = [
     "augment",
     "collate",
+    "curation",
     "dataset",
     "demo",
     "device_copy",

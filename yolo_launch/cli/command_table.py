@@ -25,6 +25,8 @@ class CommandEntry:
     """The dataclass of its options."""
     parser: type[TypedCommand]
     text: str
+    group: str = ""
+    """The word before its name, one of GROUPS; most have none."""
 
     @property
     def name(self) -> str:
@@ -105,7 +107,29 @@ COMMANDS = (
         TypedCommand,
         "Look at this machine and say what would stand in the way of training. Exit code 0, or 3.",
     ),
+    CommandEntry(
+        "yolo_launch.cli.commands.data.check",
+        "yolo_launch.data_sets.options.CheckOptions",
+        TypedCommand,
+        "Say what is worth knowing of a data set, with files and lines. Exit code 2 for one that training refuses.",
+        "data",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.data.split",
+        "yolo_launch.data_sets.options.SplitOptions",
+        TypedCommand,
+        "Write lists of images to train, validate and test on; what is alike stays together. Nothing is copied.",
+        "data",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.data.dedupe",
+        "yolo_launch.data_sets.options.DedupeOptions",
+        TypedCommand,
+        "Write lists without the images that repeat others. Nothing is deleted.",
+        "data",
+    ),
 )
+GROUPS = {"data": "Look at a data set before it is trained on, and split it."}
 
 
 class LazyCommand(TyperCommand):
@@ -138,7 +162,10 @@ class CommandGroup(TyperGroup):
     """The program's group: it holds every command of the table."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{**settings, "commands": {entry.name: LazyCommand(entry) for entry in COMMANDS}})
+        commands: dict[str, Any] = _lazy_commands("")
+        for group, text in GROUPS.items():
+            commands[group] = TyperGroup(name=group, help=text, commands=_lazy_commands(group), no_args_is_help=True)
+        super().__init__(**{**settings, "commands": commands})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parses; leaves the program's own options out if a command comes first: typer reads them with pydantic."""
@@ -155,6 +182,10 @@ class CommandGroup(TyperGroup):
             self.add_help_option = True
 
 
+def _lazy_commands(group: str) -> dict[str, Any]:
+    return {entry.name: LazyCommand(entry) for entry in COMMANDS if entry.group == group}
+
+
 def _answer_other_programs(args: list[str]) -> None:
     """Raises LaunchError for a command of YOLOv5, ultralytics or torchrun, with the one that does it here."""
     word = args[0].rpartition("/")[2].removesuffix(".py")
@@ -165,7 +196,7 @@ def _answer_other_programs(args: list[str]) -> None:
         raise LaunchError(
             f"yolo-launch has no command '{args[0]}'.",
             seen=args[0],
-            expected=f"one of {', '.join(entry.name for entry in COMMANDS)}",
+            expected=f"one of {', '.join([*(entry.name for entry in COMMANDS if not entry.group), *GROUPS])}",
             next_command=nearest,
         )
 

@@ -27,7 +27,7 @@ class TypedCommand(TyperCommand):
 
         Raises LaunchError for options that only these have.
         """
-        ctx.meta[_TYPED] = ("yolo-launch", str(self.name), *args)
+        ctx.meta[_TYPED] = (*ctx.command_path.split(), *args)
         return super().parse_args(ctx, normalize_arguments(args, str(self.name), note=_say))
 
 

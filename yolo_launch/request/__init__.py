@@ -4,6 +4,7 @@ __all__ = [
     "answers",
     "command_line",
     "inference_options",
+    "launch_options",
     "launch_request",
     "machine_options",
     "node_options",

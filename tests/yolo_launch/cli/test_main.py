@@ -54,11 +54,17 @@ DOCTOR_FLAGS = """
         ("attach", "--project --lines --json --debug"),
         ("stop", "--project --wait --json --debug"),
         ("doctor", DOCTOR_FLAGS),
+        ("data check", "--imgsz --img --img-size --json --debug"),
+        ("data split", "--val --test --folds --group-by --seed --out --json --debug"),
+        ("data dedupe", "--near --out --json --debug"),
     ],
 )
 def test_the_options_are_these_and_no_others(command, flags):
     """A new option is a decision: it changes this list."""
-    parameters = typer.main.get_command(app).commands[command].params
+    found = typer.main.get_command(app)
+    for word in command.split():
+        found = found.commands[word]
+    parameters = found.params
     found = {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
     assert {flag for flag in found if flag.startswith("--")} == set(flags.split())
 

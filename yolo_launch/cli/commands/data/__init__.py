@@ -1,0 +1,3 @@
+"""Looks at a data set, and writes splits of it."""
+
+__all__ = ["check", "dedupe", "split"]

@@ -1,0 +1,3 @@
+"""Looks at data sets for people, before anything is trained."""
+
+__all__ = ["check", "options", "scanned"]
