@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trainer.protocol import RUN_ID_VARIABLE
 from yolo_launch.errors import LaunchError
+from yolo_launch.request.command_line import retype
 
 _PET_CLUSTER_VARIABLES = ("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_RDZV_ENDPOINT")
 _FIRST_RESERVED_STEP = 0xFFFFFFF0
@@ -44,15 +45,16 @@ class ClusterFacts:
     """The same on every machine of a job and on no other job; empty if the source has no such thing."""
 
 
-def read_cluster(environ: Mapping[str, str]) -> ClusterFacts:
+def read_cluster(environ: Mapping[str, str], typed: Sequence[str]) -> ClusterFacts:
     """Returns the facts of a Slurm step, else of PET_*, else of MASTER_ADDR, else of the index of an Indexed Job.
 
+    ``typed`` is the command as typed, for the line that an error proposes.
     Raises LaunchError for a value that cannot be read, naming its variable, and for several launchers on one machine.
     """
     if environ.get(RUN_ID_VARIABLE):
         return ClusterFacts()
     if _is_in_slurm_step(environ):
-        return _read_slurm(environ)
+        return _read_slurm(environ, typed)
     if environ.get("LOCAL_RANK"):
         # A worker of another launcher: its RANK and WORLD_SIZE count processes, not machines.
         return ClusterFacts()
@@ -65,13 +67,13 @@ def read_cluster(environ: Mapping[str, str]) -> ClusterFacts:
     return ClusterFacts()
 
 
-def srun_line(environ: Mapping[str, str]) -> str:
-    """Returns the command that starts one launcher on each machine of this Slurm job; empty outside Slurm jobs."""
+def srun_line(environ: Mapping[str, str], typed: Sequence[str]) -> str:
+    """Returns the line that starts ``typed`` once on each machine of this Slurm job; empty outside Slurm jobs."""
     if not _slurm_job(environ):
         return ""
     nodes = _first(environ, "SLURM_JOB_NUM_NODES", "SLURM_NNODES")[1] or "N"
     # --ntasks too: a job's own --ntasks, which srun inherits, would overrule --ntasks-per-node.
-    return f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 yolo-launch node ..."
+    return f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 {retype(typed, {})}"
 
 
 def expand_nodelist(text: str, name: str = "the node list") -> list[str]:
@@ -118,7 +120,7 @@ def _is_in_slurm_step(environ: Mapping[str, str]) -> bool:
     return bool(_slurm_job(environ)) and step.isdecimal() and int(step) < _FIRST_RESERVED_STEP
 
 
-def _read_slurm(environ: Mapping[str, str]) -> ClusterFacts:
+def _read_slurm(environ: Mapping[str, str], typed: Sequence[str]) -> ClusterFacts:
     name, nodelist = _first(environ, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     hosts = expand_nodelist(nodelist, name)
     # The step's own numbers come first: it may use fewer machines than the job has.
@@ -126,7 +128,7 @@ def _read_slurm(environ: Mapping[str, str]) -> ClusterFacts:
         environ, "SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES", expected=_A_COUNT, smallest=1
     )
     nodes = nodes or len(hosts) or None
-    _refuse_several_launchers(environ, nodes)
+    _refuse_several_launchers(environ, nodes, typed)
     job = _number(environ, "SLURM_JOB_ID", "SLURM_JOBID", expected="the number of a job")
     restarts = _number(environ, "SLURM_RESTART_COUNT", expected="how often the job was requeued")
     job_id = f"{job}.{_first(environ, 'SLURM_STEP_ID', 'SLURM_STEPID')[1]}"
@@ -142,7 +144,7 @@ def _read_slurm(environ: Mapping[str, str]) -> ClusterFacts:
     )
 
 
-def _refuse_several_launchers(environ: Mapping[str, str], nodes: int | None) -> None:
+def _refuse_several_launchers(environ: Mapping[str, str], nodes: int | None, typed: Sequence[str]) -> None:
     """Raises LaunchError if the step starts more than one launcher on some machine."""
     name, tasks = _first(environ, "SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
     is_several = False
@@ -158,7 +160,7 @@ def _refuse_several_launchers(environ: Mapping[str, str], nodes: int | None) -> 
         "Slurm starts more than one launcher on a machine.",
         seen=f"{name}={tasks}" if is_several else f"SLURM_LOCALID={local}",
         expected="one on each machine, which starts a worker for every GPU there",
-        next_command=srun_line({**environ, "SLURM_JOB_NUM_NODES": str(nodes or "N")}),
+        next_command=srun_line({**environ, "SLURM_JOB_NUM_NODES": str(nodes or "N")}, typed),
     )
 
 

@@ -67,11 +67,11 @@ def find_identity(
 ) -> NodeIdentity:
     """Returns the node that options, else the environment name. Raises LaunchError for what is missing or wrong."""
     named = options.rank is not None and options.master is not None
-    facts = ClusterFacts() if named else read_cluster(environ)
+    facts = ClusterFacts() if named else read_cluster(environ, typed)
     rank = facts.node_rank if options.rank is None else options.rank
     master = options.master or facts.master
     if rank is None or not master:
-        raise _incomplete(rank, master, environ)
+        raise _incomplete(rank, master, environ, typed)
     if rank < 0:
         raise LaunchError("--rank cannot be used.", seen=f"--rank {rank}", expected="0 on the master, then 1, 2, ...")
     nodes = parse_nodes(options.nodes) if options.nodes else None
@@ -109,14 +109,14 @@ def find_identity(
     )
 
 
-def names_machines(options: ClusterOptions, environ: Mapping[str, str]) -> bool:
+def names_machines(options: ClusterOptions, typed: tuple[str, ...], environ: Mapping[str, str]) -> bool:
     """Returns whether several machines are meant: by the options, else by the environment of a scheduler.
 
-    Raises LaunchError for variables that cannot be read.
+    Raises LaunchError for variables that cannot be read, and for several launchers on one machine.
     """
     if any(value is not None for value in (options.rank, options.master, options.nodes)):
         return True
-    return (read_cluster(environ).max_nodes or 1) > 1
+    return (read_cluster(environ, typed).max_nodes or 1) > 1
 
 
 def with_scheduled_devices(options: Asked, identity: NodeIdentity, host: Host) -> Asked:
@@ -194,13 +194,14 @@ def quiet_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {} if QUIET_VARIABLE in environ else {QUIET_VARIABLE: "ERROR"}
 
 
-def _incomplete(rank: int | None, master: str, environ: Mapping[str, str]) -> LaunchError:
+def _incomplete(rank: int | None, master: str, environ: Mapping[str, str], typed: tuple[str, ...]) -> LaunchError:
     missing = [flag for flag, value in (("--rank", rank), ("--master", master or None)) if value is None]
     return LaunchError(
         "This machine does not know its place in the job.",
         seen=f"no {' and no '.join(missing)}, and no scheduler's variables",
         expected="--rank 0 --master ADDRESS --nodes N on the master, --rank R --master ADDRESS on the others",
-        next_command=srun_line(environ) or "yolo-launch node --rank 0 --master 192.168.1.1 --nodes 2 --data DATA.yaml",
+        next_command=srun_line(environ, typed)
+        or retype(typed, {"--rank": "0", "--master": "192.168.1.1", "--nodes": "2"}),
     )
 
 

@@ -35,13 +35,20 @@ def with_script_apart(arguments: Sequence[str], takes_value: Callable[[str], boo
 
 
 def retype(typed: Sequence[str], changes: Mapping[str, str], without: Sequence[str] = ()) -> str:
-    """Returns the typed command with options set anew, ready to paste; an option that is absent is added at the end."""
+    """Returns the typed command with options set anew, ready to paste; an option that is absent is added.
+
+    It comes last of the launcher's own words, but before a script that has no words of its own.
+    """
     end = typed.index(BETWEEN) if BETWEEN in typed else len(typed)
     words = _without_option(list(typed[:end]), without)
+    added: list[str] = []
     for flag, value in changes.items():
         spellings = next((names for names in ALIASES if flag in names), (flag,))
-        words = [*_without_option(words, spellings), flag, value]
-    return shlex.join([*words, *typed[end:]])
+        words = _without_option(words, spellings)
+        added += [flag, value]
+    # A script without words of its own has no ``--`` behind it, and what follows it would be its own.
+    at = 2 if words[1:2] == ["run"] and end == len(typed) else len(words)
+    return shlex.join([*words[:at], *added, *words[at:], *typed[end:]])
 
 
 def without_value(typed: Sequence[str], flag: str) -> tuple[str, ...]:

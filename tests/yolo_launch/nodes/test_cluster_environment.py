@@ -18,6 +18,7 @@ JOB = {
     "SLURM_NNODES": "4",
     "SLURM_JOB_NAME": "train",
 }
+TYPED = ("yolo-launch", "run", "train.py", "--", "--data", "my coco.yaml")
 BATCH_SCRIPT = {**JOB, "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 STEP = {
     **JOB,
@@ -43,17 +44,17 @@ PYTORCH_JOB = {"MASTER_ADDR": "cells-master-0", "MASTER_PORT": "23456", "RANK": 
 
 def refusal(environ):
     with pytest.raises(LaunchError) as refused:
-        read_cluster(environ)
+        read_cluster(environ, TYPED)
     assert refused.value.exit_code == ExitCode.USAGE
     return refused.value
 
 
 def test_nothing_is_read_from_an_ordinary_environment():
-    assert read_cluster({"HOME": "/root", "CUDA_VISIBLE_DEVICES": "0", "MASTER_PORT": "1"}) == ClusterFacts()
+    assert read_cluster({"HOME": "/root", "CUDA_VISIBLE_DEVICES": "0", "MASTER_PORT": "1"}, TYPED) == ClusterFacts()
 
 
 def test_a_slurm_step_says_everything():
-    assert read_cluster(STEP) == ClusterFacts(
+    assert read_cluster(STEP, TYPED) == ClusterFacts(
         source="Slurm job 1234567",
         node_rank=2,
         min_nodes=4,
@@ -67,18 +68,18 @@ def test_a_slurm_step_says_everything():
 
 def test_a_step_on_part_of_its_job_counts_its_own_machines():
     step = {**STEP, "SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "1"}
-    facts = read_cluster({**step, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"})
+    facts = read_cluster({**step, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, TYPED)
     assert (facts.master, facts.min_nodes, facts.max_nodes, facts.node_rank) == ("gpu03", 2, 2, 1)
 
 
 def test_a_requeued_job_is_another_job():
-    assert read_cluster({**STEP, "SLURM_RESTART_COUNT": "0"}).job_id == "1234567.0"
-    assert read_cluster({**STEP, "SLURM_RESTART_COUNT": "2"}).job_id == "1234567.0.2"
+    assert read_cluster({**STEP, "SLURM_RESTART_COUNT": "0"}, TYPED).job_id == "1234567.0"
+    assert read_cluster({**STEP, "SLURM_RESTART_COUNT": "2"}, TYPED).job_id == "1234567.0.2"
 
 
 def test_old_and_sparse_slurm_variables_are_enough():
     sparse = {"SLURM_JOBID": "42", "SLURM_STEPID": "1", "SLURM_NODELIST": "n[1,3]", "SLURM_NODEID": "0"}
-    facts = read_cluster(sparse)
+    facts = read_cluster(sparse, TYPED)
     assert (facts.source, facts.master, facts.max_nodes, facts.port) == ("Slurm job 42", "n1", 2, 15042)
     assert facts.nproc_per_node is None
 
@@ -93,13 +94,13 @@ def test_old_and_sparse_slurm_variables_are_enough():
     ],
 )
 def test_only_a_step_counts(environ):
-    assert read_cluster(environ) == ClusterFacts()
+    assert read_cluster(environ, TYPED) == ClusterFacts()
 
 
 def test_outside_a_step_the_srun_line_is_at_hand():
-    expected = "srun --nodes=4 --ntasks=4 --ntasks-per-node=1 yolo-launch node ..."
-    assert srun_line(BATCH_SCRIPT) == expected
-    assert srun_line({}) == ""
+    expected = "srun --nodes=4 --ntasks=4 --ntasks-per-node=1 yolo-launch run train.py -- --data 'my coco.yaml'"
+    assert srun_line(BATCH_SCRIPT, TYPED) == expected
+    assert srun_line({}, TYPED) == ""
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,9 @@ def test_several_launchers_on_a_machine_are_refused_with_the_srun_line(changes, 
     error = refusal({**STEP, **changes})
     assert error.what == "Slurm starts more than one launcher on a machine."
     assert error.seen == seen
-    assert error.next_command == "srun --nodes=4 --ntasks=4 --ntasks-per-node=1 yolo-launch node ..."
+    assert error.next_command == (
+        "srun --nodes=4 --ntasks=4 --ntasks-per-node=1 yolo-launch run train.py -- --data 'my coco.yaml'"
+    )
 
 
 def test_the_srun_line_names_the_machines_of_the_step():
@@ -124,16 +127,16 @@ def test_the_srun_line_names_the_machines_of_the_step():
 
 
 def test_the_step_is_judged_not_the_job_around_it():
-    assert read_cluster({**STEP, "SLURM_NTASKS_PER_NODE": "8", "SLURM_TASKS_PER_NODE": "8(x4)"}).node_rank == 2
+    assert read_cluster({**STEP, "SLURM_NTASKS_PER_NODE": "8", "SLURM_TASKS_PER_NODE": "8(x4)"}, TYPED).node_rank == 2
 
 
 @pytest.mark.parametrize(("text", "gpus"), [("4", 4), ("a100:4", 4), ("a100:2,v100:1", 3), ("0", None), ("", None)])
 def test_gpus_that_slurm_gave(text, gpus):
-    assert read_cluster({**STEP, "SLURM_GPUS_ON_NODE": text}).nproc_per_node == gpus
+    assert read_cluster({**STEP, "SLURM_GPUS_ON_NODE": text}, TYPED).nproc_per_node == gpus
 
 
 def test_a_train_job():
-    assert read_cluster(TRAIN_JOB) == ClusterFacts(
+    assert read_cluster(TRAIN_JOB, TYPED) == ClusterFacts(
         source="the training operator (PET_*)",
         node_rank=1,
         min_nodes=2,
@@ -145,12 +148,12 @@ def test_a_train_job():
 
 @pytest.mark.parametrize(("text", "nproc"), [("4", 4), ("auto", None), ("gpu", None), ("cpu", None), ("", None)])
 def test_workers_that_the_operator_asks_for(text, nproc):
-    assert read_cluster({**TRAIN_JOB, "PET_NPROC_PER_NODE": text}).nproc_per_node == nproc
+    assert read_cluster({**TRAIN_JOB, "PET_NPROC_PER_NODE": text}, TYPED).nproc_per_node == nproc
 
 
 def test_torchruns_own_variables():
     environ = {"PET_NNODES": "1:4", "PET_RDZV_ENDPOINT": "head:29500", "PET_RDZV_ID": "cells", "PET_NODE_RANK": "0"}
-    facts = read_cluster({**environ, "PET_MASTER_ADDR": "elsewhere"})
+    facts = read_cluster({**environ, "PET_MASTER_ADDR": "elsewhere"}, TYPED)
     assert (facts.min_nodes, facts.max_nodes) == (1, 4)
     assert (facts.master, facts.port, facts.job_id) == ("head", 29500, "cells")
 
@@ -166,24 +169,24 @@ def test_torchruns_own_variables():
     ],
 )
 def test_endpoints(endpoint, expected):
-    facts = read_cluster({"PET_RDZV_ENDPOINT": endpoint})
+    facts = read_cluster({"PET_RDZV_ENDPOINT": endpoint}, TYPED)
     assert (facts.master, facts.port) == expected
 
 
 def test_a_pytorch_job_of_version_1_counts_machines_in_rank_and_world_size():
-    facts = read_cluster(PYTORCH_JOB)
+    facts = read_cluster(PYTORCH_JOB, TYPED)
     assert facts == ClusterFacts("MASTER_ADDR", 2, 3, 3, None, "cells-master-0", 23456)
-    with_pet = read_cluster({**PYTORCH_JOB, "PET_NNODES": "3", "PET_NPROC_PER_NODE": "4", "WORLD_SIZE": "12"})
+    with_pet = read_cluster({**PYTORCH_JOB, "PET_NNODES": "3", "PET_NPROC_PER_NODE": "4", "WORLD_SIZE": "12"}, TYPED)
     assert (with_pet.source, with_pet.node_rank, with_pet.max_nodes) == ("the training operator (PET_*)", 2, 3)
     assert (with_pet.master, with_pet.port, with_pet.nproc_per_node) == ("cells-master-0", 23456, 4)
 
 
 def test_an_elastic_pytorch_job_is_numbered_by_its_pods_names():
     environ = {"PET_NNODES": "1:4", "PET_RDZV_ENDPOINT": "cells-worker-0:23456", "HOSTNAME": "cells-worker-3"}
-    assert read_cluster({**environ, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}).node_rank == 3
-    assert read_cluster(environ).node_rank is None  # machines outside Kubernetes may be called anything
+    assert read_cluster({**environ, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, TYPED).node_rank == 3
+    assert read_cluster(environ, TYPED).node_rank is None  # machines outside Kubernetes may be called anything
     other = {**environ, "KUBERNETES_SERVICE_HOST": "10.0.0.1", "HOSTNAME": "other-3"}
-    assert read_cluster(other).node_rank is None
+    assert read_cluster(other, TYPED).node_rank is None
 
 
 @pytest.mark.parametrize(
@@ -198,30 +201,32 @@ def test_an_elastic_pytorch_job_is_numbered_by_its_pods_names():
     ],
 )
 def test_master_addr_and_its_companions(environ, rank, nodes):
-    facts = read_cluster({"MASTER_ADDR": "10.0.0.1", **environ})
+    facts = read_cluster({"MASTER_ADDR": "10.0.0.1", **environ}, TYPED)
     assert (facts.source, facts.master, facts.port) == ("MASTER_ADDR", "10.0.0.1", None)
     assert (facts.node_rank, facts.min_nodes, facts.max_nodes) == (rank, nodes, nodes)
 
 
 def test_an_indexed_job_gives_the_rank_alone():
-    assert read_cluster({"JOB_COMPLETION_INDEX": "1"}) == ClusterFacts("the Indexed Job (JOB_COMPLETION_INDEX)", 1)
+    assert read_cluster({"JOB_COMPLETION_INDEX": "1"}, TYPED) == ClusterFacts(
+        "the Indexed Job (JOB_COMPLETION_INDEX)", 1
+    )
 
 
 @pytest.mark.parametrize("mark", [{"LOCAL_RANK": "0"}, {"TORCHELASTIC_RUN_ID": "none"}])
 @pytest.mark.parametrize("around", [PYTORCH_JOB, TRAIN_JOB, {"JOB_COMPLETION_INDEX": "1"}])
 def test_a_worker_of_another_launcher_is_no_machine(mark, around):
-    assert read_cluster({**around, **mark}) == ClusterFacts()
+    assert read_cluster({**around, **mark}, TYPED) == ClusterFacts()
 
 
 def test_a_local_rank_that_a_job_script_exports_does_not_hide_a_slurm_step():
-    assert read_cluster({**STEP, "LOCAL_RANK": "0"}).node_rank == 2
-    assert read_cluster({**STEP, "TORCHELASTIC_RUN_ID": "1"}) == ClusterFacts()
+    assert read_cluster({**STEP, "LOCAL_RANK": "0"}, TYPED).node_rank == 2
+    assert read_cluster({**STEP, "TORCHELASTIC_RUN_ID": "1"}, TYPED) == ClusterFacts()
 
 
 def test_slurm_before_pet_before_master_addr():
-    assert read_cluster({**STEP, **TRAIN_JOB, **PYTORCH_JOB}).source == "Slurm job 1234567"
-    assert read_cluster({**JOB, **TRAIN_JOB, **PYTORCH_JOB}).source == "the training operator (PET_*)"
-    assert read_cluster({**JOB, **PYTORCH_JOB}).source == "MASTER_ADDR"
+    assert read_cluster({**STEP, **TRAIN_JOB, **PYTORCH_JOB}, TYPED).source == "Slurm job 1234567"
+    assert read_cluster({**JOB, **TRAIN_JOB, **PYTORCH_JOB}, TYPED).source == "the training operator (PET_*)"
+    assert read_cluster({**JOB, **PYTORCH_JOB}, TYPED).source == "MASTER_ADDR"
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_what_is_missing_is_named(values, missing):
 def test_a_batch_script_of_slurm_is_told_the_srun_line():
     with pytest.raises(LaunchError) as caught:
         find({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "gpu[01-02]", "SLURM_JOB_NUM_NODES": "2"})
-    assert caught.value.next_command.startswith("srun ")
+    assert caught.value.next_command == "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 yolo-launch node"
 
 
 def test_the_master_has_to_know_how_many_take_part():

@@ -71,6 +71,11 @@ def test_normal_arguments_stay_normal(words):
         ("yolo-launch train --device 3 --rect", {"--gpus": "0"}, "yolo-launch train --rect --gpus 0"),
         ("yolo-launch train --batch-size=5 --rect", {"--batch": "4"}, "yolo-launch train --rect --batch 4"),
         ("yolo-launch run a.py --gpus 0 -- --gpus 7", {"--gpus": "1"}, "yolo-launch run a.py --gpus 1 -- --gpus 7"),
+        (
+            "yolo-launch run --gpus 0 a.py",
+            {"--rank": "0", "--nodes": "2"},
+            "yolo-launch run --rank 0 --nodes 2 --gpus 0 a.py",
+        ),
     ],
 )
 def test_retyped_commands_keep_the_rest(typed, changes, command):

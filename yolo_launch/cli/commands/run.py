@@ -31,7 +31,7 @@ from yolo_launch.spec import LaunchPlan, Outcome, WorkerCommand
 def run(ctx: typer.Context, options: RunOptions) -> None:
     """Plans, checks and starts; the exit code is the outcome's."""
     console = Console(json_mode=options.json)
-    if names_machines(options, os.environ):
+    if names_machines(options, without_value(typed_in(ctx), "--token"), os.environ):
         # Only now: a rendezvous is more than a job on one machine needs.
         from yolo_launch.cli.commands.run_machines import run_on_machines
 
