@@ -43,8 +43,9 @@ test:
 
 # Machines in namespaces start and wait by the clock: beside other tests they would wait for a core.
 test-slow:
-	$(PYTEST) $(SIDE_BY_SIDE) -m 'slow and not netns' --timeout=1500 --durations=40
+	$(PYTEST) $(SIDE_BY_SIDE) -m 'slow and not netns and not slurm' --timeout=1500 --durations=40
 	$(PYTEST) -m netns --timeout=1500 --durations=40
+	$(PYTEST) -m slurm --durations=20
 
 coverage:
 	$(PYTEST) $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered $(COVERED)
