@@ -140,7 +140,7 @@ class Cluster:
             self._plug_in()
             munged = ("munged", "--foreground", "--force", *(f"--{key}={self.folder / name}" for key, name in _MUNGE))
             self._start("munged", "ctl", *munged)
-            wait_until((self.folder / "munge.socket").exists, 20, self._logs)
+            wait_until((self.folder / "munge.socket").exists, 20, self.logs)
             self._start("slurmctld", "ctl", "slurmctld", "-D", "-c")
             for node in NODES:
                 self.start_slurmd(node)
@@ -187,6 +187,20 @@ class Cluster:
     def start_slurmd(self, node: str) -> None:
         self._start(f"slurmd-{node}", node, "slurmd", "-D", "-N", node)
 
+    def lose(self, node: str) -> None:
+        """Kills everything on a node, and says to Slurm what it would find out itself after SlurmdTimeout."""
+        for process in self.machines[node].processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._daemons[f"slurmd-{node}"].wait(10)
+        self.slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+    def bring_back(self, node: str) -> None:
+        """Starts a lost node again."""
+        self.start_slurmd(node)
+        self.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        self.wait_for_nodes()
+
     def wait_for_nodes(self) -> None:
         """Waits until both nodes can be given to jobs."""
 
@@ -194,9 +208,10 @@ class Cluster:
             states = self.slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%t", check=False).split()
             return states == ["idle"] * len(NODES)
 
-        wait_until(are_idle, 60, self._logs)
+        wait_until(are_idle, 60, self.logs)
 
-    def _logs(self) -> str:
+    def logs(self) -> str:
+        """The ends of what the daemons wrote."""
         files = [path for path in sorted(self.folder.iterdir()) if path.suffix in (".log", ".out")]
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in files)
 
@@ -218,7 +233,7 @@ class Cluster:
         try:
             return process.wait(timeout_s), output.read_text()
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{command} did not end: {output.read_text()}\n{self._logs()}") from None
+            raise AssertionError(f"{command} did not end: {output.read_text()}\n{self.logs()}") from None
 
     def slurm(self, *command: str, check: bool = True, cwd: Path | None = None) -> str:
         """What one of Slurm's own commands says."""
@@ -231,28 +246,12 @@ class Cluster:
             timeout=60,
             check=False,
         )
-        assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}\n{self._logs()}"
+        assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}\n{self.logs()}"
         return done.stdout.strip()
 
     def queue(self) -> list[str]:
         """The jobs that wait, run or end just now, one line each."""
         return self.slurm("squeue", "-h", "-o", "%i %T %r").splitlines()
-
-    def state(self, job: str) -> str:
-        """PENDING, RUNNING, COMPLETED, ..."""
-        return self._fact(job, "JobState")
-
-    def exit_code(self, job: str) -> int:
-        return int(self._fact(job, "ExitCode").split(":")[0])
-
-    def _fact(self, job: str, name: str) -> str:
-        words = self.slurm("scontrol", "show", "job", job).split()
-        return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
-
-    def wait_for_state(self, job: str, *states: str, timeout_s: float = 90.0) -> float:
-        return wait_until(
-            lambda: self.state(job) in states, timeout_s, lambda: f"{states}: {self.queue()} {self._logs()}"
-        )
 
     def at_work(self) -> Iterator[tuple[str, psutil.Process]]:
         """What runs beside Slurm's daemons, with the machine's name: a job's processes, and Slurm's keepers of them."""
