@@ -20,7 +20,7 @@ from tests.slurm.cluster import COMMANDS, Cluster, wait_until
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 CPU = ("--gpus", "cpu", "--nproc", "1")
-EPOCHS = 2
+EPOCHS = 4
 
 
 class Folder:
