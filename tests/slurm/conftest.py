@@ -84,8 +84,8 @@ class BatchJob:
         return wait_until(lambda: self.step() >= step, 180, lambda: f"step {step}: {self._story()}")
 
     def freeze_in_training(self) -> psutil.Process:
-        """Stops rank 0's worker after its first steps, so that the training lasts until something comes."""
-        self.wait_for_step(2)
+        """Stops rank 0's worker after its first step, so that the training lasts until something comes."""
+        self.wait_for_step(1)
         worker = self.processes("n1", RANK="0")[0]
         worker.suspend()
         return worker
