@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -10,26 +11,47 @@ import pytest
 import typer
 import yaml
 
-from yolo_launch.cli.main import app
+from yolo_launch.cli.main import app, run_program
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 PAGE = (PROJECT_DIR / "docs" / "clusters.md").read_text(encoding="utf-8")
-EXAMPLES = {
-    "bash": ("slurm/train.sh",),
-    "yaml": ("kubernetes/trainjob.yaml", "kubernetes/pytorchjob.yaml", "kubernetes/indexed-job.yaml"),
-}
-"""The files of examples/ that the page shows, in its order."""
+ON_KUBERNETES = ("trainjob.yaml", "pytorchjob.yaml", "indexed-job.yaml")
+KINDS = ("trainjob", "pytorchjob", "job")
 
 
 def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("language", EXAMPLES)
-def test_the_page_shows_the_files_of_examples(language):
-    files = [(PROJECT_DIR / "examples" / name).read_text(encoding="utf-8") for name in EXAMPLES[language]]
-    assert blocks(language) == files
-    assert [name for name in EXAMPLES[language] if f"](../examples/{name})" not in PAGE] == []
+def example(name):
+    assert f"](../examples/{name})" in PAGE
+    return (PROJECT_DIR / "examples" / name).read_text(encoding="utf-8")
+
+
+def typed_on_the_page(scheduler):
+    """The words of the page's command that submits to a scheduler."""
+    (line,) = re.findall(rf"^yolo-launch (submit {scheduler} .*)$", PAGE.replace("\\\n", " "), flags=re.MULTILINE)
+    return shlex.split(line)
+
+
+def printed(capsys, *typed):
+    assert run_program([*typed, "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_page_shows_the_batch_file_that_its_command_prints(capsys):
+    assert blocks("bash") == [example("slurm/train.sh")]
+    assert printed(capsys, *typed_on_the_page("slurm")) == example("slurm/train.sh")
+
+
+@pytest.mark.parametrize(("kind", "name"), list(zip(KINDS, ON_KUBERNETES, strict=True)))
+def test_the_page_names_the_manifests_that_its_command_prints(kind, name, capsys):
+    assert f"| `{kind}` |" in PAGE
+    assert printed(capsys, *typed_on_the_page("kubernetes"), "--kind", kind) == example(f"kubernetes/{name}")
+
+
+def documents():
+    return [one for name in ON_KUBERNETES for one in yaml.safe_load_all(example(f"kubernetes/{name}"))]
 
 
 @pytest.fixture
@@ -79,22 +101,22 @@ def test_the_next_start_resumes_where_a_checkpoint_is(batch_job, tmp_path):
     assert batch_job(0)[1][0].endswith("--exist-ok --resume runs/train/slurm-42")
 
 
-def test_manifests_are_yaml_and_their_shell_is_sound():
-    documents = [document for block in blocks("yaml") for document in yaml.safe_load_all(block)]
-    assert [document["kind"] for document in documents] == ["TrainJob", "PyTorchJob", "Service", "Job"]
-    replicas = documents[1]["spec"]["pytorchReplicaSpecs"]
-    pods = [replicas["Master"]["template"], replicas["Worker"]["template"], documents[3]["spec"]["template"]]
+def test_every_container_starts_sound_shell_and_mounts_what_its_pod_has():
+    train_job, pytorch_job, service, job = documents()
+    replicas = pytorch_job["spec"]["pytorchReplicaSpecs"]
+    assert [one["kind"] for one in (train_job, service, job)] == ["TrainJob", "Service", "Job"]
+    pods = [replicas["Master"]["template"], replicas["Worker"]["template"], job["spec"]["template"]]
     for pod in pods:
         (container,) = pod["spec"]["containers"]
         mounted = {mount["name"] for mount in container["volumeMounts"]}
         assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]}
+    for container in [train_job["spec"]["trainer"], *(pod["spec"]["containers"][0] for pod in pods)]:
         assert container["command"] == ["bash", "-c"]
         subprocess.run(["bash", "-n", "-c", *container["args"]], check=True)
 
 
 def test_the_indexed_job_names_its_own_first_pod():
-    documents = [document for block in blocks("yaml") for document in yaml.safe_load_all(block)]
-    service, job = documents[2:]
+    *_, service, job = documents()
     pod = job["spec"]["template"]["spec"]
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}

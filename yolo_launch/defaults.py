@@ -14,3 +14,5 @@ JOIN_GRACE_S = 30.0
 """Seconds that a job of MIN:MAX machines waits for more than MIN."""
 RENDEZVOUS_PORT = 1234
 """Where the master listens, unless the scheduler names a port."""
+CORES_PER_GPU = 8
+"""Cores that a submitted job asks Slurm for, for each GPU."""

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from yolo_launch.cli.typed_command import RunCommand, TypedCommand
+from yolo_launch.cli.typed_command import RunCommand, SubmitCommand, TypedCommand
 from yolo_launch.errors import LaunchError
 from yolo_launch.request.answers import COMMANDS as ANSWERED_COMMANDS
 
@@ -82,6 +82,12 @@ COMMANDS = (
         "yolo_launch.request.machine_options.RunOptions",
         RunCommand,
         "Run any torchrun-style script: yolo-launch run --gpus 0,1 train.py --data coco.yaml",
+    ),
+    CommandEntry(
+        "yolo_launch.cli.commands.submit",
+        "yolo_launch.submission.submit_options.SubmitOptions",
+        SubmitCommand,
+        "Hand train, node or run to a cluster: yolo-launch submit slurm train --nodes 4 ...",
     ),
     CommandEntry(
         "yolo_launch.cli.commands.jobs.runs",

@@ -15,6 +15,7 @@ from yolo_launch.request.machine_options import RunOptions
 from yolo_launch.request.options import options_of
 from yolo_launch.request.torchrun_arguments import takes_value
 from yolo_launch.request.yolov5_arguments import normalize_arguments
+from yolo_launch.submission.submit_options import own_and_others
 
 _TYPED = "words as typed"
 
@@ -53,9 +54,20 @@ class RunCommand(TypedCommand):
             ) from None
 
 
+class SubmitCommand(TypedCommand):
+    """A command around the words of another."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses submit's own words; the other command's follow behind ``--`` and are left to its parser."""
+        own, others = own_and_others(args, _is_valued_in_run)
+        return super().parse_args(ctx, [*own, BETWEEN, *others])
+
+
 def own_words(arguments: Sequence[str]) -> list[str]:
     """Returns those words of a whole command that are not a script's."""
     words = list(arguments)
+    if words[:1] == ["submit"]:
+        return ["submit", *own_and_others(words[1:], _is_valued_in_run)[0]]
     if words[:1] == ["run"]:
         words[1:] = with_script_apart(words[1:], _is_valued_in_run)
     return words[: words.index(BETWEEN)] if BETWEEN in words else words

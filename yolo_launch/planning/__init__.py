@@ -1,3 +1,3 @@
 """Turns a request and a host into a plan."""
 
-__all__ = ["devices", "loader_workers", "masks", "plan"]
+__all__ = ["batch_split", "devices", "loader_workers", "masks", "plan"]

@@ -37,6 +37,10 @@ RUN_FLAGS = """
 --debug --detach --device --dry-run --gpus --json --max-restarts --module --name --nproc --port --project
 --stall-timeout --rank --master --nodes --join-timeout --rejoin-timeout --join-grace --token --token-file
 """
+SUBMIT_FLAGS = """
+--account --cpus-per-node --cpus-per-task --debug --dry-run --gpus-per-node --image --job-name --json --kind --namespace
+--nnodes --nodes --partition --runtime --sbatch --time --token-secret --volumes
+"""
 DOCTOR_FLAGS = """
 --batch --batch-size --data --debug --deep --device --gpus --img --img-size --imgsz --join-timeout --json --master
 --nodes --nproc --port --project --rank --token --token-file --workers
@@ -50,6 +54,7 @@ DOCTOR_FLAGS = """
         ("node", TRAIN_FLAGS.replace("--inline", "") + NODE_FLAGS),
         ("plan", PLAN_FLAGS),
         ("run", RUN_FLAGS),
+        ("submit", SUBMIT_FLAGS),
         ("runs", "--json --debug"),
         ("attach", "--project --lines --json --debug"),
         ("stop", "--project --wait --json --debug"),
@@ -84,6 +89,7 @@ def here(tmp_path, monkeypatch):
         "train --help",
         "run --help",
         "plan --gpus cpu --json",
+        "submit slurm train --dry-run",
         "doctor --gpus cpu",
         "train --dry-run --gpus cpu",
         "train --dry-run --json --cfg yolov5n --gpus cpu --nproc 2",
