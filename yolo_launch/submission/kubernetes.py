@@ -112,7 +112,8 @@ def _pytorch_job(job: SubmittedJob) -> list[dict[str, Any]]:
     replicas = {"Master": {"replicas": 1, "restartPolicy": "OnFailure", "template": pod}}
     if job.nodes[1] > 1:
         replicas["Worker"] = {**replicas["Master"], "replicas": job.nodes[1] - 1}
-    spec = {"pytorchReplicaSpecs": replicas}
+    # The published schema wants a policy; this one leaves the pods, so that their logs can be read.
+    spec = {"runPolicy": {"cleanPodPolicy": "None"}, "pytorchReplicaSpecs": replicas}
     return [{"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": _metadata(job), "spec": spec}]
 
 
