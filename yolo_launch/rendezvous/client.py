@@ -7,12 +7,10 @@ import logging
 import queue
 import threading
 import time
-from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from yolo_launch.rendezvous.framing import (
-    Channel,
-    FramingError,
-)
+from yolo_launch.rendezvous.dispatch import Clock
+from yolo_launch.rendezvous.framing import FramingError
 from yolo_launch.rendezvous.messages import (
     CoordinatorHeartbeat,
     Message,
@@ -25,6 +23,7 @@ from yolo_launch.rendezvous.messages import (
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
+LOOK_S = 0.5
 SILENT_S = 7.0
 """A master that sends nothing for so long is lost."""
 SUSPENDED_S = 2.0
@@ -54,27 +53,46 @@ class ConnectionEvents:
         """Takes what all nodes have found in a cluster check; called from the receiving thread."""
 
 
-@dataclass
-class RendezvousClient:
-    """A connection whose rank was accepted. One thread receives, one sends heartbeats."""
+class ClientChannel(Protocol):
+    """Carries frames between a node and the master."""
 
-    channel: Channel
-    events: ConnectionEvents = field(default_factory=ConnectionEvents)
-    inbox: queue.Queue[Message] = field(default_factory=queue.Queue)
-    gone: str = ""
-    stop: Stop | None = None
-    """The last one received: a round may end before the main thread has begun it."""
-    heard_at: float = field(default_factory=time.monotonic)
-    _idle: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), 0.0))
-    _closed: threading.Event = field(default_factory=threading.Event)
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends a frame. Raises OSError if the connection is gone."""
+
+    def receive(self, timeout_s: float) -> dict[str, Any] | None:
+        """Returns the next frame, or None. Raises FramingError, and EOFError at the end; only threads call it."""
+
+    def close(self) -> None:
+        """Ends the connection."""
+
+
+class RendezvousClient:
+    """A connection whose rank was accepted, driven by threads of its own or by an event loop.
+
+    An event loop does not ``start`` it, but calls ``take``, ``look``, ``beat`` and ``end_of_connection`` itself.
+    """
+
+    def __init__(
+        self, channel: ClientChannel, events: ConnectionEvents | None = None, clock: Clock = time.monotonic
+    ) -> None:
+        self.channel = channel
+        self.events = events or ConnectionEvents()
+        self.inbox: queue.Queue[Message] = queue.Queue()
+        self.gone = ""
+        self.stop: Stop | None = None
+        """The last one received: a round may end before the main thread has begun it."""
+        self.heard_at = self._looked_at = clock()
+        self._clock = clock
+        self._idle = (self.heard_at, 0.0)
+        self._closed = threading.Event()
 
     def start(self) -> None:
-        """Starts to receive and to send heartbeats."""
+        """Starts a thread that receives and one that sends heartbeats."""
         for target, name in ((self._receive, "rendezvous_receive"), (self._send_heartbeats, "rendezvous_heartbeat")):
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def send(self, message: Message) -> None:
-        """Sends a message; the receiving thread notices if the connection is gone."""
+        """Sends a message; what receives notices if the connection is gone."""
         with contextlib.suppress(OSError):
             self.channel.send(message.pack())
 
@@ -87,63 +105,48 @@ class RendezvousClient:
     def idle_s(self) -> float:
         """Returns the seconds for which no rank of the job has moved, as far as the master knows."""
         heard_at, idle_s = self._idle
-        return idle_s + time.monotonic() - heard_at
+        return idle_s + self._clock() - heard_at
 
     def close(self) -> None:
         """Closes the connection."""
         self._closed.set()
         self.channel.close()
 
-    def _send_heartbeats(self) -> None:
-        while not self._closed.wait(HEARTBEAT_S):
-            try:
-                self.send(self.events.heartbeat())
-            except Exception:  # a node that does not know where its rank is lives all the same
-                logger.exception("no heartbeat could be made")
-                self.send(NodeHeartbeat())
-
-    def _receive(self) -> None:
+    def beat(self) -> None:
+        """Sends a heartbeat; it is called every HEARTBEAT_S."""
         try:
-            self._follow()
-        except Exception as error:  # nobody else would notice that the master is gone
-            logger.exception("the master's message could not be followed")
-            self._lose(f"the master's message could not be followed: {error}")
+            self.send(self.events.heartbeat())
+        except Exception:  # a node that does not know where its rank is lives all the same
+            logger.exception("no heartbeat could be made")
+            self.send(NodeHeartbeat())
 
-    def _follow(self) -> None:
-        looked_at = self.heard_at = time.monotonic()
-        while not self._closed.is_set():
-            try:
-                frame = self.channel.receive(0.5)
-                message = parse(frame) if frame is not None else None
-            except EOFError:
-                return self._break("the master closed the connection")
-            except (OSError, FramingError) as error:
-                return self._break(f"the connection to the master broke: {error}")
-            now = time.monotonic()
-            if now - looked_at > SUSPENDED_S:
-                self.heard_at += now - looked_at
-            looked_at = now
-            if message is not None:
-                self.heard_at = now
-                if isinstance(message, Stop):
-                    self.stop = message
-                    self.events.on_stop(message)
-                elif isinstance(message, Seen):
-                    self.events.on_findings(message)
-                elif isinstance(message, CoordinatorHeartbeat):
-                    self._idle = (now, message.idle_s)
-                else:
-                    self.inbox.put(message)
-            elif now - self.heard_at > SILENT_S:
-                return self._lose(f"no word from the master for {SILENT_S:g} s")
-        return None
+    def take(self, message: Message) -> None:
+        """Handles one message of the master."""
+        now = self._note_look()
+        self.heard_at = now
+        if isinstance(message, Stop):
+            self.stop = message
+            self.events.on_stop(message)
+        elif isinstance(message, Seen):
+            self.events.on_findings(message)
+        elif isinstance(message, CoordinatorHeartbeat):
+            self._idle = (now, message.idle_s)
+        else:
+            self.inbox.put(message)
 
-    def _break(self, reason: str) -> None:
+    def look(self) -> None:
+        """Gives the master up if it has sent nothing for SILENT_S; it is called every LOOK_S without a message."""
+        if self._note_look() - self.heard_at > SILENT_S:
+            self.lose(f"no word from the master for {SILENT_S:g} s")
+
+    def end_of_connection(self, reason: str) -> None:
+        """Handles a connection that has ended."""
         # The master lived until it ended the connection, however long this process was suspended before it saw that.
-        self.heard_at = time.monotonic()
-        self._lose(reason)
+        self.heard_at = self._clock()
+        self.lose(reason)
 
-    def _lose(self, reason: str) -> None:
+    def lose(self, reason: str) -> None:
+        """Gives the master up, unless this node closed the connection itself."""
         if self._closed.is_set():
             return
         self.gone = reason
@@ -152,3 +155,33 @@ class RendezvousClient:
             self.events.on_master_lost()
         finally:
             self.inbox.put(gone)
+
+    def _note_look(self) -> float:
+        now = self._clock()
+        if now - self._looked_at > SUSPENDED_S:
+            self.heard_at += now - self._looked_at
+        self._looked_at = now
+        return now
+
+    def _send_heartbeats(self) -> None:
+        while not self._closed.wait(HEARTBEAT_S):
+            self.beat()
+
+    def _receive(self) -> None:
+        try:
+            while not self.gone and not self._closed.is_set():
+                self._receive_one()
+        except Exception as error:  # nobody else would notice that the master is gone
+            logger.exception("the master's message could not be followed")
+            self.lose(f"the master's message could not be followed: {error}")
+
+    def _receive_one(self) -> None:
+        try:
+            frame = self.channel.receive(LOOK_S)
+            message = parse(frame) if frame is not None else None
+        except EOFError:
+            self.end_of_connection("the master closed the connection")
+        except (OSError, FramingError) as error:
+            self.end_of_connection(f"the connection to the master broke: {error}")
+        else:
+            self.look() if message is None else self.take(message)

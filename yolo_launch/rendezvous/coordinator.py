@@ -79,9 +79,8 @@ class Coordinator:
             # The same launcher came back before its old connection was seen to end.
             self.participants.closing.append(participant.connection)
             self.on_gone(participant.connection, "it came back over a new connection", now)
-        self.participants.by_rank[join_request.rank] = Participant(
-            join_request, connection, heard_at=now, clock_ahead_s=join_request.clock - wall
-        )
+        ahead_s = join_request.clock - wall
+        self.participants.add(Participant(join_request, connection, heard_at=now, clock_ahead_s=ahead_s))
         self.participants.outbox.append((connection, JoinAccepted(job=self.job.description)))
         # The others see it in the roster: a line each would be a message of everybody to everybody.
         self.participants.said.append(f"machine {join_request.label} joined")
@@ -117,7 +116,7 @@ class Coordinator:
         participant = self.participants.participant_of(connection)
         if participant is None:
             return
-        del self.participants.by_rank[participant.join_request.rank]
+        self.participants.remove(participant.join_request.rank)
         self._announcements.note_change()
         if self._is_about_this_round(participant, self.round) and participant.report is None and not self._completed:
             self._lost.append((participant.join_request, reason))
@@ -188,7 +187,7 @@ class Coordinator:
         if participant.in_round:
             self.on_gone(participant.connection, why.what[:300], now)
             return
-        self.participants.by_rank.pop(participant.join_request.rank)
+        self.participants.remove(participant.join_request.rank)
         reason = f"{why.what} ({why.seen})" if why.seen else why.what
         self.participants.say(f"machine {participant.label} cannot take part: {reason}")
         self._announcements.note_change()
@@ -262,7 +261,8 @@ class Coordinator:
         if waiting and now <= self._deadline:
             return
         for rank in [] if self._completed else waiting:  # a late node receives the end all the same
-            participant = self.participants.by_rank.pop(rank)
+            participant = self.participants.by_rank[rank]
+            self.participants.remove(rank)
             self.participants.closing.append(participant.connection)
             self._lost.append((participant.join_request, "it did not say how the round ended"))
         decision = decide_outcome(
@@ -286,7 +286,7 @@ class Coordinator:
         for participant in self.participants.by_rank.values():
             participant.in_round, participant.report = False, None
         for rank, outcome in decision.leaving.items():
-            leaving = self.participants.by_rank.pop(rank, None)
+            leaving = self.participants.remove(rank)
             if leaving is not None:
                 self.participants.dismiss(leaving.connection, End(outcome=outcome))
         self.phase = "gathering"

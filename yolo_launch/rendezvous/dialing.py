@@ -67,26 +67,56 @@ def dial(endpoint: RendezvousEndpoint, timeout_s: float, explain: Explain, *, re
         time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
 
 
+class Handshake:
+    """The node's side of a greeting: nonces and, if a token is set, proofs. It reads and sends nothing itself."""
+
+    def __init__(self, endpoint: RendezvousEndpoint) -> None:
+        self.rendezvous_id = ""
+        self._endpoint = endpoint
+        self._mine, self._theirs = new_nonce(), ""
+        self._wants_token = False
+
+    def hello(self, greeting: dict[str, Any]) -> dict[str, Any]:
+        """Returns the frame that answers the master's first one. Raises FramingError for another program."""
+        theirs, token = greeting.get("nonce"), self._endpoint.token
+        if greeting.get("protocol") != PROTOCOL or not isinstance(theirs, str):
+            raise FramingError(f"protocol {greeting.get('protocol')}, this one speaks {PROTOCOL}")
+        self.rendezvous_id, self._theirs = str(greeting.get("rendezvous")), theirs
+        self._wants_token = bool(greeting.get("token"))
+        shown = proof(token, "member", theirs, self._mine) if token and self._wants_token else ""
+        return {"protocol": PROTOCOL, "nonce": self._mine, "proof": shown, "token": bool(token)}
+
+    def raise_for_token(self) -> None:
+        """Raises LaunchError if one side has a token and the other has none.
+
+        It is called once the hello is sent: the master shows then whom it refused.
+        """
+        wants, has = self._wants_token, bool(self._endpoint.token)
+        if wants != has:
+            raise _refused(self._endpoint, "a token" if wants else "no token", "a token" if has else "none")
+
+    def check(self, answer: dict[str, Any]) -> None:
+        """Checks the frame that answers the hello. Raises LaunchError for another token."""
+        token = self._endpoint.token
+        if token and not is_proof(answer.get("proof"), token, "rendezvous", self._theirs, self._mine):
+            raise _refused(self._endpoint, "the master's own token", "another one")
+
+    def authenticators(self) -> tuple[MessageAuthenticator, MessageAuthenticator]:
+        """Returns those of the frames that follow: to the master, and from it."""
+        of, token = MessageAuthenticator.of, self._endpoint.token
+        return of(token, "member", self._theirs, self._mine), of(token, "rendezvous", self._theirs, self._mine)
+
+
 def greet(channel: Channel, endpoint: RendezvousEndpoint, timeout_s: float = ANSWER_S) -> str:
     """Exchanges nonces and, if a token is set, proofs; returns the rendezvous's id.
 
     Raises LaunchError for another program or token, and NoRendezvous if the connection ends without an answer.
     """
+    handshake = Handshake(endpoint)
     try:
-        greeting = _expect(channel, timeout_s)
-        rendezvous_id, theirs = greeting.get("rendezvous"), greeting.get("nonce")
-        if greeting.get("protocol") != PROTOCOL or not isinstance(theirs, str):
-            raise FramingError(f"protocol {greeting.get('protocol')}, this one speaks {PROTOCOL}")
-        wants_token = bool(greeting.get("token"))
-        mine = new_nonce()
-        shown = proof(endpoint.token, "member", theirs, mine) if endpoint.token and wants_token else ""
-        # A hello that will be refused is sent too: the master shows then whom it refused.
-        channel.send({"protocol": PROTOCOL, "nonce": mine, "proof": shown, "token": bool(endpoint.token)})
-        if wants_token != bool(endpoint.token):
-            raise _refused(endpoint, "a token" if wants_token else "no token", "a token" if endpoint.token else "none")
-        answer = _expect(channel, timeout_s)
-        if endpoint.token and not is_proof(answer.get("proof"), endpoint.token, "rendezvous", theirs, mine):
-            raise _refused(endpoint, "the master's own token", "another one")
+        channel.send(handshake.hello(_expect(channel, timeout_s)))
+        handshake.raise_for_token()
+        handshake.check(_expect(channel, timeout_s))
     except (EOFError, ConnectionError):
         raise _cut(endpoint) from None
     except (FramingError, OSError) as error:
@@ -96,9 +126,8 @@ def greet(channel: Channel, endpoint: RendezvousEndpoint, timeout_s: float = ANS
             expected="a master of the same version, on its --port",
             exit_code=ExitCode.NOT_JOINED,
         ) from None
-    channel.outgoing = MessageAuthenticator.of(endpoint.token, "member", theirs, mine)
-    channel.incoming = MessageAuthenticator.of(endpoint.token, "rendezvous", theirs, mine)
-    return str(rendezvous_id)
+    channel.outgoing, channel.incoming = handshake.authenticators()
+    return handshake.rendezvous_id
 
 
 @contextlib.contextmanager

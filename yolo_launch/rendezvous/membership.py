@@ -52,10 +52,23 @@ class Participants:
     """Connections to close once their messages are sent."""
     said: list[str] = field(default_factory=list)
     """Lines for the master's console."""
+    _by_connection: dict[int, Participant] = field(default_factory=dict)
+
+    def add(self, participant: Participant) -> None:
+        """Gives a node the rank that it requested."""
+        self.by_rank[participant.join_request.rank] = participant
+        self._by_connection[participant.connection] = participant
+
+    def remove(self, rank: int) -> Participant | None:
+        """Takes a rank back from its node, and returns the node; None if no node has it."""
+        participant = self.by_rank.pop(rank, None)
+        if participant is not None:
+            self._by_connection.pop(participant.connection, None)
+        return participant
 
     def participant_of(self, connection: int) -> Participant | None:
         """Returns the node that a connection belongs to."""
-        return next((one for one in self.by_rank.values() if one.connection == connection), None)
+        return self._by_connection.get(connection)
 
     def in_round(self) -> list[int]:
         """Returns the ranks of the current round's nodes, in order."""

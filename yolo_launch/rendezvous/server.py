@@ -14,6 +14,7 @@ from typing import Any
 from yolo_launch.errors import ExitCode, LaunchError
 from yolo_launch.host.ports import holder_of
 from yolo_launch.rendezvous.coordinator import Coordinator
+from yolo_launch.rendezvous.dispatch import Clock, Dispatcher
 from yolo_launch.rendezvous.framing import (
     MAX_FRAME_BYTES,
     MAX_HELLO_BYTES,
@@ -24,7 +25,6 @@ from yolo_launch.rendezvous.framing import (
     is_proof,
     new_nonce,
     proof,
-    text_of,
 )
 from yolo_launch.rendezvous.messages import JoinRefused, JoinRequest, Message, parse
 from yolo_launch.spec import Outcome
@@ -40,17 +40,42 @@ YOUNG_S = 2.0
 MOST_UNSENT_BYTES = 4 << 20
 TICK_S = 0.1
 BACKLOG = 1024
-BROKEN_S = 5.0
-"""A rendezvous that fails at every tick for so long ends the job."""
-_BROKEN = Outcome("worker_failed", ExitCode.WORKER_FAILED, detail="the rendezvous itself failed")
 WRONG_TOKEN = "the token is wrong or missing"
+
+
+class _SocketTransport:
+    """Sends over the connections whose ranks were requested; each frame is authenticated if a token is set."""
+
+    def __init__(self) -> None:
+        self.writers: dict[int, tuple[asyncio.StreamWriter, MessageAuthenticator]] = {}
+
+    def send(self, connection: int, text: bytes) -> None:
+        """Sends a frame, unless the connection has ended or its node takes nothing."""
+        writer, authenticator = self.writers.get(connection, (None, None))
+        if writer is None or authenticator is None or writer.is_closing():
+            return
+        if writer.transport.get_write_buffer_size() > MOST_UNSENT_BYTES:
+            writer.transport.abort()  # it takes nothing: its silence will be noticed
+            return
+        writer.write(authenticator.pack_text(text))
+
+    def close(self, connection: int) -> None:
+        """Closes a connection behind its last frame."""
+        writer, _ = self.writers.pop(connection, (None, None))
+        if writer is not None:
+            writer.close()
 
 
 class RendezvousServer:
     """A listening rendezvous; ``say`` is called in its thread with lines for the master's console."""
 
     def __init__(
-        self, coordinator: Coordinator, rendezvous_id: str, token: str | None, say: Callable[[str], None]
+        self,
+        coordinator: Coordinator,
+        rendezvous_id: str,
+        token: str | None,
+        say: Callable[[str], None],
+        clock: Clock = time.monotonic,
     ) -> None:
         self.coordinator = coordinator
         self.port = 0
@@ -59,11 +84,13 @@ class RendezvousServer:
         self._id = rendezvous_id
         self._token = token
         self._say = say
+        self._clock = clock
+        self._transport = _SocketTransport()
+        self._dispatcher = Dispatcher(coordinator, self._transport, say, clock)
         self._loop = asyncio.new_event_loop()
         self._ticking: asyncio.Task[None] | None = None
         self._listening: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="rendezvous", daemon=True)
-        self._writers: dict[int, tuple[asyncio.StreamWriter, MessageAuthenticator]] = {}
         self._unauthenticated: dict[int, tuple[asyncio.StreamWriter, float]] = {}
         self._numbered = 0
         self._rejected_said_at = -60.0
@@ -94,13 +121,11 @@ class RendezvousServer:
     def end(self, outcome: Outcome) -> None:
         """Ends the job for every machine, from any thread."""
         with contextlib.suppress(RuntimeError):  # closed already: every node has received it, or none is left
-            self._loop.call_soon_threadsafe(lambda: self._after(lambda now: self.coordinator.end(outcome, now)))
+            self._loop.call_soon_threadsafe(self._dispatcher.end, outcome)
 
     def send(self, message: Message) -> None:
         """Sends a message to every node, from any thread; one that is sent before the end arrives before it."""
-        self._loop.call_soon_threadsafe(
-            lambda: self._after(lambda now: self.coordinator.participants.send_all(message))
-        )
+        self._loop.call_soon_threadsafe(self._dispatcher.send_all, message)
 
     def close(self, timeout_s: float = 15.0) -> None:
         """Waits until every node has received the end, then stops listening."""
@@ -123,7 +148,7 @@ class RendezvousServer:
             if self._ticking is not None:
                 self._ticking.cancel()
             # Conversations end by themselves once their connection has; asyncio complains of canceled ones.
-            for writer, _ in [*self._unauthenticated.values(), *self._writers.values()]:
+            for writer, _ in [*self._unauthenticated.values(), *self._transport.writers.values()]:
                 writer.transport.abort()
             tasks = asyncio.all_tasks(self._loop)
             if tasks:  # a peer that takes nothing must not hold the port
@@ -133,50 +158,9 @@ class RendezvousServer:
             self._loop.close()
 
     async def _tick(self) -> None:
-        worked_at = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
-            if self._after(self.coordinator.tick):
-                worked_at = time.monotonic()
-            elif time.monotonic() - worked_at > BROKEN_S:
-                self._after(lambda now: self.coordinator.end(_BROKEN, now))
-
-    def _after(self, action: Callable[[float], None]) -> bool:
-        """Calls the coordinator, then sends its messages; returns False if the coordinator failed."""
-        could = True
-        try:
-            action(time.monotonic())
-        except Exception:  # one odd message must not end the rendezvous of a running job
-            logger.exception("the rendezvous could not handle an event")
-            could = False
-        self._flush()
-        return could
-
-    def _flush(self) -> None:
-        queued = self.coordinator.participants
-        outbox, queued.outbox = queued.outbox, []
-        closing, queued.closing = queued.closing, []
-        said, queued.said = queued.said, []
-        texts: dict[int, bytes] = {}
-        for connection, message in outbox:
-            if id(message) not in texts:  # most are for every machine
-                texts[id(message)] = text_of(message.pack())
-            self._send(connection, texts[id(message)])
-        for connection in closing:
-            writer, _ = self._writers.pop(connection, (None, None))
-            if writer is not None:
-                writer.close()
-        for line in said:
-            self._say(line)
-
-    def _send(self, connection: int, text: bytes) -> None:
-        writer, authenticator = self._writers.get(connection, (None, None))
-        if writer is None or authenticator is None or writer.is_closing():
-            return
-        if writer.transport.get_write_buffer_size() > MOST_UNSENT_BYTES:
-            writer.transport.abort()  # it takes nothing: its silence will be noticed
-            return
-        writer.write(authenticator.pack_text(text))
+            self._dispatcher.tick()
 
     async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._numbered += 1
@@ -184,14 +168,13 @@ class RendezvousServer:
         if not self._has_room():
             writer.transport.abort()
             return
-        self._unauthenticated[number] = (writer, time.monotonic())
+        self._unauthenticated[number] = (writer, self._clock())
         reason = "its connection was closed"
         try:
             join_request, incoming = await asyncio.wait_for(self._authenticate(reader, writer, number), HELLO_S)
-            self._after(lambda now: self.coordinator.on_join_request(number, join_request, now, time.time()))
-            while number in self._writers:
-                message = parse(await _read(reader, incoming, MAX_FRAME_BYTES))
-                self._after(lambda now, message=message: self.coordinator.on_message(number, message, now))  # type: ignore[misc]
+            self._dispatcher.on_join_request(number, join_request)
+            while number in self._transport.writers:
+                self._dispatcher.on_message(number, parse(await _read(reader, incoming, MAX_FRAME_BYTES)))
         except (FramingError, ValueError, asyncio.TimeoutError) as error:
             reason = f"it sent {error}" if str(error) else f"it said nothing for {HELLO_S:g} s"
             self._note_unauthenticated(peer, reason, number)
@@ -199,8 +182,8 @@ class RendezvousServer:
             pass
         finally:
             self._unauthenticated.pop(number, None)
-            self._writers.pop(number, None)
-            self._after(lambda now: self.coordinator.on_gone(number, reason, now))
+            self._transport.writers.pop(number, None)
+            self._dispatcher.on_gone(number, reason)
             writer.close()
 
     def _has_room(self) -> bool:
@@ -208,7 +191,7 @@ class RendezvousServer:
             return True
         oldest = next(iter(self._unauthenticated))
         writer, since = self._unauthenticated[oldest]
-        if time.monotonic() - since < YOUNG_S:
+        if self._clock() - since < YOUNG_S:
             return False
         del self._unauthenticated[oldest]
         writer.transport.abort()
@@ -239,13 +222,13 @@ class RendezvousServer:
         if not isinstance(message, JoinRequest):
             raise FramingError("something else than a join request")
         self._unauthenticated.pop(number, None)
-        self._writers[number] = (writer, MessageAuthenticator.of(self._token, "rendezvous", nonce, theirs))
+        self._transport.writers[number] = (writer, MessageAuthenticator.of(self._token, "rendezvous", nonce, theirs))
         return message, incoming
 
     def _note_unauthenticated(self, peer: str, what: str, number: int) -> None:
         logger.info("the rendezvous dropped %s: %s", peer, what)
-        now = time.monotonic()
-        if number not in self._writers and now - self._rejected_said_at > 10:  # a flood of them is one line
+        now = self._clock()
+        if number not in self._transport.writers and now - self._rejected_said_at > 10:  # a flood of them is one line
             self._rejected_said_at = now
             self._say(f"an unauthenticated connection to the rendezvous port was refused: {peer}, {what}")
 

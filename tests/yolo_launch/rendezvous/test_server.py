@@ -367,7 +367,7 @@ def test_a_member_that_takes_nothing_does_not_hold_up_the_others():
 
 
 def test_a_handler_that_fails_does_not_end_the_rendezvous_and_one_that_always_fails_ends_the_job(monkeypatch, caplog):
-    monkeypatch.setattr("yolo_launch.rendezvous.server.BROKEN_S", 0.5)
+    monkeypatch.setattr("yolo_launch.rendezvous.dispatch.BROKEN_S", 0.5)
     with opened(2) as it:
         first = it.add_member(0)
         monkeypatch.setattr(it.coordinator, "tick", lambda now: 1 / 0)
