@@ -63,6 +63,7 @@ bench:
 	$(BIN)/python benchmarks/growth.py --sizes 50 --imgsz 64 --repeats 1
 	$(BIN)/python benchmarks/starts.py --repeats 1
 	$(BIN)/python benchmarks/rendezvous.py 2 8
+	$(BIN)/python benchmarks/rosters.py --machines 8 --histories 10
 	$(BIN)/python benchmarks/endings.py --repeat 1
 	$(BIN)/python benchmarks/restarts.py --restarts 1
 	@echo "the others, and their data: benchmarks/README.md"

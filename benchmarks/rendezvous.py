@@ -1,8 +1,8 @@
-"""How long N machines take to be seated in the rendezvous and to be told to start: real sockets, members as threads.
+"""How long N machines take to be seated in the rendezvous and to be told to start: real sockets on loopback.
 
     python benchmarks/rendezvous.py [2 8 32 64]
 
-The members run in up to four processes on this machine, so they share its cores with the rendezvous.
+All members run in one event loop of another process on this machine, so they share its cores with the rendezvous.
 """
 
 from __future__ import annotations
@@ -17,36 +17,25 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT_DIR))
 
 from tests.yolo_launch.rendezvous.connections import OpenRendezvous, soon  # noqa: E402
+from tests.yolo_launch.rendezvous.many_nodes import allow_open_files  # noqa: E402
 from yolo_launch.spec import Outcome  # noqa: E402
-
-PROCESSES = 4
 
 
 def measure(members: int) -> dict[str, float]:
     """Seconds from the word to begin until the last machine has its seat, and until the last hears the round."""
+    allow_open_files(members + 100)
     rendezvous = OpenRendezvous(members)
-    counts = [len(range(number, members, PROCESSES)) for number in range(PROCESSES)]
-    crowds, first = [], 0
-    for count in counts:
-        if count:
-            command = [
-                sys.executable,
-                "-m",
-                "tests.yolo_launch.rendezvous.many_nodes",
-                str(rendezvous.endpoint.port),
-                str(first),
-                str(count),
-            ]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            crowds.append(subprocess.Popen(command, cwd=PROJECT_DIR, text=True, **pipes))
-        first += count
+    module = "tests.yolo_launch.rendezvous.many_nodes"
+    command = [sys.executable, "-m", module, str(rendezvous.endpoint.port), "0", str(members)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    crowd = subprocess.Popen(command, cwd=PROJECT_DIR, text=True, **pipes)
     time.sleep(3)  # they import
     used = time.process_time()
     began_at = time.monotonic()
-    for crowd in crowds:
-        crowd.stdin.write("begin\n")
-        crowd.stdin.flush()
-    times = [each for crowd in crowds for each in json.loads(crowd.stdout.readline()).values()]
+    crowd.stdin.write("begin\n")
+    crowd.stdin.flush()
+    times = list(json.loads(crowd.stdout.readline()).values())
+    assert len(times) == members, f"{len(times)} of {members} received the round"
     forming_cpu_s = time.process_time() - used
     used = time.process_time()
     time.sleep(5)
@@ -56,8 +45,7 @@ def measure(members: int) -> dict[str, float]:
     soon(lambda: rendezvous.coordinator.is_over, 20)
     left_s = time.monotonic() - ended_at
     rendezvous.rendezvous.close(1)
-    for crowd in crowds:
-        crowd.wait(20)
+    crowd.wait(40)
     return {
         "seated_s": max(seated for seated, _ in times) - began_at,
         "round_s": max(told for _, told in times) - began_at,

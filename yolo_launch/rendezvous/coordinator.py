@@ -140,7 +140,7 @@ class Coordinator:
         if self.phase == "ended":
             return
         for participant in self.participants.silent(self.settings.silent_s, now):
-            self.participants.closing.append(participant.connection)
+            self.participants.give_up(participant, self.settings.silent_s)
             self.on_gone(participant.connection, f"no word from it for {self.settings.silent_s:g} s", now)
         self._maybe_decide(now)
         self._maybe_start(now)
@@ -193,7 +193,7 @@ class Coordinator:
         self._announcements.note_change()
 
     def _maybe_start(self, now: float) -> None:
-        if self.phase != "gathering":
+        if self.phase != "gathering" or now < self.participants.may_start_at:
             return
         participants, settings, is_late = self.participants.by_rank, self.settings, now > self._deadline
         ready = self._last_call.who_may_start(participants, settings, now, is_late=is_late, is_first=self.round == 0)

@@ -9,6 +9,10 @@ from yolo_launch.diagnosis.outcome import NodeEnd, NodeReport
 from yolo_launch.rendezvous.admission import RendezvousSettings
 from yolo_launch.rendezvous.messages import JoinRequest, LogLine, Message, NodeHeartbeat, Seen, clipped
 
+NOTICE_S = 2.0
+"""A node that is cut off gives its master up a second before the master gives it up. It may have received a heartbeat
+after its own last one arrived, looks every half second, and then has to end its workers."""
+
 
 @dataclass
 class Participant:
@@ -52,6 +56,8 @@ class Participants:
     """Connections to close once their messages are sent."""
     said: list[str] = field(default_factory=list)
     """Lines for the master's console."""
+    may_start_at: float = 0.0
+    """Monotonic seconds before which a node that was given up may still run the last round."""
     _by_connection: dict[int, Participant] = field(default_factory=dict)
 
     def add(self, participant: Participant) -> None:
@@ -97,6 +103,12 @@ class Participants:
         """Queues a last message, after which the connection is closed."""
         self.outbox.append((connection, message))
         self.closing.append(connection)
+
+    def give_up(self, silent: Participant, limit_s: float) -> None:
+        """Queues the end of a silent node's connection, and leaves the node the time to notice before others start."""
+        self.closing.append(silent.connection)
+        if silent.in_round:
+            self.may_start_at = max(self.may_start_at, silent.heard_at + limit_s + NOTICE_S)
 
     def silent(self, limit_s: float, now: float) -> list[Participant]:
         """Returns the nodes that have sent nothing for longer than ``limit_s``."""

@@ -6,7 +6,7 @@ import threading
 import time
 
 from tests.yolo_launch.rendezvous.connections import opened, soon
-from tests.yolo_launch.rendezvous.many_nodes import take_part
+from tests.yolo_launch.rendezvous.many_nodes import run_members
 from yolo_launch.spec import Outcome
 
 MACHINES = 64
@@ -16,14 +16,12 @@ def test_a_roster_of_64_machines_forms_in_seconds():
     found: dict[int, tuple[float, float]] = {}
     with opened(MACHINES) as it:
         began_at = time.monotonic()
-        members = [threading.Thread(target=take_part, args=(it.endpoint, rank, found)) for rank in range(MACHINES)]
-        for member in members:
-            member.start()
+        members = threading.Thread(target=run_members, args=(it.endpoint, range(MACHINES), found))
+        members.start()
         assert soon(lambda: len(found) == MACHINES, 20)
         assert max(received for _, received in found.values()) - began_at < 10
         assert sorted(it.coordinator.participants.in_round()) == list(range(MACHINES))
         it.rendezvous.end(Outcome("done", 0))
         assert soon(lambda: it.coordinator.is_over)
-        for member in members:
-            member.join(5)
-        assert not [member for member in members if member.is_alive()]
+        members.join(5)
+        assert not members.is_alive()
