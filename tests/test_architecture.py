@@ -24,6 +24,7 @@ FACE_OF_TRAINER = {
     "trainer.config",
     "trainer.data.curation",
     "trainer.data.dataset",
+    "trainer.data.formats",
     "trainer.data.split_files",
     "trainer.data.scan",
     "trainer.data.demo",

@@ -24,12 +24,15 @@ def run(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help=f"a run's {CONFIG_FILE}")
     parser.add_argument("--run-dir", type=Path, required=True, help="where the run writes, and resumes from")
     parser.add_argument("--data", help="the same data set at another path of this machine")
+    parser.add_argument("--val-data", help="the same of its validation split")
     parser.add_argument("--workers", type=int, help="loader processes of this worker")
     options = parser.parse_args(arguments)
     guard_worker(RunFiles(options.run_dir).logs.folder)
     try:
         values = read_options(options.config)
-        values.update({name: value for name in ("data", "workers") if (value := getattr(options, name)) is not None})
+        values.update(
+            {name: value for name in ("data", "val_data", "workers") if (value := getattr(options, name)) is not None}
+        )
         config = make_config(values)
     except UserError as error:
         print(error, file=sys.stderr)

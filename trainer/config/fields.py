@@ -29,6 +29,11 @@ def option(default: Any, *flags: str, panel: str, text: str, default_text: str |
     return Field(default, description=text, json_schema_extra=extra, **checks)
 
 
+def marks(**is_on: bool) -> tuple[str, ...]:
+    """Returns the names of what is on."""
+    return tuple(name for name, on in is_on.items() if on)
+
+
 def flag_of(model: type[BaseModel], name: str) -> str:
     """Returns the spelling of a field on the command line, or the field's name if it has none."""
     field = model.model_fields.get(name)

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from trainer.config.fields import option, read_options, validated
+from trainer.config.fields import marks, option, read_options, validated
 from trainer.errors import ConfigError
 from trainer.protocol import (
     DEFAULT_IMAGE_SIZE,
@@ -82,10 +82,14 @@ class ValConfig(InferenceConfig):
     """How trained weights are measured on a data set."""
 
     weights: str = _weights()
-    data: str = option(..., "--data", panel=MODEL, text="the data set's YAML file", min_length=1)
+    data: str = option(
+        ..., "--data", panel=MODEL, text="the data set: a YAML file, or what docs/data.md lists", min_length=1
+    )
     split: Literal["train", "val", "test"] = option(
         "val", "--split", "--task", panel=MODEL, text="which images: train, val or test"
     )
+    skip_difficult: bool = _switch("--skip-difficult", text="leave objects out that VOC calls difficult", panel=MODEL)
+    skip_truncated: bool = _switch("--skip-truncated", text="leave objects out that VOC calls truncated", panel=MODEL)
     max_bad_share: float = option(
         MAX_BAD_SHARE, "--max-bad-share", panel=MODEL, ge=0, le=1, text="share of the images that may be unusable"
     )
@@ -108,6 +112,11 @@ class ValConfig(InferenceConfig):
         None, "--coco-json", panel=RESULTS, text="write COCO results, and COCO's own numbers with the extra"
     )
     noplots: bool = _switch("--noplots", text="draw no pictures", panel=RESULTS)
+
+    @property
+    def leave_out(self) -> tuple[str, ...]:
+        """Returns the marks of objects that are not counted."""
+        return marks(difficult=self.skip_difficult, truncated=self.skip_truncated)
 
 
 class PredictConfig(InferenceConfig):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from trainer.config.fields import option, read_options, validated
+from trainer.config.fields import marks, option, read_options, validated
 from trainer.config.hyperparameters import Hyperparameters, load_hyperparameters, make_hyperparameters
 from trainer.errors import ConfigError
 from trainer.protocol import DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_SIZE, MAX_BAD_SHARE
@@ -26,7 +26,21 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True, allow_inf_nan=False)
 
-    data: str = option("", "--data", panel=DATA, text="data-set YAML; without it a small embedded set is made")
+    data: str = option(
+        "",
+        "--data",
+        panel=DATA,
+        text="data set: a YAML file, or what docs/data.md lists; without it a small one is made",
+    )
+    val_data: str = option(
+        "", "--val-data", panel=DATA, text="file or folder of the validation split, if it is not found"
+    )
+    skip_difficult: bool = option(
+        False, "--skip-difficult", panel=DATA, text="leave objects out that VOC calls difficult"
+    )
+    skip_truncated: bool = option(
+        False, "--skip-truncated", panel=DATA, text="leave objects out that VOC calls truncated"
+    )
     imgsz: int = option(
         DEFAULT_IMAGE_SIZE, "--imgsz", "--img", "--img-size", panel=DATA, gt=0, text="image side in pixels"
     )
@@ -119,6 +133,11 @@ class TrainConfig(BaseModel):
     hyperparameters: Hyperparameters = Field(
         default_factory=lambda: Hyperparameters(), description="the resolved values of hyp and its overrides"
     )
+
+    @property
+    def leave_out(self) -> tuple[str, ...]:
+        """Returns the marks of objects that are not trained on."""
+        return marks(difficult=self.skip_difficult, truncated=self.skip_truncated)
 
     @field_validator("amp", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ __all__ = [
     "demo",
     "device_copy",
     "epoch_loader",
+    "formats",
     "image_cache",
     "image_format",
     "images",

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import DataError
 from trainer.reading.text_file import printable
 from trainer.reading.yaml_file import read_yaml
 
+if TYPE_CHECKING:
+    from trainer.data.annotations.tables import SplitAnnotations
+
 SPLITS = ("train", "val", "test")
+YOLO_YAML = "YOLO YAML"
 CORRECT = "correct the YAML file; docs/data.md shows its keys"
 """What to do about a key that cannot be used."""
 _MAX_CLASSES = 100_000
@@ -34,10 +38,10 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """A data set as its YAML file describes it."""
+    """A data set as its YAML file, or another program's annotations, describe it."""
 
     path: Path
-    """The YAML file."""
+    """The YAML file, or what was given in its place."""
     root: Path
     """The folder that the splits are relative to."""
     names: tuple[str, ...]
@@ -46,6 +50,12 @@ class DatasetFile:
     """Per split, its folders or image lists as written."""
     keypoint_numbers: int = 0
     """Numbers that follow the box in a label row, from ``kpt_shape``; 0 for rows that are boxes or polygons."""
+    format: str = YOLO_YAML
+    """The format's name for people."""
+    annotations: Mapping[str, SplitAnnotations] = field(default_factory=dict)
+    """Per split, the rows that were read from annotations; nothing for a split that has a label file an image."""
+    key: str = ""
+    """A hash of the annotations' files, '' for label files."""
 
     @property
     def num_classes(self) -> int:

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.data.dataset import CORRECT, IMAGE_SUFFIXES, DatasetFile, label_text_for, relative_name
+from trainer.data.dataset import CORRECT, IMAGE_SUFFIXES, YOLO_YAML, DatasetFile, label_text_for, relative_name
 from trainer.errors import DataError
 from trainer.reading.text_file import TextFileError, printable, read_text
 
 MAX_LIST_BYTES = 2**30
+_ANY = "surrogateescape"
 _FIRST_LINES = 50
 """A list none of whose first lines names an image is no list of images."""
 
@@ -47,6 +48,13 @@ def find_files(dataset: DatasetFile, split: str) -> SplitFiles:
 
     Raises DataError, with the paths looked for, if the split is not in the file or holds no image.
     """
+    if split not in dataset.splits and dataset.format != YOLO_YAML:
+        raise DataError(
+            f"{dataset.path} ({dataset.format}) has no '{split}' split",
+            seen=f"only {', '.join(dataset.splits)}, and nothing is held out unasked",
+            expected=f"annotations of a '{split}' split beside these, called alike",
+            next_command="--val-data FILE, with the file or folder of the validation split",
+        )
     if split not in dataset.splits:
         raise DataError(
             f"{dataset.path} has no '{split}' split",
@@ -54,6 +62,8 @@ def find_files(dataset: DatasetFile, split: str) -> SplitFiles:
             expected=f"a line such as '{split}: images/{split}'",
             next_command=CORRECT,
         )
+    if split in dataset.annotations:
+        return SplitFiles(images=list(dataset.annotations[split].images.texts()))
     found = SplitFiles()
     looked_for: list[str] = []
     for entry in dataset.splits[split]:
@@ -85,12 +95,19 @@ def fingerprint(dataset: DatasetFile) -> str:
     digest = hashlib.sha256("\n".join(dataset.names).encode())
     for split in dataset.splits:
         digest.update(f"\0{split}\0".encode())
+        if split in dataset.annotations:
+            table = dataset.annotations[split]
+            digest.update(
+                "\n".join(relative_name(dataset, image) for image in table.images.texts()).encode(errors=_ANY)
+            )
+            digest.update(table.boxes.counts.tobytes() + table.boxes.rows.tobytes())
+            continue
         for image in find_files(dataset, split).images:
             try:
                 label_bytes = os.stat(label_text_for(image)).st_size
             except OSError:
                 label_bytes = -1
-            digest.update(f"{relative_name(dataset, image)}\t{label_bytes}\n".encode(errors="surrogateescape"))
+            digest.update(f"{relative_name(dataset, image)}\t{label_bytes}\n".encode(errors=_ANY))
     return digest.hexdigest()[:16]
 
 

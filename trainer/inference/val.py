@@ -31,7 +31,9 @@ def validate(session: Session, config: ValConfig) -> None:
 
     detector = load_detector(Path(config.weights), session.device, half=config.half)
     image_size = detector.image_size(config.imgsz, session.reporter)
-    split = load_split(session, config.data, config.split, detector, max_bad_share=config.max_bad_share)
+    split = load_split(
+        session, config.data, config.split, detector, leave_out=config.leave_out, max_bad_share=config.max_bad_share
+    )
     detector.warm_up(image_size)
     metrics = measure(session, config, detector, split.images, image_size, split.names)
     if session.collectives.env.is_main:

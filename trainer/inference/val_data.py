@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.dataset import DatasetFile, load_dataset_file
+from trainer.data.dataset import DatasetFile
+from trainer.data.formats.load import load_dataset
 from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.report import ScanReport
 from trainer.data.shared_scan import scan_together
@@ -31,14 +32,20 @@ class SplitToMeasure:
 
 
 def load_split(
-    session: Session, data: str, split: str, detector: Detector, *, max_bad_share: float = MAX_BAD_SHARE
+    session: Session,
+    data: str,
+    split: str,
+    detector: Detector,
+    *,
+    leave_out: Sequence[str] = (),
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> SplitToMeasure:
     """Returns one split of a data set, scanned once per machine.
 
     A model of --single-cls is measured on any data set, all of whose classes count as its one; classes in another
     order are matched by name. Raises DataError, also if the data set has another number of classes than the detector.
     """
-    dataset = load_dataset_file(data)
+    dataset = load_dataset(data, leave_out=leave_out)
     is_single = detector.names == ONE_CLASS and len(dataset.names) > 1
     if is_single:
         session.reporter.say(f"{detector.path.name} was trained with --single-cls: every class counts as 'item'")

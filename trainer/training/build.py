@@ -117,6 +117,8 @@ def read_data(config: TrainConfig, collectives: Collectives, reporter: Reporter,
     """Returns the data set of a configuration. Raises DataError or ConfigError on all ranks."""
     return load_data(
         config.data,
+        val_path=config.val_data,
+        leave_out=config.leave_out,
         single_cls=config.single_cls,
         max_bad_share=config.max_bad_share,
         allow_leakage=config.allow_leakage,

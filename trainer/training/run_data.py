@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from trainer.data.dataset import DatasetFile, label_path_for, load_dataset_file
+from trainer.data.dataset import YOLO_YAML, DatasetFile
+from trainer.data.formats.load import load_dataset
 from trainer.data.scan.label_cache import LabeledImages
+from trainer.data.scan.labels import Labels
 from trainer.data.scan.repeats import refuse_leakage
 from trainer.data.scan.report import ScanReport
 from trainer.data.scan.small_boxes import LEAST_PX, find_small_boxes
@@ -34,9 +37,11 @@ class Data:
         return len(self.val.boxes.rows) > 0
 
 
-def load_data(
+def load_data(  # noqa: PLR0913 (what is read and how, and who takes part)
     path: str,
     *,
+    val_path: str = "",
+    leave_out: Sequence[str] = (),
     single_cls: bool,
     max_bad_share: float = MAX_BAD_SHARE,
     allow_leakage: bool = False,
@@ -44,7 +49,7 @@ def load_data(
     reporter: Reporter,
     heartbeat: HeartbeatWriter,
 ) -> Data:
-    """Reads the data-set file and scans both splits, once per machine. Raises DataError or ConfigError."""
+    """Reads the data set and scans both splits, once per machine. Raises DataError or ConfigError."""
     if not path:
         raise ConfigError(
             "no data set was given",
@@ -52,7 +57,12 @@ def load_data(
             expected="the path of a data-set YAML in --data",
             next_command="yolo-launch train --data FILE.yaml",
         )
-    dataset = load_dataset_file(path)
+    dataset = collectives.main_first(lambda _: load_dataset(path, val=val_path, leave_out=leave_out))
+    if dataset.format != YOLO_YAML:
+        reporter.say(f"data: {path} was read as {dataset.format}")
+    for split, table in dataset.annotations.items():
+        for reason, count in table.left_out.items():
+            reporter.say(f"{split}: {count} left out: {reason}")
     names = ("item",) if single_cls and len(dataset.names) > 1 else dataset.names
 
     def scan(split: str) -> tuple[LabeledImages, ScanReport]:
@@ -72,8 +82,9 @@ def load_data(
         reporter.warn(warning)
     data = Data(dataset, names, train, val, {"train": found_in_train, "val": found_in_val})
     if not data.can_measure:
+        place = Labels(dataset, "val").place(data.val.paths[0])
         reporter.warn(
-            f"no validation image has a label (looked for {label_path_for(data.val.paths[0])}): this run cannot be "
+            f"no validation image has a label (looked for {place}): this run cannot be "
             "judged. No epoch will be the best one, and none will end it early"
         )
     return data
@@ -83,7 +94,7 @@ def count_small_boxes(data: Data, image_size: int, reporter: Reporter) -> Data:
     """Counts and reports the boxes too small to learn at ``image_size``; returns the data with these counts."""
     reports = dict(data.reports)
     for split, images in (("train", data.train), ("val", data.val)):
-        tally, enough = find_small_boxes(images, image_size, data.dataset.keypoint_numbers)
+        tally, enough = find_small_boxes(images, image_size, Labels(data.dataset, split))
         if not tally.count:
             continue
         reports[split] = replace(reports[split], too_small=tally)

@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.config.train import TrainConfig
-from trainer.data.dataset import load_dataset_file
 from trainer.data.demo.dataset import default_cache_dir
+from trainer.data.formats.load import load_dataset
 from trainer.data.scan.label_cache import LabeledImages
+from trainer.data.scan.labels import Labels
 from trainer.data.scan.repeats import refuse_leakage
 from trainer.data.scan.scan import scan_split
 from trainer.data.scan.small_boxes import LEAST_PX, find_small_boxes
@@ -24,7 +25,7 @@ def scan_data(config: TrainConfig) -> tuple[list[Finding], dict[str, Any]]:
     reports: dict[str, Any] = {}
     scanned: dict[str, LabeledImages] = {}
     try:
-        dataset = load_dataset_file(config.data)
+        dataset = load_dataset(config.data, val=config.val_data, leave_out=config.leave_out)
     except UserError:
         return [], {}  # which the check of the file says
     for split in dataset.splits:
@@ -40,7 +41,7 @@ def scan_data(config: TrainConfig) -> tuple[list[Finding], dict[str, Any]]:
         except UserError as error:
             findings.append(_refused(split, error))
             continue
-        small, enough = find_small_boxes(images, config.imgsz, dataset.keypoint_numbers)
+        small, enough = find_small_boxes(images, config.imgsz, Labels(dataset, split))
         report = replace(report, too_small=small)
         scanned[split], reports[split] = images, report.to_dict()
         findings.append(Finding(CHECK, "ok", f"{split}: {report.headline()}"))

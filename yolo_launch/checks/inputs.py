@@ -28,11 +28,13 @@ def check_data(context: Context) -> Iterable[Finding]:
     if config is None or not config.data:
         return
     try:
-        counts = _count_data(config.data)
+        counts = _count_data(config.data, config.val_data, config.leave_out)
     except UserError as error:
         yield Finding("data", "failure", _in_one(error), error.next_command)
         return
-    text = f"{counts.classes} classes, {counts.training} training and {counts.validation} validation images"
+    text = (
+        f"{counts.classes} classes, {counts.training} training and {counts.validation} validation images{counts.kind}"
+    )
     yield Finding("data", "ok", text)
     if counts.unlabeled is not None:
         yield Finding(
@@ -159,7 +161,7 @@ def check_memory_for_cache(context: Context) -> Iterable[Finding]:
     if config is None or not config.data:
         return
     try:
-        counts = _count_data(config.data)
+        counts = _count_data(config.data, config.val_data, config.leave_out)
     except UserError:
         return
     images = counts.training + counts.validation
@@ -176,20 +178,26 @@ class _DataCounts(NamedTuple):
     training: int
     validation: int
     unlabeled: str | None
+    kind: str
     """Returns the first label file that is missing or empty if no validation image has a label, else None."""
 
 
 @lru_cache(maxsize=4)
-def _count_data(data: str) -> _DataCounts:
-    """Reads what a data-set file names; remembered, since walking a large set takes seconds. Raises DataError."""
-    from trainer.data.dataset import label_texts_for, load_dataset_file
+def _count_data(data: str, val: str, leave_out: tuple[str, ...]) -> _DataCounts:
+    """Reads what a data set names; remembered, since walking a large set takes seconds. Raises DataError."""
+    from trainer.data.dataset import YOLO_YAML, label_texts_for
+    from trainer.data.formats.load import load_dataset
     from trainer.data.split_files import find_files
 
-    dataset = load_dataset_file(data)
+    dataset = load_dataset(data, val=val, leave_out=leave_out)
     training, validation = (find_files(dataset, split).images for split in ("train", "val"))
-    labels = label_texts_for(validation)
-    unlabeled = None if any(map(_has_content, labels)) else labels[0]
-    return _DataCounts(len(dataset.names), len(training), len(validation), unlabeled)
+    kind = "" if dataset.format == YOLO_YAML else f" ({dataset.format})"
+    if "val" in dataset.annotations:
+        unlabeled = None if len(dataset.annotations["val"].ids) else str(dataset.splits["val"][0])
+    else:
+        labels = label_texts_for(validation)
+        unlabeled = None if any(map(_has_content, labels)) else labels[0]
+    return _DataCounts(len(dataset.names), len(training), len(validation), unlabeled, kind)
 
 
 def _has_content(path: str) -> bool:

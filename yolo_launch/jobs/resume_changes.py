@@ -13,6 +13,7 @@ from yolo_launch.request.options import config_field_options
 FREE_FIELDS = frozenset(
     {
         "data",
+        "val_data",
         "max_bad_share",
         "allow_leakage",
         "workers",

@@ -222,7 +222,12 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Returns files as absolute paths, so that the written configuration works from any folder."""
     found = {
         name: os.path.abspath(os.path.expanduser(getattr(config, name)))
-        for name in ("data", "weights", "cfg")
-        if getattr(config, name) and Path(getattr(config, name)).expanduser().is_file()
+        for name in ("data", "val_data", "weights", "cfg")
+        if getattr(config, name) and _is_there(Path(getattr(config, name)).expanduser(), name)
     }
     return config.model_copy(update=found)
+
+
+def _is_there(path: Path, name: str) -> bool:
+    """Returns whether a path is a file, or, for data, a folder as well."""
+    return path.exists() if name in ("data", "val_data") else path.is_file()

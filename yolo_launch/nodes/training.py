@@ -32,7 +32,7 @@ from yolo_launch.request.options import config_field_options
 from yolo_launch.spec import Finding, LaunchPlan, LaunchRequest, WorkerCommand
 from yolo_launch.supervision.supervisor import source_of_restart
 
-LOCAL_FIELDS = PLACE_FIELDS | {"data", "workers"}
+LOCAL_FIELDS = PLACE_FIELDS | {"data", "val_data", "workers"}
 """What each node may set for itself, or what only the master uses."""
 PATH_FIELDS = frozenset({"weights", "cfg", "hyp"})
 
@@ -168,10 +168,10 @@ def settled_config(config: TrainConfig, start: Round, plan: LaunchPlan) -> Train
 
 def fingerprint_of(config: TrainConfig) -> str:
     """Returns a fingerprint of the data set, equal if classes, images and labels are."""
-    from trainer.data.dataset import load_dataset_file
+    from trainer.data.formats.load import load_dataset
     from trainer.data.split_files import fingerprint
 
-    return fingerprint(load_dataset_file(config.data))
+    return fingerprint(load_dataset(config.data, val=config.val_data, leave_out=config.leave_out))
 
 
 def job_config(description: Mapping[str, Any], options: NodeOptions) -> TrainConfig:
@@ -192,9 +192,9 @@ def job_config(description: Mapping[str, Any], options: NodeOptions) -> TrainCon
         )
     if description.get("is_demo"):
         return with_demo_data(config)
-    own = {name: given[name] for name in ("data", "workers") if given.get(name) is not None}
-    if "data" in own:
-        own["data"] = os.path.abspath(os.path.expanduser(own["data"]))
+    own = {name: given[name] for name in ("data", "val_data", "workers") if given.get(name) is not None}
+    for name in own.keys() & {"data", "val_data"}:
+        own[name] = os.path.abspath(os.path.expanduser(own[name]))
     return config.model_copy(update=own)
 
 

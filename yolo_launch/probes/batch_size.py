@@ -100,9 +100,9 @@ def _cannot(why: str, device: Device) -> LaunchError:
 
 def _training_images(config: TrainConfig) -> int:
     """Counts the images of the training split; draws the embedded set if the configuration has no data."""
-    from trainer.data.dataset import load_dataset_file
     from trainer.data.demo.dataset import default_cache_dir, ensure_demo_dataset
+    from trainer.data.formats.load import load_dataset
     from trainer.data.split_files import find_files
 
     path = Path(config.data) if config.data else ensure_demo_dataset(default_cache_dir())
-    return len(find_files(load_dataset_file(path), "train").images)
+    return len(find_files(load_dataset(path, val=config.val_data, leave_out=config.leave_out), "train").images)

@@ -126,11 +126,11 @@ def join_store(timeout_s: float) -> Any:
 
 def scan_data(arguments: dict[str, Any]) -> dict[str, Any]:
     """Scans both splits as training does, and writes the same cache. Raises DataError."""
-    from trainer.data.dataset import load_dataset_file
     from trainer.data.demo.dataset import default_cache_dir
+    from trainer.data.formats.load import load_dataset
     from trainer.data.scan.scan import scan_split
 
-    dataset = load_dataset_file(arguments["data"])
+    dataset = load_dataset(arguments["data"], val=arguments["val"], leave_out=arguments["leave_out"])
     splits = {}
     for split in ("train", "val"):
         _, report = scan_split(

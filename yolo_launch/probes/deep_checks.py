@@ -125,7 +125,12 @@ def probe_data(context: Context, limits: ProbeLimits) -> Iterable[Finding]:
     if config is None or not config.data:
         yield Finding("data set", "ok", "not looked at: none was given", "yolo-launch doctor --deep --data FILE")
         return
-    arguments = {"data": config.data, "single_cls": config.single_cls}
+    arguments = {
+        "data": config.data,
+        "single_cls": config.single_cls,
+        "val": config.val_data,
+        "leave_out": config.leave_out,
+    }
     (end,) = run_probe("scan", arguments, [probe_environment(context.plan)], limits.scan_s)
     if end.answer is None:
         error = end.user_error or {}

@@ -24,7 +24,7 @@ TRAIN_FLAGS = """
 --image-weights --img --img-size --imgsz --inline --json --label-smoothing --max-bad-share --max-restarts
 --multi-scale --name --nbs --noautoanchor --nominal-batch --noplots --nosave --noval --nproc --optimizer --override
 --parallel --patience --plots --port --project --recipe --rect --resume --save --save-period --seed --set --single-cls
---stall-timeout --sync-bn --val --weights --workers
+--skip-difficult --skip-truncated --stall-timeout --sync-bn --val --val-data --weights --workers
 """
 NODE_FLAGS = """
 --rank --master --nodes --join-timeout --rejoin-timeout --join-grace --token --token-file

@@ -1,3 +1,3 @@
 """Finds the images of a split and reads their labels."""
 
-__all__ = ["label_cache", "repeats", "report", "scan", "small_boxes", "tables"]
+__all__ = ["label_cache", "labels", "repeats", "report", "scan", "small_boxes", "tables"]

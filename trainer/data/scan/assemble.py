@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.data.dataset import DatasetFile, label_path_for, label_text_for
+from trainer.data.dataset import DatasetFile
 from trainer.data.images import ImageReadError, MissingImageError, NoContrastError
 from trainer.data.scan.image_header import ImageHeader
 from trainer.data.scan.label_cache import DIGEST_BYTES, LabeledImages
 from trainer.data.scan.label_file import LabelError, LabelRows
+from trainer.data.scan.labels import Labels
 from trainer.data.scan.repeats import find_repeats
 from trainer.data.scan.report import MAX_EXAMPLES, ScanReport, Tally, tally
 from trainer.errors import DataError
@@ -30,7 +31,9 @@ class FileScan(NamedTuple):
     label_error: LabelError | None
 
 
-def assemble(paths: Sequence[Path], scans: Sequence[FileScan], key: str) -> tuple[LabeledImages, ScanReport]:
+def assemble(
+    paths: Sequence[Path], scans: Sequence[FileScan], key: str, labels: Labels
+) -> tuple[LabeledImages, ScanReport]:
     """Returns the usable images and the report, from each file's scan."""
     pairs = list(zip(paths, scans, strict=True))
     good = [(path, scan) for path, scan in pairs if scan.header and not scan.label_error]
@@ -48,7 +51,7 @@ def assemble(paths: Sequence[Path], scans: Sequence[FileScan], key: str) -> tupl
 
     def in_rows(found: Callable[[LabelRows], Iterator[tuple[int, str]]]) -> Tally:
         pairs_of_rows = zip(images.paths, rows, strict=True)
-        return tally(located(path, line, why) for path, row in pairs_of_rows for line, why in found(row))
+        return tally(located(labels, path, line, why) for path, row in pairs_of_rows for line, why in found(row))
 
     def of_images(is_met: Callable[[FileScan], bool], why: str) -> Tally:
         return tally(f"{printable(path)}: {why}" for path, scan in good if is_met(scan))
@@ -57,7 +60,7 @@ def assemble(paths: Sequence[Path], scans: Sequence[FileScan], key: str) -> tupl
         images=len(paths),
         backgrounds=sum(len(row.boxes) == 0 for row in rows),
         boxes=sum(len(row.boxes) for row in rows),
-        **_errors(pairs),
+        **_errors(pairs, labels),
         clipped=in_rows(lambda row: ((line, f"{by:.4f} outside the image") for line, by in row.clipped)),
         empty_boxes=in_rows(lambda row: ((line, "a box without width or height") for line in row.empty_boxes)),
         duplicate_rows=in_rows(lambda row: ((line, "repeats an earlier row") for line in row.duplicates)),
@@ -65,13 +68,13 @@ def assemble(paths: Sequence[Path], scans: Sequence[FileScan], key: str) -> tupl
         duplicate_images=tally(find_repeats((path, s.header.digest) for path, s in good if s.header)),
         incomplete=of_images(lambda scan: bool(scan.header and scan.header.lacks_end), "its end is missing"),
         further_frames=of_images(lambda scan: bool(scan.header and scan.header.has_more_frames), "the first is used"),
-        missing_labels=tally(printable(label_path_for(path)) for path, scan in good if scan.rows is None),
-        empty_labels=tally(printable(label_path_for(path)) for path, scan in good if scan.rows and scan.rows.is_blank),
+        missing_labels=tally(labels.place(path) for path, scan in good if scan.rows is None),
+        empty_labels=tally(labels.place(path) for path, scan in good if scan.rows and scan.rows.is_blank),
     )
     return images, report
 
 
-def _errors(pairs: Sequence[tuple[Path, FileScan]]) -> dict[str, Tally]:
+def _errors(pairs: Sequence[tuple[Path, FileScan]], labels: Labels) -> dict[str, Tally]:
     """Returns the images that cannot be used, by the name of the reason."""
     found: dict[str, list[str]] = {}
     for path, scan in pairs:
@@ -81,24 +84,29 @@ def _errors(pairs: Sequence[tuple[Path, FileScan]]) -> dict[str, Tally]:
             found.setdefault(kind, []).append(f"{printable(path)}: {scan.image_error}")
         elif (error := scan.label_error) is not None:
             kind = "out_of_range" if error.out_of_range else "unreadable" if error.unreadable else "malformed"
-            found.setdefault(kind, []).append(located(path, error.line, error.why))
+            found.setdefault(kind, []).append(located(labels, path, error.line, error.why))
     return {kind: tally(examples) for kind, examples in found.items()}
 
 
-def located(image_path: Path, line: int, why: str) -> str:
-    """Returns ``labels/0001.txt:3: why``, the label file being that of the image."""
-    return printable(f"{label_path_for(image_path)}:{line}: {why}")
+def located(labels: Labels, image_path: Path, line: int, why: str) -> str:
+    """Returns ``labels/0001.txt:3: why``, or the same of annotations."""
+    return printable(f"{labels.place(image_path, line)}: {why}")
 
 
 def check_classes(
-    images: LabeledImages, scans: Sequence[FileScan], num_classes: int, single_cls: bool, dataset: DatasetFile
+    images: LabeledImages,
+    scans: Sequence[FileScan],
+    num_classes: int,
+    single_cls: bool,
+    dataset: DatasetFile,
+    labels: Labels,
 ) -> None:
     """Raises DataError for a label whose class has no name."""
     if single_cls:
         return
     rows = [scan.rows for scan in scans if scan.header and not scan.label_error]
     wrong = [
-        located(path, row.lines[at], f"class {int(row.boxes[at, 0])}")
+        located(labels, path, row.lines[at], f"class {int(row.boxes[at, 0])}")
         for path, row in zip(images.paths, rows, strict=True)
         if row is not None and len(row.boxes) and row.boxes[:, 0].max() >= num_classes
         for at in np.flatnonzero(row.boxes[:, 0] >= num_classes)
@@ -119,6 +127,7 @@ def check_usable(
     report: ScanReport,
     paths: Sequence[str],
     max_bad_share: float,
+    labels: Labels,
 ) -> None:
     """Raises DataError for a split of which too much cannot be used, or one to train on that has no labels."""
     if report.unreadable.count == report.images:
@@ -142,7 +151,9 @@ def check_usable(
     if split == "train" and report.boxes == 0:
         raise DataError(
             f"None of the {report.images} training images of {dataset.path} has a label",
-            seen=f"looked for {', '.join(printable(label_text_for(path)) for path in paths[:3])}",
-            expected="one text file an image, with a row 'class cx cy w h' for each object",
+            seen=f"looked for {', '.join(labels.place(path) for path in paths[:3])}",
+            expected="one text file an image, with a row 'class cx cy w h' for each object"
+            if labels.annotations is None
+            else "objects that are named in the annotations",
             next_command="put the labels there; docs/data.md shows the layouts",
         )

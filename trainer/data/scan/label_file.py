@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,28 +69,41 @@ def parse_label_rows(text: str, keypoint_numbers: int = 0) -> LabelRows:
     With ``keypoint_numbers``, from the data set's kpt_shape, that many follow the box and are left out. Raises
     LabelError.
     """
+    lines = [(line, row.split()) for line, row in enumerate(text.splitlines(), start=1)]
+    return check_rows((line, _parse_row(line, tokens, keypoint_numbers), None) for line, tokens in lines if tokens)
+
+
+def check_rows(found: Iterable[tuple[int, tuple[float, ...], np.ndarray | None]]) -> LabelRows:
+    """Returns what can be trained on of (line, values, polygon), and what was left out.
+
+    Values are a class and a box or the points of a polygon, as fractions of the image. A polygon apart, float32
+    (points, 2), is one beside its box; without points there is none. Raises LabelError.
+    """
     boxes: list[list[float]] = []
     polygons: list[np.ndarray] = []
-    rows = LabelRows(np.zeros((0, 5), np.float32), [], [], is_blank=not text.strip())
-    seen: set[tuple[float, ...]] = set()
-    for line, row in enumerate(text.splitlines(), start=1):
-        tokens = row.split()
-        if not tokens:
-            continue
-        values = _parse_row(line, tokens, keypoint_numbers)
-        if values in seen:
+    rows = LabelRows(np.zeros((0, 5), np.float32), [], [], is_blank=True)
+    seen: set[tuple[tuple[float, ...], bytes]] = set()
+    for line, values, apart in found:
+        rows.is_blank = False
+        content = values, b"" if apart is None else apart.tobytes()
+        if content in seen:
             rows.duplicates.append(line)
             continue
-        seen.add(values)
+        seen.add(content)
+        if not all(map(math.isfinite, values)):
+            raise LabelError(line, "NaN or infinity")
         inside = _moved_inside(line, values)
         if inside is not values and (furthest := _furthest(values)) > _TOLERANCE:
             rows.clipped.append((line, furthest))
-        polygon = np.array(inside[1:] if len(inside) > 5 else (), np.float32).reshape(-1, 2)
-        box = _bounds(polygon) if len(polygon) else inside[1:]
+        if apart is not None:
+            polygon, box = apart.clip(0, 1), inside[1:]
+        else:
+            polygon = np.array(inside[1:] if len(inside) > 5 else (), np.float32).reshape(-1, 2)
+            box = _bounds(polygon) if len(polygon) else inside[1:]
         if min(box[2], box[3]) <= 0:
             rows.empty_boxes.append(line)
             continue
-        if len(polygon) and _looks_like_keypoints(values):
+        if apart is None and len(polygon) and _looks_like_keypoints(values):
             rows.keypoint_like.append(line)
         boxes.append([values[0], *box])
         polygons.append(polygon)

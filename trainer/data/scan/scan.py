@@ -18,12 +18,13 @@ from typing import TypeVar
 
 import cv2
 
-from trainer.data.dataset import DatasetFile, label_path_for, label_texts_for, relative_name
+from trainer.data.dataset import DatasetFile, label_texts_for, relative_name
 from trainer.data.images import ImageReadError
 from trainer.data.scan.assemble import FileScan, assemble, check_classes, check_usable
 from trainer.data.scan.image_header import read_header
 from trainer.data.scan.label_cache import LabeledImages, read_label_cache, write_label_cache
-from trainer.data.scan.label_file import LabelError, read_label_file
+from trainer.data.scan.label_file import LabelError
+from trainer.data.scan.labels import Labels
 from trainer.data.scan.report import ScanReport, tally
 from trainer.data.scan.unused_files import find_unknown, find_unused_labels
 from trainer.data.split_files import SplitFiles, find_files
@@ -62,22 +63,22 @@ def scan_split(  # noqa: PLR0913 (what is scanned, what may be bad, and where it
     the data set does not name.
     """
     files = find_files(dataset, split)
-    paths = files.images
+    paths, labels = files.images, Labels(dataset, split)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        key = _content_key(dataset, paths, pool, num_classes, single_cls)
+        key = _content_key(dataset, split, paths, pool, num_classes, single_cls)
         cache_path = Path(cache_dir) / "labels" / f"{_cache_name(dataset, split, num_classes, single_cls)}.npz"
         found = read_label_cache(cache_path, key, paths)
         if found is None:
-            read = partial(_scan_file, keypoint_numbers=dataset.keypoint_numbers)
+            read = partial(_scan_file, labels=labels)
             scans = list(_map_files(pool, read, paths, on_progress))
-            found = assemble([Path(path) for path in paths], scans, key)
-            check_classes(found[0], scans, num_classes, single_cls, dataset)
+            found = assemble([Path(path) for path in paths], scans, key, labels)
+            check_classes(found[0], scans, num_classes, single_cls, dataset, labels)
             if single_cls:
                 found[0].boxes.rows[:, 0] = 0
             if writer:
                 write_label_cache(cache_path, *found, paths)
     images, report = found[0], _with_files(found[1], files)
-    check_usable(dataset, split, images, report, paths, max_bad_share)
+    check_usable(dataset, split, images, report, paths, max_bad_share, labels)
     return images, report
 
 
@@ -93,14 +94,14 @@ def _with_files(report: ScanReport, files: SplitFiles) -> ScanReport:
     )
 
 
-def _scan_file(file: str, *, keypoint_numbers: int) -> FileScan:
+def _scan_file(file: str, *, labels: Labels) -> FileScan:
     path = Path(file)
     try:
         header = read_header(path)
     except ImageReadError as error:
         return FileScan(None, None, error, None)
     try:
-        return FileScan(header, read_label_file(label_path_for(path), keypoint_numbers), None, None)
+        return FileScan(header, labels.read(path, (header.height, header.width)), None, None)
     except LabelError as error:
         return FileScan(header, None, None, error)
 
@@ -122,12 +123,20 @@ def _map_files(
 
 
 def _content_key(
-    dataset: DatasetFile, paths: Sequence[str], pool: ThreadPoolExecutor, num_classes: int, single_cls: bool
+    dataset: DatasetFile,
+    split: str,
+    paths: Sequence[str],
+    pool: ThreadPoolExecutor,
+    num_classes: int,
+    single_cls: bool,
 ) -> str:
     """Returns a hash of every image's path, of sizes and times of images and label files, and of how they are read."""
     way = f"{_CACHE_VERSION} {num_classes} {single_cls} {dataset.keypoint_numbers} {cv2.__version__}\n"
     digest = hashlib.sha256(way.encode())
-    pairs = list(zip(paths, label_texts_for(paths), strict=True))
+    is_annotated = split in dataset.annotations
+    if is_annotated:
+        digest.update(f"{dataset.key} {' '.join(dataset.names)}\n".encode())
+    pairs = list(zip(paths, paths if is_annotated else label_texts_for(paths), strict=True))
     # A local disk answers sooner than another thread takes over; a network's is asked for many files at once.
     began_at = time.perf_counter()
     states = [_file_states(pair) for pair in pairs[:_CHUNK]]

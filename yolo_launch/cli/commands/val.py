@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import typer
 
 from trainer.config.inference import ValConfig
-from trainer.data.dataset import load_dataset_file
+from trainer.data.formats.load import load_dataset
 from trainer.data.split_files import find_images
 from yolo_launch.checks.launchers import refuse_several_launchers
 from yolo_launch.cli.conclude import conclude_job
@@ -33,7 +32,7 @@ def val(ctx: typer.Context, options: ValOptions) -> None:
     if not options.given.get("data"):
         raise LaunchError("yolo-launch val needs a data set.", expected="--data FILE.yaml")
     config = make_inference_config(ValConfig, {**options.given, "weights": str(weights)}, "val")
-    find_images(load_dataset_file(Path(config.data)), config.split)
+    find_images(load_dataset(config.data, leave_out=config.leave_out), config.split)
     project, name, exist_ok = options.project, options.name, options.exist_ok
     planned = make_inference_plan(
         options, config, typed_in(ctx), run_directory.next_run_dir(project, name, exist_ok=exist_ok)

@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
+from trainer.data.dataset import load_dataset_file
 from trainer.data.scan import scan as labels_module
 from trainer.data.scan.label_cache import LabeledImages
+from trainer.data.scan.labels import Labels
 from trainer.data.scan.repeats import find_shared, refuse_leakage
 from trainer.data.scan.report import ScanReport, tally
 from trainer.data.scan.small_boxes import find_small_boxes
@@ -352,9 +354,10 @@ def test_equal_ends_alone_are_no_leakage(make_dataset, scan):
 def test_boxes_too_small_to_learn_are_counted_with_the_size_that_would_do(make_dataset, scan):
     yaml_path = make_dataset([GOOD, "0 .5 .5 .2 .2\n\n1 .5 .5 .02 .2\n0 .2 .2 .3 .02\n"])
     images = scan(yaml_path)[0]  # 40 x 60 pixels
-    found, enough = find_small_boxes(images, 64)
+    labels = Labels(load_dataset_file(yaml_path), "train")
+    found, enough = find_small_boxes(images, 64, labels)
     label = yaml_path.parent / "labels" / "train" / "0001.txt"
     assert found == tally([f"{label}:3: 1.3 pixels", f"{label}:4: 0.9 pixels"])
     assert enough == 160
-    assert find_small_boxes(images, enough)[0].count == 0
-    assert find_small_boxes(images, 640) == (tally([]), 640)
+    assert find_small_boxes(images, enough, labels)[0].count == 0
+    assert find_small_boxes(images, 640, labels) == (tally([]), 640)

@@ -1,0 +1,3 @@
+"""Reads data sets as annotation programs write them, one format a module and a row in one table."""
+
+__all__ = ["load"]
