@@ -62,6 +62,7 @@ bench:
 	$(BIN)/python benchmarks/validation.py --data tests/data/bccd/bccd.yaml --weights tests/data/detector.pt --imgsz 64 --repeats 1
 	$(BIN)/python benchmarks/growth.py --sizes 50 --imgsz 64 --repeats 1
 	$(BIN)/python benchmarks/starts.py --repeats 1
+	$(BIN)/python benchmarks/annotations.py --images 500 --repeats 1
 	$(BIN)/python benchmarks/rendezvous.py 2 8
 	$(BIN)/python benchmarks/rosters.py --machines 8 --histories 10
 	$(BIN)/python benchmarks/endings.py --repeat 1

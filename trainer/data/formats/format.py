@@ -74,7 +74,7 @@ class AnnotationFormat:
         from trainer.data.demo.dataset import default_cache_dir
 
         files = [file for split in sources.files for file in sources.files[split]]
-        way = f"{self.name} {sorted(options.leave_out)} {list(sources.files)}"
+        way = f"{self.name} {sorted(options.leave_out)} {options.has_val} {list(sources.files)}"
         try:
             key = key_of(files, way)
         except OSError as error:
@@ -92,7 +92,7 @@ class AnnotationFormat:
                 expected="annotations with at least one object",
                 next_command="give the folder or file that holds the annotations",
             )
-        written = {split: tuple(map(str, sources.files[split])) for split in splits}
+        written = {split: tuple(map(str, sources.files.get(split, files))) for split in splits}
         return DatasetFile(path, sources.root, names, written, format=self.name, annotations=splits, key=key)
 
 

@@ -8,13 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.data.dataset import DatasetFile, load_dataset_file
+from trainer.data.formats.archive import is_zip, unpacked
 from trainer.data.formats.coco import COCO
+from trainer.data.formats.cvat import CVAT
+from trainer.data.formats.darknet import DarknetFormat
 from trainer.data.formats.format import Format, ReadOptions, Sources, names_in, to_first_names
+from trainer.data.formats.labelme import LABELME_JSON, LABELME_XML
+from trainer.data.formats.voc import VOC
 from trainer.data.formats.yolo import FolderFormat, YamlFormat
 from trainer.errors import DataError
 from trainer.reading.text_file import printable
 
-FORMATS: tuple[Format, ...] = (YamlFormat(), COCO, FolderFormat())
+FORMATS: tuple[Format, ...] = (
+    YamlFormat(),
+    COCO,
+    VOC,
+    CVAT,
+    LABELME_JSON,
+    LABELME_XML,
+    DarknetFormat(),
+    FolderFormat(),
+)
 """Every format that is read; a new one is a module and an entry here."""
 
 
@@ -35,6 +49,10 @@ def load_dataset(path: str | Path, *, val: str | Path = "", leave_out: Sequence[
 def _open(path: Path, options: ReadOptions) -> DatasetFile:
     if not os.path.exists(path):
         return load_dataset_file(path)  # which says what lies beside
+    if is_zip(path):
+        from trainer.data.demo.dataset import default_cache_dir
+
+        return _open(unpacked(path, default_cache_dir()), options)
     found = [(one, sources) for one in FORMATS if (sources := one.find(path)) is not None]
     if not found:
         raise _unknown(path)

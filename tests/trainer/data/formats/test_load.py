@@ -67,5 +67,16 @@ def test_a_validation_folder_given_apart_takes_the_place(tmp_path):
     assert find_files(dataset, "val").images == [str(other / "images" / "val" / "a.jpg")]
 
 
+def test_cvats_yolo_export_is_read_and_a_list_of_a_part_refused(samples, tmp_path):
+    root = tmp_path / "strict"
+    shutil.copytree(samples / "yolo_dataset" / "strict", root)
+    dataset = load_dataset(root)
+    assert dataset.names == tuple(f"label_{index}" for index in range(10))
+    assert find_files(dataset, "train").images == [str(root / "obj_train_data" / "1.jpg")]
+    shutil.copyfile(root / "obj_train_data" / "1.jpg", root / "obj_train_data" / "2.jpg")
+    with pytest.raises(DataError, match=r"(?s)differ.*1 images in the list, 2 in its folders.*2\.jpg"):
+        load_dataset(root)
+
+
 def test_samples_in_yolo_layouts_are_read(samples):
     assert len(load_dataset(samples / "yolo_dataset" / "labels").names) == 10
