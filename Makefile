@@ -7,7 +7,10 @@ BIN := $(VENV)/bin
 PINS ?= --constraint constraints.txt
 # Empty installs a wheel instead of a link to this checkout.
 INSTALL_AS ?= --editable
-EXTRAS := test,dev,export,coco
+EXTRAS := test,dev,export,coco,s3
+# An S3 server for tests, in an environment of its own: its botocore is not that of s3fs.
+STORE ?= $(VENV)/store
+export YOLO_LAUNCH_MOTO = $(abspath $(STORE))
 # Processes that tests run in, side by side.
 JOBS ?= 2
 PYTEST := $(BIN)/pytest -q -p no:cacheprovider
@@ -19,9 +22,9 @@ COVERED := $(addprefix tests/yolo_launch/,checks diagnosis host planning request
 # A neighbor on a shared core slows spinning threads fourfold.
 export GOMP_SPINCOUNT = 0
 
-.PHONY: help setup check test test-slow coverage docs bench
+.PHONY: help setup store check test test-slow coverage docs bench
 help:
-	@echo "make setup | check | test | test-slow | coverage | docs | bench"
+	@echo "make setup | store | check | test | test-slow | coverage | docs | bench"
 
 setup: $(VENV)/ready
 	rm -rf build *.egg-info
@@ -31,6 +34,13 @@ setup: $(VENV)/ready
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(PINS) '.[$(EXTRAS)]'
+	touch $@
+
+store: $(STORE)/ready
+
+$(STORE)/ready:
+	$(PYTHON) -m venv $(STORE)
+	$(STORE)/bin/pip install --quiet 'moto[server]==5.2.5'
 	touch $@
 
 check:

@@ -1,3 +1,12 @@
 """Decides one training run: configuration, plan, findings and run directory."""
 
-__all__ = ["follow", "overview", "resume_changes", "run_directory", "run_lock", "smaller_batch", "training_job"]
+__all__ = [
+    "follow",
+    "overview",
+    "resume_changes",
+    "run_directory",
+    "run_lock",
+    "smaller_batch",
+    "sources",
+    "training_job",
+]

@@ -19,6 +19,7 @@ from yolo_launch.checks.preflight import run_checks
 from yolo_launch.errors import LaunchError
 from yolo_launch.jobs import run_directory, run_lock
 from yolo_launch.jobs.resume_changes import Difference, find_differences, refuse_changed_result, resumed_config
+from yolo_launch.jobs.sources import Say, Sources, fetch_sources, sources_of_resume
 from yolo_launch.planning.plan import make_plan, plan_facts
 from yolo_launch.request.launch_request import DEMO_OPTIONS, launch_request
 from yolo_launch.request.train_options import JobOptions
@@ -42,6 +43,8 @@ class TrainingJob:
     is_demo: bool = False
     wanted_workers: int | None = None
     """Loader processes as typed; None leaves them to each machine."""
+    sources: Sources = field(default_factory=Sources)
+    """What was read from other machines, and is kept here as long as the job."""
 
     @property
     def command(self) -> WorkerCommand:
@@ -50,16 +53,16 @@ class TrainingJob:
         return WorkerCommand(("-m", "trainer", str(config_path), "--run-dir", str(self.run_dir)))
 
 
-def make_job(options: JobOptions, typed: tuple[str, ...], host: Host, *, nnodes: int = 1) -> TrainingJob:
+def make_job(options: JobOptions, typed: tuple[str, ...], host: Host, say: Say, *, nnodes: int = 1) -> TrainingJob:
     """Returns the job that the options of ``train`` describe. On several machines its plan is a draft for this one.
 
-    Raises LaunchError for what cannot work.
+    ``say`` gets what is read from elsewhere. Raises LaunchError for what cannot work.
     """
     make = _new_job if options.resume is None else _resumed_job
-    return make(options, typed, host, nnodes)
+    return make(options, typed, host, nnodes, say)
 
 
-def _new_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
+def _new_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int, say: Say) -> TrainingJob:
     """Returns the job of a fresh start: defaults, then ``--config``, then what was typed."""
     given = asked.given
     settings = dict(read_options(Path(asked.config))) if asked.config else {}
@@ -67,7 +70,7 @@ def _new_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int)
         # A set named now goes before the resolved values of the file.
         settings.pop("hyperparameters", None)
     is_demo = not (given.get("data") or settings.get("data"))
-    settings = {**(DEMO_OPTIONS if is_demo else {}), **settings, **given}
+    settings, sources = fetch_sources({**(DEMO_OPTIONS if is_demo else {}), **settings, **given}, say)
     wants_auto = "batch_size" in settings and settings["batch_size"] is None
     if wants_auto:
         del settings["batch_size"]
@@ -85,11 +88,11 @@ def _new_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int)
     wanted = config.workers
     config = settled(config, plan)
     run_dir = run_directory.next_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-    job = TrainingJob(host, config, request, plan, run_dir, is_demo=is_demo, wanted_workers=wanted)
+    job = TrainingJob(host, config, request, plan, run_dir, is_demo=is_demo, wanted_workers=wanted, sources=sources)
     return replace(job, findings=_check(job))
 
 
-def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int) -> TrainingJob:
+def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int, say: Say) -> TrainingJob:
     """Returns the job of a run that goes on: its own configuration, and what may change of it."""
     given = asked.given
     if asked.config:
@@ -98,6 +101,7 @@ def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: 
     project = given.get("project", TrainConfig.model_fields["project"].default)
     run_dir = run_directory.find_run_to_resume(project, asked.resume, NEWEST_RUN)
     saved = read_config(run_dir / CONFIG_FILE)
+    given, sources = fetch_sources(sources_of_resume(given, run_directory.read_plan(run_dir)), say)
     config = _with_absolute_paths(resumed_config(saved, given, asked.hyperparameters))
     if run_directory.is_finished(run_dir) and config.epochs <= saved.epochs:
         raise LaunchError(
@@ -128,6 +132,7 @@ def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: 
         differences=differences,
         is_resume=True,
         wanted_workers=given.get("workers"),
+        sources=sources,
     )
     return replace(job, findings=_check(job))
 
@@ -214,6 +219,7 @@ def opened(job: TrainingJob) -> Iterator[TrainingJob]:
         chosen = {"gpus": job.request.gpus, "nproc": job.request.nproc}
         run_id = run_directory.read_plan(run_dir).get("run_id") if job.is_resume else None
         facts = {**plan_facts(job.plan, job.command), "request": chosen, "run_id": run_id or uuid.uuid4().hex}
+        facts["sources"] = dict(job.sources.urls)
         run_directory.write_plan(run_dir, facts)
         yield job
 

@@ -19,6 +19,7 @@ from yolo_launch.checks.preflight import refuse_failures, run_checks
 from yolo_launch.errors import LaunchError
 from yolo_launch.jobs import run_directory
 from yolo_launch.jobs.resume_changes import PLACE_FIELDS
+from yolo_launch.jobs.sources import Sources, fetch_sources
 from yolo_launch.jobs.training_job import TrainingJob, make_job, with_demo_data
 from yolo_launch.nodes.context import NodeContext
 from yolo_launch.nodes.work import Introduction
@@ -37,10 +38,13 @@ LOCAL_FIELDS = PLACE_FIELDS | {"data", "val_data", "workers"}
 PATH_FIELDS = frozenset({"weights", "cfg", "hyp"})
 
 
-def make_master_job(options: NodeOptions, context: NodeContext) -> TrainingJob:
-    """Returns the job that the master's options describe; its plan is a draft. Raises LaunchError."""
+def make_master_job(options: NodeOptions, context: NodeContext, say: Callable[[str], None]) -> TrainingJob:
+    """Returns the job that the master's options describe; its plan is a draft. Raises LaunchError.
+
+    ``say`` gets what is read from elsewhere.
+    """
     low_and_most = context.identity.nodes or (1, 1)
-    job = make_job(replace(options, port=None), context.typed, context.host, nnodes=low_and_most[1])
+    job = make_job(replace(options, port=None), context.typed, context.host, say, nnodes=low_and_most[1])
     if job.plan.batch_is_auto:
         raise LaunchError("--batch auto measures the GPUs of one machine.", expected="--batch with the total of all")
     return job
@@ -107,6 +111,8 @@ def describe_job(job: TrainingJob, run_id: str) -> dict[str, Any]:
         "run_dir": str(job.run_dir),
         "run_id": run_id,
         "stall_timeout_s": job.request.stall_timeout_s,
+        # Each machine reads them for itself.
+        "sources": {name: url for name, url in job.sources.urls.items() if name == "data"},
     }
 
 
@@ -122,11 +128,13 @@ class MemberTraining:
         self.plan = make_plan(self.request, context.host)
         self._options, self._context, self._show = options, context, show
         self._config: TrainConfig | None = None
+        self._sources = Sources()
 
     def accept(self, description: Mapping[str, Any]) -> Introduction:
         """Checks the job on this node and shows the warnings. Raises UserError if this node cannot do it."""
         rank = self._context.identity.rank
-        self._config = config = job_config(description, self._options)
+        config, self._sources = job_config(description, self._options, self._context.status_line.over)
+        self._config = config
         self.request = member_request(self.request, config, description)
         self.run_dir = own_run_dir(description, rank, self._options.given.get("project"))
         warnings = self._check(config)
@@ -174,8 +182,13 @@ def fingerprint_of(config: TrainConfig) -> str:
     return fingerprint(load_dataset(config.data, val=config.val_data, leave_out=config.leave_out))
 
 
-def job_config(description: Mapping[str, Any], options: NodeOptions) -> TrainConfig:
-    """Returns the job's configuration with this node's own paths. Raises LaunchError that names options that differ."""
+def job_config(
+    description: Mapping[str, Any], options: NodeOptions, say: Callable[[str], None]
+) -> tuple[TrainConfig, Sources]:
+    """Returns the job's configuration with this node's own paths, and what this node read from elsewhere for it.
+
+    Raises LaunchError that names options that differ.
+    """
     if "config" not in description:
         raise LaunchError(
             "The master runs a script, and this machine was told to train.",
@@ -191,11 +204,12 @@ def job_config(description: Mapping[str, Any], options: NodeOptions) -> TrainCon
             expected="--data on the master",
         )
     if description.get("is_demo"):
-        return with_demo_data(config)
+        return with_demo_data(config), Sources()
     own = {name: given[name] for name in ("data", "val_data", "workers") if given.get(name) is not None}
+    own, sources = fetch_sources({**description.get("sources", {}), **own}, say)
     for name in own.keys() & {"data", "val_data"}:
         own[name] = os.path.abspath(os.path.expanduser(own[name]))
-    return config.model_copy(update=own)
+    return config.model_copy(update=own), sources
 
 
 def refuse_other_options(config: TrainConfig, options: NodeOptions) -> None:

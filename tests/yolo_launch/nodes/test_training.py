@@ -12,6 +12,7 @@ from trainer.errors import ConfigError
 from yolo_launch.cli.typer_options import options_from
 from yolo_launch.errors import LaunchError
 from yolo_launch.jobs import run_directory
+from yolo_launch.jobs.sources import Sources
 from yolo_launch.nodes.context import round_request
 from yolo_launch.nodes.master import make_settings
 from yolo_launch.nodes.training import (
@@ -49,14 +50,26 @@ def description(tmp_path, **more) -> dict:
 
 
 def test_a_machine_without_options_takes_the_job_as_it_is(tmp_path):
-    assert job_config(description(tmp_path), NodeOptions()) == CONFIG
+    assert job_config(description(tmp_path), NodeOptions(), print)[0] == CONFIG
 
 
 def test_its_own_path_and_loaders_are_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = job_config(description(tmp_path), typed(data="here/coco.yaml", workers=2))
+    config, _ = job_config(description(tmp_path), typed(data="here/coco.yaml", workers=2), print)
     assert (config.data, config.workers) == (str(tmp_path / "here/coco.yaml"), 2)
     assert config.model_copy(update={"data": CONFIG.data, "workers": CONFIG.workers}) == CONFIG
+
+
+def test_each_machine_reads_the_masters_url_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "data.yaml").write_text("names: [a]", encoding="utf-8")
+    sources = {"data": f"file://{tmp_path}/set/data.yaml"}
+    config, held = job_config(description(tmp_path, sources=sources), NodeOptions(), print)
+    assert config.data == str(held.copies[0].path)
+    assert held.copies[0].path.read_text(encoding="utf-8") == "names: [a]"
+    own, held = job_config(description(tmp_path, sources=sources), typed(data="/here/data.yaml"), print)
+    assert (own.data, held.copies) == ("/here/data.yaml", ())
 
 
 @pytest.mark.parametrize(
@@ -105,7 +118,7 @@ def test_the_embedded_data_is_drawn_on_each_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "yolo_launch.nodes.training.with_demo_data", lambda config: config.model_copy(update={"data": "drawn here"})
     )
-    assert job_config(description(tmp_path, is_demo=True), NodeOptions()).data == "drawn here"
+    assert job_config(description(tmp_path, is_demo=True), NodeOptions(), print)[0].data == "drawn here"
 
 
 def test_the_request_is_this_machines_devices_and_the_jobs_numbers(tmp_path):
@@ -199,8 +212,10 @@ def test_the_description_of_a_job_is_plain_json(tmp_path):
         is_demo=True,
         run_dir=tmp_path,
         request=LaunchRequest(stall_timeout_s=77.0),
+        sources=Sources({"data": "s3://b/data.yaml", "weights": "s3://b/w.pt"}),
     )
     received = describe_job(job, "this-run")
     assert json.loads(json.dumps(received)) == received
+    assert received["sources"] == {"data": "s3://b/data.yaml"}, "the master reads the weights and sends them"
     assert received["config"]["workers"] is None, "each machine chooses by its own cores"
     assert (received["run_id"], received["is_demo"], received["stall_timeout_s"]) == ("this-run", True, 77.0)

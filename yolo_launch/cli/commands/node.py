@@ -44,7 +44,7 @@ def node(ctx: typer.Context, options: NodeOptions) -> None:
 
 def run_master(options: NodeOptions, context: NodeContext, ready: Ready, console: Console) -> NoReturn:
     """Makes the job, offers it to the others, and trains."""
-    job = make_master_job(options, context)
+    job = make_master_job(options, context, console.note)
     if options.dry_run:
         show_dry_run(job, console, master=context.identity.master, port=context.identity.port)
     show_differences(job.differences, console)

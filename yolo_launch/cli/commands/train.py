@@ -37,7 +37,7 @@ def train(ctx: typer.Context, options: TrainOptions) -> None:
         raise LaunchError("A debugger needs the terminal.", seen="--inline --detach", expected="one of the two")
     ready = detached(options.detach, console)
     typed, host = typed_in(ctx), inspect_host()
-    job = make_job(options, typed, host)
+    job = make_job(options, typed, host, console.note)
     if options.dry_run:
         show_dry_run(job, console)
     show_differences(job.differences, console)

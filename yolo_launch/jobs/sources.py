@@ -1,0 +1,51 @@
+"""Brings the files that a job's options name by URL to this machine, and remembers which they were."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.data.demo.dataset import default_cache_dir
+from yolo_launch.remote.address import is_url
+from yolo_launch.remote.cache import CachedCopy, RemoteCache
+
+READ_FIELDS = {"data": "--data", "weights": "--weights"}
+"""Options that may name a URL. Of a data set the whole folder of its YAML file is read."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where files of a job came from; the copies stay on this machine for as long as this value does."""
+
+    urls: Mapping[str, str] = field(default_factory=dict)
+    """By field name of the configuration."""
+    copies: tuple[CachedCopy, ...] = ()
+
+
+def default_cache() -> RemoteCache:
+    """Returns this user's cache on this machine."""
+    return RemoteCache(default_cache_dir() / "remote")
+
+
+def fetch_sources(settings: Mapping[str, Any], say: Say) -> tuple[dict[str, Any], Sources]:
+    """Returns the settings with the path of a copy for each URL, and where the copies came from. Raises LaunchError."""
+    urls = {name: str(settings[name]) for name in READ_FIELDS if is_url(settings.get(name))}
+    if not urls:
+        return dict(settings), Sources()
+    cache = default_cache()
+    copies = {name: cache.fetch(url, READ_FIELDS[name], say, with_folder=name == "data") for name, url in urls.items()}
+    paths = {name: os.fspath(copy.path) for name, copy in copies.items()}
+    return {**settings, **paths}, Sources(urls, tuple(copies.values()))
+
+
+def sources_of_resume(given: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what was typed, and the URL that the run's data came from unless other data were typed.
+
+    Its weights are in its checkpoints.
+    """
+    url = plan.get("sources", {}).get("data")
+    return {**given, "data": url} if url and "data" not in given else dict(given)
