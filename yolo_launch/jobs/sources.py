@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from trainer.data.demo.dataset import default_cache_dir
+from trainer.protocol import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SUMMARY_FILE
+from yolo_launch.jobs.run_directory import PLAN_FILE
 from yolo_launch.remote.address import is_url
 from yolo_launch.remote.cache import CachedCopy, RemoteCache
+from yolo_launch.remote.mirror import mirrored
 
+MIRRORED = (CONFIG_FILE, PLAN_FILE, "weights/best.pt", "weights/last.pt", RESULTS_FILE, METRICS_FILE, SUMMARY_FILE)
+"""What ``--mirror`` copies of a run directory, in this order: all that a resume reads, and the results."""
 READ_FIELDS = {"data": "--data", "weights": "--weights"}
 """Options that may name a URL. Of a data set the whole folder of its YAML file is read."""
 
@@ -28,6 +34,8 @@ class Sources:
 
 def default_cache() -> RemoteCache:
     """Returns this user's cache on this machine."""
+    from trainer.data.demo.dataset import default_cache_dir  # draws pictures, with OpenCV
+
     return RemoteCache(default_cache_dir() / "remote")
 
 
@@ -49,3 +57,8 @@ def sources_of_resume(given: Mapping[str, Any], plan: Mapping[str, Any]) -> dict
     """
     url = plan.get("sources", {}).get("data")
     return {**given, "data": url} if url and "data" not in given else dict(given)
+
+
+def copied_to_mirror(run_dir: Path, url: str | None, say: Say) -> AbstractContextManager[None]:
+    """Copies, in a block, a run's results to a URL, if there is one. Entering raises LaunchError."""
+    return mirrored(run_dir, url, say, patterns=MIRRORED, plan_file=PLAN_FILE)

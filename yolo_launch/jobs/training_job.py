@@ -19,7 +19,7 @@ from yolo_launch.checks.preflight import run_checks
 from yolo_launch.errors import LaunchError
 from yolo_launch.jobs import run_directory, run_lock
 from yolo_launch.jobs.resume_changes import Difference, find_differences, refuse_changed_result, resumed_config
-from yolo_launch.jobs.sources import Say, Sources, fetch_sources, sources_of_resume
+from yolo_launch.jobs.sources import Say, Sources, copied_to_mirror, fetch_sources, sources_of_resume
 from yolo_launch.planning.plan import make_plan, plan_facts
 from yolo_launch.request.launch_request import DEMO_OPTIONS, launch_request
 from yolo_launch.request.train_options import JobOptions
@@ -45,6 +45,8 @@ class TrainingJob:
     """Loader processes as typed; None leaves them to each machine."""
     sources: Sources = field(default_factory=Sources)
     """What was read from other machines, and is kept here as long as the job."""
+    mirror: str | None = None
+    """The URL that results are copied to."""
 
     @property
     def command(self) -> WorkerCommand:
@@ -89,7 +91,7 @@ def _new_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int,
     config = settled(config, plan)
     run_dir = run_directory.next_run_dir(config.project, config.name, exist_ok=config.exist_ok)
     job = TrainingJob(host, config, request, plan, run_dir, is_demo=is_demo, wanted_workers=wanted, sources=sources)
-    return replace(job, findings=_check(job))
+    return replace(job, findings=_check(job), mirror=asked.mirror)
 
 
 def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: int, say: Say) -> TrainingJob:
@@ -133,6 +135,7 @@ def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: 
         is_resume=True,
         wanted_workers=given.get("workers"),
         sources=sources,
+        mirror=asked.mirror or run_directory.read_plan(run_dir).get("mirror"),
     )
     return replace(job, findings=_check(job))
 
@@ -202,8 +205,11 @@ def with_demo_data(config: TrainConfig) -> TrainConfig:
 
 
 @contextmanager
-def opened(job: TrainingJob) -> Iterator[TrainingJob]:
-    """Returns the job with its run directory made and held by this launcher, and its configuration and plan written."""
+def opened(job: TrainingJob, say: Say) -> Iterator[TrainingJob]:
+    """Returns the job with its run directory made and held by this launcher, and its configuration and plan written.
+
+    What the run then writes is copied to its mirror, if it has one. Raises LaunchError if that takes nothing.
+    """
     config, run_dir = job.config, job.run_dir
     if not job.is_resume:
         run_dir = run_directory.create_run_dir(config.project, config.name, exist_ok=config.exist_ok)
@@ -219,9 +225,10 @@ def opened(job: TrainingJob) -> Iterator[TrainingJob]:
         chosen = {"gpus": job.request.gpus, "nproc": job.request.nproc}
         run_id = run_directory.read_plan(run_dir).get("run_id") if job.is_resume else None
         facts = {**plan_facts(job.plan, job.command), "request": chosen, "run_id": run_id or uuid.uuid4().hex}
-        facts["sources"] = dict(job.sources.urls)
+        facts.update(sources=dict(job.sources.urls), mirror=job.mirror)
         run_directory.write_plan(run_dir, facts)
-        yield job
+        with copied_to_mirror(run_dir, job.mirror, say):
+            yield job
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:

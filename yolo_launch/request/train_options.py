@@ -31,6 +31,9 @@ class JobOptions(LaunchOptions, GivenSettings):
     resume: str | None = option(
         None, "--resume", text="go on with a run: alone, the newest unfinished one", metavar="[RUN]"
     )
+    mirror: str | None = option(
+        None, "--mirror", text="copy checkpoints and results to a folder of a store while training", metavar="URL"
+    )
     override: bool = option(False, "--override", text="resume though changed options change the result")
     config: str | None = option(
         None, "--config", text=f"options from a file, such as a run's {CONFIG_FILE}", metavar="FILE"

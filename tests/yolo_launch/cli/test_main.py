@@ -21,7 +21,7 @@ PROJECT_DIR = Path(__file__).resolve().parents[3]
 TRAIN_FLAGS = """
 --allow-leakage --amp --autoanchor --batch --batch-size --cache --cfg --checkpoint-interval --compile --config
 --cos-lr --data --debug --detach --deterministic --device --dry-run --epochs --exist-ok --freeze --gpus --hyp
---image-weights --img --img-size --imgsz --inline --json --label-smoothing --max-bad-share --max-restarts
+--image-weights --img --img-size --imgsz --inline --json --label-smoothing --max-bad-share --max-restarts --mirror
 --multi-scale --name --nbs --noautoanchor --nominal-batch --noplots --nosave --noval --nproc --optimizer --override
 --parallel --patience --plots --port --project --recipe --rect --resume --save --save-period --seed --set --single-cls
 --skip-difficult --skip-truncated --stall-timeout --sync-bn --val --val-data --weights --workers

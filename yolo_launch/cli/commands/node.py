@@ -54,7 +54,7 @@ def run_master(options: NodeOptions, context: NodeContext, ready: Ready, console
         context, make_join_request(context.identity, job.plan, context.host), settings_from(options, context)
     )
     master.refuse_second()
-    with opened(with_data(job)) as job:
+    with opened(with_data(job), console.note) as job:
         console.line(f"{job.config.model_name} at {job.config.imgsz}, {job.config.epochs} epochs -> {job.run_dir}")
         work = MasterTraining(job, context.status_line.over)
         outcome = master.run(work, ready)

@@ -78,7 +78,7 @@ def start(job: TrainingJob, console: Console, ready: Ready, *, inline: bool) -> 
     if inline and job.plan.world_size > 1:
         raise LaunchError("--inline trains with one worker.", seen=f"{job.plan.world_size}", expected="--nproc 1")
     is_auto = job.plan.batch_is_auto
-    with opened(with_data(with_measured_batch(job, console.note))) as job:
+    with opened(with_data(with_measured_batch(job, console.note)), console.note) as job:
         config = job.config
         size = f"{config.imgsz}, batch {config.batch_size}, {config.epochs} epochs"
         console.line(f"{config.model_name} at {size} -> {job.run_dir}")
