@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.protocol import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SUMMARY_FILE
-from yolo_launch.jobs.run_directory import PLAN_FILE
-from yolo_launch.remote.address import is_url
+from trainer.protocol import BEST_WEIGHTS, CONFIG_FILE, LAST_WEIGHTS, METRICS_FILE, RESULTS_FILE, SUMMARY_FILE
+from yolo_launch.errors import LaunchError
+from yolo_launch.jobs.run_directory import PLAN_FILE, next_run_dir, writing_to
+from yolo_launch.remote.address import is_url, split_url
 from yolo_launch.remote.cache import CachedCopy, RemoteCache
 from yolo_launch.remote.mirror import mirrored
+from yolo_launch.remote.transfer import RemoteStore, StoreError, unreachable
 
-MIRRORED = (CONFIG_FILE, PLAN_FILE, "weights/best.pt", "weights/last.pt", RESULTS_FILE, METRICS_FILE, SUMMARY_FILE)
+_WEIGHTS = (f"weights/{BEST_WEIGHTS}", f"weights/{LAST_WEIGHTS}")
+MIRRORED = (CONFIG_FILE, PLAN_FILE, *_WEIGHTS, RESULTS_FILE, METRICS_FILE, SUMMARY_FILE)
 """What ``--mirror`` copies of a run directory, in this order: all that a resume reads, and the results."""
 READ_FIELDS = {"data": "--data", "weights": "--weights"}
 """Options that may name a URL. Of a data set the whole folder of its YAML file is read."""
@@ -62,3 +66,30 @@ def sources_of_resume(given: Mapping[str, Any], plan: Mapping[str, Any]) -> dict
 def copied_to_mirror(run_dir: Path, url: str | None, say: Say) -> AbstractContextManager[None]:
     """Copies, in a block, a run's results to a URL, if there is one. Entering raises LaunchError."""
     return mirrored(run_dir, url, say, patterns=MIRRORED, plan_file=PLAN_FILE)
+
+
+def fetch_run(url: str, project: str, *, dry_run: bool) -> Path:
+    """Reads a run that ``--mirror`` copied into a new folder of ``project``, whole or not at all.
+
+    Raises LaunchError.
+    """
+    if dry_run:
+        raise LaunchError(
+            "--dry-run makes nothing, and a run at a URL is read into a folder first.",
+            seen=f"--resume {url}",
+            expected="--resume without --dry-run, or a run on this machine",
+        )
+    run_dir = next_run_dir(project, split_url(url)[1], exist_ok=False)
+    store = RemoteStore(url)
+    try:
+        files = [one for one in store.list() if one.path in MIRRORED]
+        if not {CONFIG_FILE, PLAN_FILE} <= {one.path for one in files}:
+            raise StoreError(f"there is no {CONFIG_FILE} and {PLAN_FILE} in {url}")
+        with writing_to(run_dir):
+            run_dir.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{run_dir.name}-", dir=run_dir.parent) as folder:
+                store.get(files, Path(folder) / "run", lambda _: None)
+                os.rename(Path(folder) / "run", run_dir)
+    except StoreError as error:
+        raise unreachable(url, error, "--resume") from None
+    return run_dir

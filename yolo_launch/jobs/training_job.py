@@ -19,8 +19,9 @@ from yolo_launch.checks.preflight import run_checks
 from yolo_launch.errors import LaunchError
 from yolo_launch.jobs import run_directory, run_lock
 from yolo_launch.jobs.resume_changes import Difference, find_differences, refuse_changed_result, resumed_config
-from yolo_launch.jobs.sources import Say, Sources, copied_to_mirror, fetch_sources, sources_of_resume
+from yolo_launch.jobs.sources import Say, Sources, copied_to_mirror, fetch_run, fetch_sources, sources_of_resume
 from yolo_launch.planning.plan import make_plan, plan_facts
+from yolo_launch.remote.address import is_url
 from yolo_launch.request.launch_request import DEMO_OPTIONS, launch_request
 from yolo_launch.request.train_options import JobOptions
 from yolo_launch.request.yolov5_arguments import NEWEST_RUN
@@ -101,7 +102,10 @@ def _resumed_job(asked: JobOptions, typed: tuple[str, ...], host: Host, nnodes: 
         raise LaunchError("--resume takes the run's own configuration.", seen="--config", expected="--resume alone")
     assert asked.resume is not None
     project = given.get("project", TrainConfig.model_fields["project"].default)
-    run_dir = run_directory.find_run_to_resume(project, asked.resume, NEWEST_RUN)
+    if is_url(asked.resume):
+        run_dir = fetch_run(asked.resume, project, dry_run=asked.dry_run)
+    else:
+        run_dir = run_directory.find_run_to_resume(project, asked.resume, NEWEST_RUN)
     saved = read_config(run_dir / CONFIG_FILE)
     given, sources = fetch_sources(sources_of_resume(given, run_directory.read_plan(run_dir)), say)
     config = _with_absolute_paths(resumed_config(saved, given, asked.hyperparameters))
