@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from yolo_launch.cli.main import app
 from yolo_launch.cli.typed_command import own_words
@@ -68,6 +69,9 @@ def wrong_commands(text: str) -> list[str]:
             if command not in PROGRAM.commands:
                 wrong.append(f"yolo-launch {command}")
                 continue
+            if isinstance(PROGRAM.commands[command], TyperGroup):
+                word, _, rest = rest.strip().partition(" ")
+                command = f"{command} {word}"
             own = " ".join(own_words([command, *rest.split()]))  # the rest is the user's script's
             wrong += [
                 f"{command} {flag}"
@@ -78,7 +82,12 @@ def wrong_commands(text: str) -> list[str]:
 
 
 def options_of(command: str) -> set[str]:
-    parameters = PROGRAM.commands[command].params
+    found = PROGRAM
+    for word in command.split():
+        if word not in getattr(found, "commands", {}):
+            return set()
+        found = found.commands[word]
+    parameters = found.params
     return {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
 
 

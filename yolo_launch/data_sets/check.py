@@ -10,6 +10,7 @@ import numpy as np
 
 from trainer.data.curation.overview import SplitOverview, overview_of
 from trainer.data.dataset import DatasetFile, relative_name
+from trainer.data.scan.labels import Labels
 from trainer.data.scan.repeats import refuse_leakage
 from trainer.data.scan.report import Tally, tally
 from trainer.data.scan.small_boxes import LEAST_PX, find_small_boxes
@@ -82,7 +83,7 @@ def _of_split(dataset: DatasetFile, split: str, scanned: ScannedSplit, image_siz
     if scanned.images is None or scanned.report is None:
         assert scanned.refused is not None
         return [_refused(split, scanned.refused)]
-    small, enough = find_small_boxes(scanned.images, image_size, dataset.keypoint_numbers)
+    small, enough = find_small_boxes(scanned.images, image_size, Labels(dataset, split))
     report = replace(scanned.report, too_small=small)
     findings = [Finding(CHECK, "ok", f"{split}: {report.headline()}")]
     for words, found in report.problems():

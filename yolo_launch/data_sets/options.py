@@ -8,7 +8,7 @@ from trainer.protocol import DEFAULT_IMAGE_SIZE
 from yolo_launch.request.launch_options import DEBUG_TEXT, JSON_TEXT
 from yolo_launch.request.options import argument, option
 
-DATA_TEXT = "the data set's YAML file"
+DATA_TEXT = "the data set's YAML file, or a file or folder of another format"
 OUT_TEXT = "folder of the lists and the YAML file that are written"
 
 

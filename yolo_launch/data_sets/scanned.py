@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.curation.near_repeats import hash_images, near_groups
-from trainer.data.dataset import DatasetFile, load_dataset_file, relative_name
+from trainer.data.dataset import DatasetFile, relative_name
 from trainer.data.demo.dataset import default_cache_dir
+from trainer.data.formats.load import load_dataset
 from trainer.data.scan.label_cache import LabeledImages
 from trainer.data.scan.report import ScanReport
 from trainer.data.scan.scan import scan_split
@@ -61,7 +62,7 @@ class Pool:
 
 def scan_all(data: str, on_progress: Progress | None = None) -> tuple[DatasetFile, dict[str, ScannedSplit]]:
     """Returns a data set and each of its splits, scanned. Raises DataError for one that cannot be opened at all."""
-    dataset = load_dataset_file(data)
+    dataset = load_dataset(data)
     scanned = {}
     for split in dataset.splits:
         try:
