@@ -80,18 +80,18 @@ def validate(document):
 
 KINDS = ("TrainJob", "PyTorchJob", "Service", "Job")
 PLANTED = [
-    ("TrainJob", "trainer.numNode", 2),
-    ("TrainJob", "trainer.numNodes", "2"),
+    ("TrainJob", "trainer/numNode", 2),
+    ("TrainJob", "trainer/numNodes", "2"),
     ("TrainJob", "runtimeRef", None),
-    ("PyTorchJob", "pytorchReplicaSpecs.Master.template.spec.volume", []),
-    ("PyTorchJob", "pytorchReplicaSpecs.Worker.replicas", "1"),
+    ("PyTorchJob", "pytorchReplicaSpecs/Master/template/spec/volume", []),
+    ("PyTorchJob", "pytorchReplicaSpecs/Worker/replicas", "1"),
     ("PyTorchJob", "pytorchReplicaSpecs", None),
     ("Service", "selectors", {}),
     ("Service", "publishNotReadyAddresses", "true"),
     ("Service", "selector", None),
-    ("Job", "template.spec.subdomains", "coco"),
+    ("Job", "template/spec/subdomains", "coco"),
     ("Job", "completions", "2"),
-    ("Job", "template.spec.subdomain", None),
+    ("Job", "template/spec/subdomain", None),
 ]
 """A misspelled field, a text for a number, and what selects missing."""
 
@@ -104,7 +104,7 @@ def test_what_is_written_is_valid(kind):
 @pytest.mark.parametrize(("kind", "field", "value"), PLANTED)
 def test_a_planted_fault_is_refused(kind, field, value):
     document = copy.deepcopy(manifest(kind))
-    *parents, last = field.split(".")
+    *parents, last = field.split("/")
     inner = document["spec"]
     for name in parents:
         inner = inner[name]

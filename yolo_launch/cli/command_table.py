@@ -128,6 +128,13 @@ COMMANDS = (
         "data",
     ),
     CommandEntry(
+        "yolo_launch.cli.commands.data.convert",
+        "yolo_launch.data_sets.options.ConvertOptions",
+        TypedCommand,
+        "Write a data set of any format as label files and a YAML file.",
+        "data",
+    ),
+    CommandEntry(
         "yolo_launch.cli.commands.data.dedupe",
         "yolo_launch.data_sets.options.DedupeOptions",
         TypedCommand,

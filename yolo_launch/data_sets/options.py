@@ -43,6 +43,18 @@ class SplitOptions:
 
 
 @dataclass(frozen=True)
+class ConvertOptions:
+    """What ``data convert`` was asked."""
+
+    data: str = argument(text=DATA_TEXT, metavar="DATA")
+    to: str = option("yolo", "--to", text="format to write: yolo, a label file an image")
+    out: str | None = option(None, "--out", text="folder to write", metavar="FOLDER", default_text="NAME-yolo")
+    copy: bool = option(False, "--copy", text="copy the images; without it they are links")
+    json: bool = option(False, "--json", text=JSON_TEXT)
+    debug: bool = option(False, "--debug", text=DEBUG_TEXT)
+
+
+@dataclass(frozen=True)
 class DedupeOptions:
     """What ``data dedupe`` was asked."""
 

@@ -61,6 +61,7 @@ DOCTOR_FLAGS = """
         ("doctor", DOCTOR_FLAGS),
         ("data check", "--imgsz --img --img-size --json --debug"),
         ("data split", "--val --test --folds --group-by --seed --out --json --debug"),
+        ("data convert", "--to --out --copy --json --debug"),
         ("data dedupe", "--near --out --json --debug"),
     ],
 )

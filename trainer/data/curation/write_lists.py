@@ -24,6 +24,13 @@ def write_splits(
     The lists name images from the data set's folder, which the YAML file names. Raises DataError for a name that no
     line can hold, and for files that are there already; OSError where nothing can be written.
     """
+    if dataset.annotations:
+        raise DataError(
+            "Lists name images, whose labels would have to be files of their own",
+            seen=f"{printable(dataset.path)}, whose labels stand in annotation files",
+            expected="a data set with a label file for each image",
+            next_command=f"yolo-launch data convert {printable(dataset.path)}",
+        )
     stem = "" if name == YAML_NAME else f"{Path(name).stem}-"
     lists = {split: folder / f"{stem}{split}.txt" for split in splits}
     there = next((path for path in (*lists.values(), folder / name) if path.exists()), None)

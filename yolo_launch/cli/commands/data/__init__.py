@@ -1,3 +1,3 @@
 """Looks at a data set, and writes splits of it."""
 
-__all__ = ["check", "dedupe", "split"]
+__all__ = ["check", "convert", "dedupe", "split"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from trainer.data.dataset import load_dataset_file
@@ -158,3 +160,52 @@ def test_dedupe_without_a_repeat_writes_nothing(cells, capsys):
     assert code == ExitCode.DONE
     assert "0 of" in output
     assert not (cells.parents[1] / f"{cells.stem}-dedupe").exists()
+
+
+def as_coco(cells):
+    """The validation split of the cells as COCO JSON, and its labels as YOLO has them."""
+    images, annotations = [], []
+    for index, image in enumerate(images_of(cells, "val")):
+        height, width = cv2.imread(str(image)).shape[:2]
+        images.append({"id": index, "file_name": str(image), "width": width, "height": height})
+        label = str(image).replace("images", "labels").rpartition(".")[0] + ".txt"
+        for row in Path(label).read_text(encoding="utf-8").splitlines():
+            kind, x, y, w, h = map(float, row.split())
+            box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": index, "category_id": int(kind) + 5, "bbox": box, "iscrowd": 0}
+            )
+    names = load_dataset_file(cells).names
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": index + 5, "name": name} for index, name in enumerate(names)],
+    }
+    file = cells.parents[1] / "instances_val.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_convert_writes_what_was_read(cells, capsys):
+    coco = as_coco(cells)
+    code, _, errors = run(capsys, "split", coco, "--out", "out")
+    assert code == ExitCode.USAGE
+    assert f"yolo-launch data convert {coco}" in errors
+    code, output, errors = run(capsys, "convert", coco, "--out", "yolo", "--json")
+    assert code == ExitCode.DONE, errors
+    file = json.loads(output)["file"]
+    (split,) = load_dataset_file(file).splits
+    written, originals = images_of(file, split), images_of(cells, "val")
+    assert [path.resolve() for path in written] == [path.resolve() for path in originals]
+    assert load_dataset_file(file).names == load_dataset_file(cells).names
+    for new, old in zip(written, originals, strict=True):
+        labels = [str(path).replace("images", "labels").rpartition(".")[0] + ".txt" for path in (new, old)]
+        rows = [np.loadtxt(label, ndmin=2) for label in labels]
+        assert np.abs(rows[0] - rows[1]).max() < 1e-6
+    # Written once more, nothing changes; into the same folder, nothing is written.
+    _, output, _ = run(capsys, "convert", file, "--out", "again", "--copy", "--json")
+    for label in (cells.parents[1] / "yolo" / "labels").rglob("*.txt"):
+        again = cells.parents[1] / "again" / label.relative_to(cells.parents[1] / "yolo")
+        assert again.read_text() == label.read_text()
+    assert not next((cells.parents[1] / "again" / "images").rglob("*.jpg")).is_symlink()
+    assert run(capsys, "convert", coco, "--out", "yolo")[0] == ExitCode.USAGE
