@@ -1,6 +1,6 @@
 """Draws the embedded data set, which a small detector learns in minutes, so that `train` works without other data.
 
-The set depends on its version alone. The set is written once into a cache folder, in one step, and read from there.
+The set depends on its version alone. It is written once into a cache folder, in one step, and read from there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from trainer.data.demo.shapes import CANVAS_SIZE, SHAPES, Pen, draw_clutter, draw_surface
+from trainer.data.demo.spare import spare_root
 from trainer.errors import DataError
 
 VERSION = 1
@@ -53,10 +54,20 @@ class Picture:
 
 
 def default_cache_dir() -> Path:
-    """Returns the user's cache folder for this program: $XDG_CACHE_HOME or ~/.cache, then "yolo-launch"."""
+    """Returns the user's cache folder for this program: $XDG_CACHE_HOME or ~/.cache, then "yolo-launch".
+
+    A user without a home, as a container's that no passwd entry knows, has a folder in the system's temporary folder.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification says that relative values are ignored.
-    return (Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".cache") / "yolo-launch"
+    if os.path.isabs(base):  # the XDG base directory specification says that relative values are ignored
+        return Path(base) / "yolo-launch"
+    if os.path.isabs(home := os.path.expanduser("~")):
+        return Path(home) / ".cache" / "yolo-launch"
+    # Without HOME and without an entry, "~" stays "~": a folder of that name would lie where the user happens to be.
+    try:
+        return spare_root()
+    except OSError:
+        return Path("/nonexistent/.cache/yolo-launch")  # a home that Debian's passwd has for such users: not written
 
 
 def ensure_demo_dataset(cache_dir: Path) -> Path:
@@ -70,12 +81,8 @@ def ensure_demo_dataset(cache_dir: Path) -> Path:
         return _ensure_at(target)
     except OSError as error:
         first = error
-    spare_root = Path(tempfile.gettempdir()) / f"yolo-launch-{os.getuid()}"
     try:
-        spare_root.mkdir(mode=0o700, exist_ok=True)
-        if spare_root.lstat().st_uid != os.getuid():
-            raise PermissionError(f"{spare_root} belongs to another user")
-        yaml_path = _ensure_at(spare_root / target.name)
+        yaml_path = _ensure_at(spare_root() / target.name)
     except OSError as second:
         raise DataError(
             "The embedded data set could not be written.",

@@ -221,3 +221,25 @@ def test_cache_folder_follows_the_xdg_variable(monkeypatch):
     for ignored in ("", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         assert demo.default_cache_dir() == Path("/home/someone/.cache/yolo-launch")
+
+
+def test_a_user_without_a_home_gets_a_cache_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~")  # what expanduser leaves where neither HOME nor passwd knows the user
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = demo.default_cache_dir()
+    assert folder == tmp_path / f"yolo-launch-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_user_without_a_home_and_a_temporary_folder_is_told_so_by_who_needs_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~")
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
+    folder = demo.default_cache_dir()
+    assert folder.is_absolute()
+    assert not folder.exists()
