@@ -8,7 +8,7 @@ import inspect
 import pytest
 import typer
 
-from yolo_launch.cli.command_table import COMMANDS, load_command
+from yolo_launch.cli.command_table import COMMANDS, GROUPS, load_command
 from yolo_launch.cli.main import app, run_program
 
 
@@ -16,7 +16,17 @@ def test_the_program_lists_its_commands_in_order(capsys):
     assert run_program(["--help"]) == 0
     out = capsys.readouterr().out
     names = [line.split()[1] for line in out.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    assert names == [entry.name for entry in COMMANDS]
+    assert names == [*(entry.name for entry in COMMANDS if not entry.group), *GROUPS]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_lists_its_commands_in_order(capsys, group):
+    assert run_program([group, "--help"]) == 0
+    out = capsys.readouterr().out
+    names = [line.split()[1] for line in out.splitlines() if line.startswith("│ ") and line[2].isalpha()]
+    assert names == [entry.name for entry in COMMANDS if entry.group == group]
+    assert run_program([group, "fly"]) == 2
+    assert "fly" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
@@ -46,4 +56,4 @@ def test_shells_complete_commands_and_their_options(monkeypatch, capsys):
 def test_a_mistyped_command_is_named_with_the_nearest(capsys):
     assert run_program(["trian"]) == 2
     assert "train" in capsys.readouterr().err
-    assert set(typer.main.get_command(app).commands) == {entry.name for entry in COMMANDS}
+    assert set(typer.main.get_command(app).commands) == {entry.group or entry.name for entry in COMMANDS}
