@@ -22,9 +22,9 @@ COVERED := $(addprefix tests/yolo_launch/,checks diagnosis host planning request
 # A neighbor on a shared core slows spinning threads fourfold.
 export GOMP_SPINCOUNT = 0
 
-.PHONY: help setup store check test test-slow coverage docs bench
+.PHONY: help setup store check test test-slow test-image coverage docs bench
 help:
-	@echo "make setup | store | check | test | test-slow | coverage | docs | bench"
+	@echo "make setup | store | check | test | test-slow | test-image | coverage | docs | bench"
 
 setup: $(VENV)/ready
 	rm -rf build *.egg-info
@@ -56,6 +56,10 @@ test-slow:
 	$(PYTEST) $(SIDE_BY_SIDE) -m 'slow and not netns and not slurm' --timeout=1500 --durations=40
 	$(PYTEST) -m netns --timeout=1500 --durations=40
 	$(PYTEST) -m slurm --durations=20
+
+# By hand, not by .ci/run: as root on a Debian, and the first time its packages are fetched.
+test-image:
+	$(PYTEST) tests/image -m image --timeout=600 --durations=10
 
 coverage:
 	$(PYTEST) $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered $(COVERED)
