@@ -129,16 +129,27 @@ def test_labels_give_back_the_scene_boxes(tmp_path):
             assert np.abs(cv2.imread(str(path)).astype(int) - picture.image).mean() < 12
 
 
+def cost_of_blurred_pictures():
+    """Seconds of processor time for as many pictures of noise, blurred and encoded."""
+    generator = np.random.default_rng(0)
+    started_at = time.process_time()
+    for _ in range(sum(demo.SPLIT_COUNTS.values())):
+        noise = generator.integers(0, 255, (demo.CANVAS_SIZE, demo.CANVAS_SIZE, 3), np.uint8)
+        cv2.imencode(".jpg", cv2.GaussianBlur(noise, (9, 9), 3))
+    return time.process_time() - started_at
+
+
 def test_full_set_takes_seconds_once(tmp_path):
-    started_at = time.process_time()  # a busy neighbor must not fail this
+    blurred_s = cost_of_blurred_pictures()
+    started_at = time.process_time()  # a busy neighbor must not fail this, nor a slow core
     path = demo.ensure_demo_dataset(tmp_path)
-    assert time.process_time() - started_at < 10
+    assert time.process_time() - started_at < 60 * blurred_s  # measured: 31
     before = contents(path.parent)
     assert len(before) == 2 * sum(demo.SPLIT_COUNTS.values()) + 2
     assert sum(map(len, before.values())) < 10e6
     started_at = time.process_time()
     assert demo.ensure_demo_dataset(tmp_path) == path
-    assert time.process_time() - started_at < 0.5
+    assert time.process_time() - started_at < 2 * blurred_s
     assert contents(path.parent) == before
 
 
