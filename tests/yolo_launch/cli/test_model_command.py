@@ -21,8 +21,8 @@ from yolo_launch.spec import Outcome, RankFailure
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 VAL_FLAGS = """
 --batch --batch-size --coco-json --conf --conf-thres --data --debug --device --exist-ok --gpus --half --img --img-size
---imgsz --iou --iou-thres --json --max-bad-share --max-det --name --noplots --nproc --port --project --split
---stall-timeout --task --weights --workers
+--imgsz --iou --iou-thres --json --max-bad-share --max-det --name --noplots --nproc --port --project
+--skip-difficult --skip-truncated --split --stall-timeout --task --weights --workers
 """
 PREDICT_FLAGS = """
 --batch --batch-size --classes --conf --conf-thres --debug --device --exist-ok --gpus --half --img --img-size --imgsz
