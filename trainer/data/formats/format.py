@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from trainer.data.annotations.builder import ImageRows, build
+from trainer.data.annotations.builder import names_in as class_names_in
 from trainer.data.annotations.tables import SplitAnnotations
 from trainer.data.dataset import IMAGE_SUFFIXES, DatasetFile
 from trainer.errors import DataError
@@ -160,6 +162,27 @@ def unreadable(path: Path | str, error: OSError) -> DataError:
         expected="a file that this user may read",
         next_command=f"ls -l {path}",
     )
+
+
+def read_splits(
+    sources: Sources,
+    options: ReadOptions,
+    unit: str,
+    read: Callable[[tuple[Path, ...], dict[str, int]], list[ImageRows]],
+) -> Annotated:
+    """Returns every split that is wanted, for formats that have no list of classes.
+
+    ``read`` makes the images of a split's files, and counts what it leaves out by the reason; ``unit`` is what the
+    numbers of rows count.
+    """
+    splits: dict[str, list[ImageRows]] = {}
+    left_out: dict[str, dict[str, int]] = {}
+    for split, files in sources.files.items():
+        if not (split == "val" and options.has_val):
+            left_out[split] = {}
+            splits[split] = read(files, left_out[split])
+    names = class_names_in(splits)
+    return names, {split: build(rows, names, unit, left_out[split]) for split, rows in splits.items()}
 
 
 def to_first_names(first: Sequence[str], others: Sequence[str], where: str) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainer.data.annotations.builder import ImageRows, bounds, build, names_in
+from trainer.data.annotations.builder import ImageRows, bounds
 from trainer.data.dataset import IMAGE_SUFFIXES
 from trainer.data.formats import format as formats
 from trainer.data.formats.format import Annotated, AnnotationFormat, ReadOptions, Sources
@@ -55,22 +55,17 @@ def _is_labelme(path: Path) -> bool:
 
 def read_json(sources: Sources, options: ReadOptions) -> Annotated:
     """Reads every split; images without a file beside them are backgrounds. Raises DataError."""
-    splits: dict[str, list[ImageRows]] = {}
-    left_out: dict[str, dict[str, int]] = {}
-    for split, files in sources.files.items():
-        if split == "val" and options.has_val:
-            continue
-        counts = left_out.setdefault(split, {})
-        rows = [_read_json_file(path, counts) for path in files]
-        known = {image.path for image in rows}
-        for folder in sorted({os.path.abspath(path.parent) for path in files}):
-            beside = (os.path.join(folder, name) for name in formats.names_in(Path(folder)))
-            images = (one for one in beside if os.path.splitext(one)[1].lower() in IMAGE_SUFFIXES)
-            rows += [ImageRows(one) for one in images if one not in known]
-        splits[split] = rows
-    names = names_in(splits)
-    tables = {split: build(rows, names, "shape number", left_out[split]) for split, rows in splits.items()}
-    return names, tables
+    return formats.read_splits(sources, options, "shape number", _read_json_files)
+
+
+def _read_json_files(files: tuple[Path, ...], left_out: dict[str, int]) -> list[ImageRows]:
+    rows = [_read_json_file(path, left_out) for path in files]
+    known = {image.path for image in rows}
+    for folder in sorted({os.path.abspath(path.parent) for path in files}):
+        beside = (os.path.join(folder, name) for name in formats.names_in(Path(folder)))
+        images = (one for one in beside if os.path.splitext(one)[1].lower() in IMAGE_SUFFIXES)
+        rows += [ImageRows(one) for one in images if one not in known]
+    return rows
 
 
 def _read_json_file(path: Path, left_out: dict[str, int]) -> ImageRows:
@@ -149,15 +144,11 @@ def _is_web_xml(path: Path) -> bool:
 
 def read_xml_files(sources: Sources, options: ReadOptions) -> Annotated:
     """Reads every collection; what was deleted in the tool is left out. Raises DataError, with file and line."""
-    splits: dict[str, list[ImageRows]] = {}
-    left_out: dict[str, dict[str, int]] = {}
-    for split, files in sources.files.items():
-        if split == "val" and options.has_val:
-            continue
-        counts = left_out.setdefault(split, {})
-        splits[split] = [_read_xml_file(sources.root, path, counts) for path in files]
-    names = names_in(splits)
-    return names, {split: build(rows, names, "line", left_out[split]) for split, rows in splits.items()}
+
+    def read(files: tuple[Path, ...], left_out: dict[str, int]) -> list[ImageRows]:
+        return [_read_xml_file(sources.root, path, left_out) for path in files]
+
+    return formats.read_splits(sources, options, "line", read)
 
 
 def _read_xml_file(root: Path, path: Path, left_out: dict[str, int]) -> ImageRows:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.data.annotations.builder import ImageRows, build, names_in
+from trainer.data.annotations.builder import ImageRows
 from trainer.data.dataset import IMAGE_SUFFIXES
 from trainer.data.formats import format as formats
 from trainer.data.formats.format import Annotated, AnnotationFormat, ReadOptions, Sources
@@ -88,18 +88,14 @@ def _devkit(root: Path) -> Sources | None:
 
 def read(sources: Sources, options: ReadOptions) -> Annotated:
     """Reads every split. Raises DataError, with file and line, for what cannot be used."""
-    splits: dict[str, list[ImageRows]] = {}
-    left_out: dict[str, dict[str, int]] = {}
-    for split, files in sources.files.items():
-        if split == "val" and options.has_val:
-            continue
-        counts = left_out.setdefault(split, {})
+    is_devkit = os.path.isdir(sources.root / "ImageSets" / "Main")
+
+    def read_files(files: tuple[Path, ...], left_out: dict[str, int]) -> list[ImageRows]:
         images = _Images(files)
-        splits[split] = [_read_file(path, images, options.leave_out, counts) for path in files]
-        if not os.path.isdir(sources.root / "ImageSets" / "Main"):
-            splits[split] += images.without(splits[split])
-    names = names_in(splits)
-    return names, {split: build(rows, names, "line", left_out[split]) for split, rows in splits.items()}
+        rows = [_read_file(path, images, options.leave_out, left_out) for path in files]
+        return rows if is_devkit else rows + images.without(rows)
+
+    return formats.read_splits(sources, options, "line", read_files)
 
 
 class _Images:
